@@ -1,0 +1,133 @@
+"""The one module that touches RecBole's internals.
+
+Everything here answers a fact about recbole 1.2.1 (``docs/recbole.md`` lists them). Importing
+``recbole_lea`` calls ``register`` once.
+"""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import recbole.config
+import recbole.data.dataset
+import recbole.data.transform
+import recbole.trainer
+import recbole.utils
+import torch
+from recbole.config import Config
+from recbole.utils.argument_list import dataset_arguments
+
+from recbole_lea import config as lea_config
+from recbole_lea.data.dataset import LEADataset
+from recbole_lea.data.transform import TRANSFORMS
+from recbole_lea.model import MODELS
+from recbole_lea.trainer import LEATrainer
+
+logger = logging.getLogger(__name__)
+
+# Keys that change what a dataset holds: a dataset or loader cached under others is not reused.
+DATASET_KEYS = sorted(
+    {key for key in lea_config.RULES if key.startswith("lea_")} - {"lea_compare"}
+) + ["transform", "negative_pool", "state_dim", "reward_scale", "q_weight", "model"]
+
+
+def register() -> None:
+    """Make RecBole know our models, datasets, trainers, transforms and YAML files."""
+    # sine.py switches autograd's anomaly detection on for every sequential model: 2.5 to 4
+    # times slower training, and it stays on for the whole process.
+    torch.autograd.set_detect_anomaly(False)
+    for name in MODELS:
+        setattr(recbole.trainer, f"{name}Trainer", LEATrainer)
+        setattr(recbole.data.dataset, f"{name}Dataset", LEADataset)
+    _replace(recbole.utils, "get_model", _get_model)
+    _replace(recbole.data.transform, "construct_transform", _construct_transform)
+    Config._load_internal_config_dict = _with_our_yaml(Config._load_internal_config_dict)
+    recbole.trainer.Trainer._save_checkpoint = _save_checkpoint
+    dataset_arguments.extend(key for key in DATASET_KEYS if key not in dataset_arguments)
+
+
+def _replace(module: Any, name: str, make: Callable) -> None:
+    """Rebind a function in its module and in every RecBole module that imported it by name."""
+    original = getattr(module, name)
+    replacement = functools.wraps(original)(functools.partial(make, original))
+    for other in list(sys.modules.values()):
+        if getattr(other, "__name__", "").startswith("recbole."):
+            for attribute, value in list(vars(other).items()):
+                if value is original:
+                    setattr(other, attribute, replacement)
+
+
+def _get_model(original: Callable, name: str) -> type:
+    """Our models by name; for a mistyped name, an error that suggests the nearest one."""
+    if name in MODELS:
+        return MODELS[name]
+    try:
+        return original(name)
+    except (ValueError, ModuleNotFoundError, AttributeError) as error:
+        # RecBole's search ends in its optional packages: "No module named 'lightgbm'"
+        known = [*MODELS, *_stock_models()]
+        raise ValueError(f"unknown model `{name}`{lea_config.nearest(name, known)}") from error
+
+
+def _stock_models() -> list[str]:
+    import recbole.model.general_recommender as general
+    import recbole.model.sequential_recommender as sequential
+
+    return [name for module in (general, sequential) for name in vars(module) if name[0].isupper()]
+
+
+def _construct_transform(original: Callable, config: Config) -> Any:
+    """RecBole's table of transforms is a local variable: ours are looked up first."""
+    if config["transform"] in TRANSFORMS:
+        return TRANSFORMS[config["transform"]](config)
+    return original(config)
+
+
+def _with_our_yaml(original: Callable) -> Callable:
+    """Read our defaults after RecBole's for our models, and check our keys."""
+
+    @functools.wraps(original)
+    def load(self: Config, model: str, model_class: type, dataset: str) -> None:
+        original(self, model, model_class, dataset)
+        if model not in MODELS:
+            return
+        for path in lea_config.internal_files(model, dataset):
+            self._update_internal_config_dict(str(path))
+        merged = self.internal_config_dict | self.external_config_dict
+        lea_config.validate(merged, self.external_config_dict)
+
+    return load
+
+
+def plain(value: Any) -> Any:
+    """The value in built-in types, as YAML and a checkpoint without pickled classes hold them."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float):
+        return float(value) if isinstance(value, float) else int(value)
+    return str(value)
+
+
+def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+    """RecBole's checkpoint without its pickled Config, which torch >= 2.6 refuses to load."""
+    if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        return
+    path = kwargs.pop("saved_model_file", self.saved_model_file)
+    state = {
+        "config": plain(self.config.final_config_dict),
+        "epoch": int(epoch),
+        "cur_step": int(self.cur_step),
+        "best_valid_score": float(self.best_valid_score),
+        "state_dict": self.model.state_dict(),
+        "other_parameter": self.model.other_parameter(),
+        "optimizer": self.optimizer.state_dict(),
+    }
+    torch.save(state, path)
+    if verbose:
+        self.logger.info(recbole.utils.set_color("Saving current", "blue") + f": {path}")

@@ -1,0 +1,1 @@
+"""RecBole datasets and transforms that carry the LE's feedback."""

@@ -1,0 +1,171 @@
+"""A RecBole sequential dataset that knows which training transition each row is."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_lea.data.item_text import read_item_texts
+from recbole_lea.data.transform import FIELD_PREFIX, TRANSFORMS
+from recbole_lea.le import Catalogue, LESettings, Pipeline
+from recbole_lea.le.sequences import Sequences
+from recbole_lea.le.stages import StageLog
+from recbole_lea.methods import Switches, switches
+
+logger = logging.getLogger(__name__)
+
+ROW = FIELD_PREFIX + "row"
+DONE = FIELD_PREFIX + "done"
+
+# float32 tells integers apart up to here
+EXACT_FLOAT32 = 2**24
+
+
+class LEADataset(SequentialDataset):
+    """Sequential dataset with exact time order, row numbers and, once built, LE feedback.
+
+    Attributes:
+        lea_feedback: on the training split, what the transform looks up; else None.
+        lea_pipeline: on the training split, the LE behind it.
+        lea_transitions: row number -> number of the LE's transition, -1 if not training.
+        lea_item_ids: LE item index -> RecBole item id, int64 tensor.
+        lea_stages: seconds and memory of the stages of this run.
+    """
+
+    lea_feedback = None
+    lea_pipeline = None
+
+    def __init__(self, config) -> None:
+        self.lea_stages = StageLog()
+        super().__init__(config)
+
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        self._rank_time()
+        if self.config["lea_newest"]:
+            self._keep_newest(self.config["lea_newest"])
+
+    def _rank_time(self) -> None:
+        """Replace the time by its rank, before RecBole casts it to float32.
+
+        Today's timestamps are 128 s apart in float32: ml-100k would change its order.
+        """
+        if self.time_field is None or self.time_field not in self.inter_feat:
+            return
+        rank = self.inter_feat[self.time_field].rank(method="dense") - 1
+        if rank.max() >= EXACT_FLOAT32:
+            # too many moments for one global rank: the order within each user is what counts
+            users = self.inter_feat.groupby(self.uid_field)[self.time_field]
+            rank = users.rank(method="first") - 1
+        self.inter_feat[self.time_field] = rank
+
+    def _keep_newest(self, n: int) -> None:
+        """Keep each user's newest interactions (``lea_newest``)."""
+        before = len(self.inter_feat)
+        ordered = self.inter_feat.sort_values(self.time_field, kind="stable")
+        kept = ordered.groupby(self.uid_field).tail(n).index
+        self.inter_feat = self.inter_feat.loc[self.inter_feat.index.isin(kept)]
+        self._reset_index()
+        logger.info("lea_newest: %d keeps %d of %d interactions", n, len(self.inter_feat), before)
+
+    def data_augmentation(self) -> None:
+        """RecBole's prefixes, each with a row number."""
+        super().data_augmentation()
+        self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
+        self.set_field_property(ROW, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def build(self) -> list:
+        """RecBole's splits; the training split gets its end-of-session marks and LE feedback."""
+        datasets = super().build()
+        if self.benchmark_filename_list is not None:
+            raise ValueError(
+                "benchmark_filename gives rows without their order within the user, which the "
+                "LE's feedback needs: give one .inter file and let eval_args split it"
+            )
+        train = datasets[0]
+        sequences, train.lea_transitions = self._training_sequences(train)
+        train.inter_feat[DONE] = self._ends(train)
+        train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
+        rl_loss = getattr(self.config.model_class, "rl_loss", None)  # None: a stock model
+        if rl_loss and (chosen := switches(self.config, rl_loss)).needs_le:
+            self._attach_feedback(train, sequences, chosen)
+        return datasets
+
+    def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
+        """Run the LE's stages, as far as the method wants them and the cache lacks them."""
+        transform = self.config["transform"]
+        if transform not in TRANSFORMS:
+            raise ValueError(
+                f"lea_method {self.config['lea_method']} needs the LE's feedback, but the key "
+                f"`transform` is {transform}: set `transform: lea_feedback` (precomputed) or "
+                "`transform: lea_live`"
+            )
+        pipeline = train.lea_pipeline = self._pipeline(sequences)
+        ids = self.field2token_id[self.iid_field]
+        train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
+        make = pipeline.live if transform == "lea_live" else pipeline.precomputed
+        train.lea_feedback = make(chosen.le_state, chosen.le_reward)
+
+    def _training_sequences(self, train) -> tuple[dict[str, list[str]], np.ndarray]:
+        """Users' training items, and the map from row numbers to transitions."""
+        users = self.inter_feat[self.uid_field].numpy()
+        targets = self.inter_feat[self.iid_field].numpy()
+        firsts = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][:, 0].numpy()
+        # rows of a user stand together in time order; the k-th has the target x_{k+2}
+        numbers = self.inter_feat[ROW].numpy()
+        order = np.argsort(numbers)
+        users, targets, firsts = users[order], targets[order], firsts[order]
+        start_of = np.zeros(len(users), dtype=np.int64)
+        new_user = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        start_of[new_user] = new_user
+        start_of = np.maximum.accumulate(start_of)
+        training = np.zeros(len(users), dtype=bool)
+        training[train.inter_feat[ROW].numpy()] = True
+        later = np.flatnonzero(training)
+        gap = later[(later > start_of[later]) & ~training[later - 1]]
+        if len(gap):
+            user = self.id2token(self.uid_field, users[gap[0]])
+            raise ValueError(
+                f"user {user!r} has training interactions after held-out ones: this split would "
+                "leak held-out items into the LE; use split LS or RS with group_by user"
+            )
+        item = self.field2id_token[self.iid_field]
+        sequences: dict[str, list[str]] = {}
+        rows_of: dict[str, np.ndarray] = {}
+        for start, stop in zip(new_user, np.r_[new_user[1:], len(users)], strict=True):
+            rows = np.arange(start, stop)[training[start:stop]]
+            if len(rows):
+                user = str(self.id2token(self.uid_field, users[start]))
+                rows_of[user] = rows
+                sequences[user] = [str(item[i]) for i in (firsts[start], *targets[rows])]
+        transitions = np.full(len(users), -1, dtype=np.int64)
+        in_le_order = np.concatenate([rows_of[user] for user in sorted(rows_of)])
+        transitions[in_le_order] = np.arange(len(in_le_order))
+        return sequences, transitions
+
+    def _ends(self, train) -> torch.Tensor:
+        """1 for each user's last training row, else 0 (deviation 6) [n_rows]."""
+        rows = train.inter_feat[ROW].numpy()
+        users = train.inter_feat[self.uid_field].numpy()
+        last: dict[int, int] = {}
+        for user, row in zip(users, rows, strict=True):
+            last[user] = max(row, last.get(user, -1))
+        return torch.tensor([float(last[u] == r) for u, r in zip(users, rows, strict=True)])
+
+    def _pipeline(self, tokens: dict[str, list[str]]) -> Pipeline:
+        config = self.config
+        items = [str(token) for token in self.field2id_token[self.iid_field][1:]]
+        path = Path(config["data_path"]) / f"{self.dataset_name}.item"
+        texts = read_item_texts(path, self.iid_field, items, config["field_separator"])
+        catalogue = Catalogue(texts)
+        return Pipeline(
+            LESettings.from_config(config.final_config_dict),
+            catalogue,
+            Sequences(tokens, catalogue),
+            self.dataset_name,
+            self.lea_stages,
+            bool(config["show_progress"]),
+        )

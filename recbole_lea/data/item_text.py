@@ -1,0 +1,50 @@
+"""Item texts from a RecBole ``.item`` file."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+def read_item_texts(
+    path: Path, item_field: str, tokens: Sequence[str], separator: str = "\t"
+) -> dict[str, dict[str, str]]:
+    """Text fields of the given items.
+
+    Args:
+        path: the ``.item`` file; if it is missing, no item has a text.
+        item_field: RecBole's ``ITEM_ID_FIELD``.
+        tokens: the items wanted.
+        separator: RecBole's ``field_separator``.
+
+    Returns:
+        Item token -> {field: text}; an item that the file lacks has no fields.
+
+    Raises:
+        ValueError: the file has no column for the item.
+    """
+    texts: dict[str, dict[str, str]] = {token: {} for token in tokens}
+    if not path.is_file():
+        logger.warning("%s does not exist: no item has a text", path)
+        return texts
+    # the same reader and quoting as RecBole's, so that the item tokens agree
+    frame = pd.read_csv(
+        path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8", engine="python"
+    )
+    frame.columns = [column.split(":")[0] for column in frame.columns]
+    if item_field not in frame.columns:
+        raise ValueError(f"{path}: no column {item_field}; it has {', '.join(frame.columns)}")
+    repeated = frame[item_field].duplicated()
+    if repeated.any():
+        logger.warning("%s: %d repeated items, the first row of each counts", path, repeated.sum())
+    for row in frame[~repeated].to_dict("records"):
+        token = row.pop(item_field)
+        if token in texts:
+            texts[token] = row
+    absent = sum(not fields for fields in texts.values())
+    if absent:
+        logger.warning("%s lacks %d of %d items", path, absent, len(texts))
+    return texts

@@ -1,0 +1,37 @@
+"""RecBole data transforms that add the LE's feedback to a batch."""
+
+import torch
+
+FIELD_PREFIX = "lea_"
+
+
+class FeedbackTransform:
+    """Adds states, rewards, negatives and chosen actions to a training batch.
+
+    The dataset holds the feedback (``lea_feedback``): precomputed arrays under
+    ``transform: lea_feedback``, the LLM itself under ``transform: lea_live``. Batches of
+    datasets without feedback (validation and test) pass unchanged.
+
+    Args:
+        config: RecBole's config.
+    """
+
+    def __init__(self, config) -> None:
+        self.row_field = FIELD_PREFIX + "row"
+
+    def __call__(self, dataset, interaction):
+        """Add ``lea_*`` fields; items become RecBole's ids."""
+        feedback = getattr(dataset, "lea_feedback", None)
+        if feedback is None:
+            return interaction
+        rows = dataset.lea_transitions[interaction[self.row_field].cpu().numpy()]
+        if (rows < 0).any():
+            raise ValueError("a training batch holds a row that is no training transition")
+        for name, value in feedback.lookup(rows).items():
+            if value.dtype == torch.int64:
+                value = dataset.lea_item_ids[value]
+            interaction.interaction[FIELD_PREFIX + name] = value
+        return interaction
+
+
+TRANSFORMS = {"lea_feedback": FeedbackTransform, "lea_live": FeedbackTransform}

@@ -1,0 +1,84 @@
+"""The items the LE knows: their tokens, their texts, and the sentence that describes each."""
+
+import re
+from collections.abc import Mapping
+
+_CLAUSE = re.compile(r"\[([^\[\]]*)\]")
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class Catalogue:
+    """Item tokens in a fixed order with their text fields.
+
+    The LE's item index is the position in the sorted tokens, so it does not depend on file
+    order, filtering order or RecBole's internal ids.
+
+    Args:
+        texts: item token -> {field: text}; an empty text means that it is unknown.
+
+    Attributes:
+        tokens: item tokens, sorted.
+        index: item token -> LE item index.
+    """
+
+    def __init__(self, texts: Mapping[str, Mapping[str, str]]) -> None:
+        if not texts:
+            raise ValueError("the LE needs at least one item, but the catalogue is empty")
+        self.tokens = sorted(texts)
+        self.index = {token: i for i, token in enumerate(self.tokens)}
+        self.texts = [dict(texts[token]) for token in self.tokens]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def sentences(self, template: str) -> tuple[list[str], list[str]]:
+        """The sentence T of each item (paper section 3.2, item tokenization).
+
+        A clause in square brackets is dropped where one of its fields is empty. An item with
+        no text at all is described by its token as title.
+
+        Args:
+            template: such as ``{item} film[ is titled {movie_title}][, released in {year}].``
+
+        Returns:
+            The sentences, still holding the placeholder ``{item}``, in catalogue order, and
+            the tokens of the items that have no text.
+
+        Raises:
+            ValueError: the template lacks ``{item}`` or names a field that no item has.
+        """
+        if template.count("{item}") != 1:
+            raise ValueError(f"lea_item_sentence needs {{item}} exactly once: {template!r}")
+        fields = [name for name in _FIELD.findall(template) if name != "item"]
+        known = {name for text in self.texts for name in text}
+        unknown = [name for name in fields if known and name not in known]
+        if unknown:
+            raise ValueError(
+                f"lea_item_sentence names the field {unknown[0]!r}, but the .item file has only: "
+                f"{', '.join(sorted(known)) or 'no text fields'}"
+            )
+        sentences, without_text = [], []
+        for token, text in zip(self.tokens, self.texts, strict=True):
+            if any(text.get(name) for name in fields):
+                sentences.append(_fill(template, text))
+            else:
+                without_text.append(token)
+                sentences.append(f"{{item}} is titled {_plain(token)}.")
+        return sentences, without_text
+
+
+def _plain(text: str) -> str:
+    """Item text must not be able to smuggle in a placeholder."""
+    return " ".join(text.replace("{", "(").replace("}", ")").split())
+
+
+def _fill(template: str, text: Mapping[str, str]) -> str:
+    def clause(match: re.Match[str]) -> str:
+        names = [name for name in _FIELD.findall(match.group(1)) if name != "item"]
+        return match.group(1) if all(text.get(name) for name in names) else ""
+
+    def field(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return "{item}" if name == "item" else _plain(text.get(name) or "unknown")
+
+    return _FIELD.sub(field, _CLAUSE.sub(clause, template))

@@ -1,0 +1,310 @@
+"""The LE's feedback on logged data: states, rewards and selected actions (sections 3.3, 3.4)."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_lea.le.environment import Environment
+from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.store import ArrayStore
+
+# Transitions a shard: what a kill can lose, against one checksum and flush per shard.
+SHARD = 1024
+
+
+def shard_bounds(sequences: Sequences) -> np.ndarray:
+    """First sequence of each shard, and the end; a shard has about ``SHARD`` transitions."""
+    starts = sequences.transition_starts
+    bounds = [0]
+    for s in range(1, len(sequences)):
+        if starts[s] - starts[bounds[-1]] >= SHARD:
+            bounds.append(s)
+    return np.array([*bounds, len(sequences)])
+
+
+def _transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[int, int]]:
+    for s in range(first, end):
+        for t in range(1, len(sequences.items[s])):
+            yield s, t
+
+
+def compute_states(
+    environment: Environment, sequences: Sequences, store: ArrayStore, progress: tqdm
+) -> None:
+    """Fill ``states`` with s'_t for every prefix x_{1:t} (Eq. 3)."""
+    bounds = shard_bounds(sequences)
+    for shard in store.missing():
+        prompts = (
+            [environment.prompts.state(sequences.history(s, t))]
+            for s in range(bounds[shard], bounds[shard + 1])
+            for t in range(1, len(sequences.items[s]) + 1)
+        )
+        states = environment.read(prompts, _identity, progress)
+        store.write(shard, {"states": states.astype(np.float16)})
+
+
+def compute_rewards(
+    environment: Environment,
+    sequences: Sequences,
+    negatives: np.ndarray,
+    store: ArrayStore,
+    progress: tqdm,
+) -> None:
+    """Fill ``rewards`` [n_transitions, 1 + pool]: the positive's, then its negatives' (Eq. 5)."""
+    bounds = shard_bounds(sequences)
+    for shard in store.missing():
+        first = sequences.transition_starts[bounds[shard]]
+        groups = []
+        for row, (s, t) in enumerate(_transitions(sequences, *bounds[shard : shard + 2]), first):
+            actions = [sequences.action(s, t), *negatives[row]]
+            history = sequences.history(s, t)
+            groups.append([environment.prompts.reward(history, action) for action in actions])
+        rewards = environment.read(groups, environment.reward_of, progress)
+        store.write(shard, {"rewards": rewards.reshape(-1, 1 + negatives.shape[1])})
+
+
+def compute_label_scores(
+    environment: Environment,
+    sequences: Sequences,
+    candidates: np.ndarray,
+    store: ArrayStore,
+    progress: tqdm,
+) -> None:
+    """Fill ``label_scores`` [n_transitions, k] with the log-probability of each label word."""
+    bounds = shard_bounds(sequences)
+    k = candidates.shape[1]
+    for shard in store.missing():
+        first = sequences.transition_starts[bounds[shard]]
+        groups = [
+            [environment.prompts.select(sequences.history(s, t), candidates[row])]
+            for row, (s, t) in enumerate(_transitions(sequences, *bounds[shard : shard + 2]), first)
+        ]
+        scores = environment.read(
+            groups, lambda hidden: environment.label_scores_of(hidden)[:, :k], progress
+        )
+        store.write(shard, {"label_scores": scores})
+
+
+def compute_action_rewards(
+    environment: Environment,
+    sequences: Sequences,
+    actions: np.ndarray,
+    store: ArrayStore,
+    progress: tqdm,
+) -> None:
+    """Fill ``action_rewards`` [n_transitions] with the reward of one given action each."""
+    bounds = shard_bounds(sequences)
+    for shard in store.missing():
+        first = sequences.transition_starts[bounds[shard]]
+        groups = [
+            [environment.prompts.reward(sequences.history(s, t), actions[row])]
+            for row, (s, t) in enumerate(_transitions(sequences, *bounds[shard : shard + 2]), first)
+        ]
+        rewards = environment.read(groups, environment.reward_of, progress)
+        store.write(shard, {"action_rewards": rewards})
+
+
+def choose(
+    label_scores: np.ndarray, candidates: np.ndarray, calibration: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted positive action a^e: the listed item with the highest label score.
+
+    Args:
+        label_scores: log-probabilities [n, k].
+        candidates: listed items [n, k].
+        calibration: ``prior`` subtracts each label's mean over all prompts, because a small
+            LLM leans to one position whatever the items (row 14b); ``none`` is the paper.
+
+    Returns:
+        The chosen item [n] and the share each position won [k].
+    """
+    scores = np.asarray(label_scores, dtype=np.float32)
+    if calibration == "prior":
+        scores = scores - scores.mean(0)
+    position = scores.argmax(1)
+    share = np.bincount(position, minlength=scores.shape[1]) / max(1, len(position))
+    return candidates[np.arange(len(position)), position], share
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardScale:
+    """Maps the reward model's unbounded scores to rewards (row 16).
+
+    Attributes:
+        kind: ``standardize``, ``sigmoid`` or ``raw``.
+        mean: of the training scores, positives and negatives together.
+        deviation: likewise.
+    """
+
+    kind: str
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @classmethod
+    def fit(cls, kind: str, scores: np.ndarray) -> "RewardScale":
+        """Take mean and deviation from training scores."""
+        values = np.asarray(scores, dtype=np.float64)
+        return cls(kind, float(values.mean()), max(float(values.std()), 1e-8))
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Scores -> rewards."""
+        if self.kind == "standardize":
+            return (scores - self.mean) / self.deviation
+        return scores.sigmoid() if self.kind == "sigmoid" else scores
+
+
+class Feedback:
+    """What training looks up: rows of transitions to tensors.
+
+    Subclasses say where states and rewards come from. Items are LE item indices.
+
+    Args:
+        sequences: the training sequences.
+        n_items: items to draw negatives from.
+        seed: of the negative draws.
+        scale: reward scale; None where rewards are not wanted.
+        state_dim: width of a state; None where states are not wanted.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        n_items: int,
+        seed: int,
+        scale: RewardScale | None,
+        state_dim: int | None,
+    ) -> None:
+        self.sequences = sequences
+        self.n_items = n_items
+        self.scale = scale
+        self.state_dim = state_dim
+        self.rng = np.random.default_rng([seed, 5])
+        self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None
+
+    def augment(self, actions: np.ndarray, scores: np.ndarray | None) -> None:
+        """Add the predicted positive action of each transition and its reward score."""
+        self.augmented = (actions, scores)
+
+    def lookup(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Feedback of transitions.
+
+        Args:
+            rows: transition numbers [B].
+
+        Returns:
+            ``state``, ``next_state`` [B, state_dim] float32; ``reward``, ``negative_reward``,
+            ``augmented_reward`` [B] float32; ``negative``, ``augmented`` [B] int64 - as far
+            as the method wants them and they exist already.
+        """
+        found: dict[str, Tensor] = {}
+        if self.state_dim is not None:
+            found["state"], found["next_state"] = self._states(rows)
+        if self.scale is not None:
+            positive, negative, items = self._rewards(rows)
+            found["reward"] = self.scale(positive)
+            found["negative_reward"] = self.scale(negative)
+            found["negative"] = torch.from_numpy(items)
+        if self.augmented is not None:
+            actions, scores = self.augmented
+            found["augmented"] = torch.from_numpy(np.asarray(actions[rows], dtype=np.int64))
+            if scores is not None and self.scale is not None:
+                found["augmented_reward"] = self.scale(_float(scores[rows]))
+        return found
+
+    def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        raise NotImplementedError
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Transition numbers to (sequence, t)."""
+        starts = self.sequences.transition_starts
+        sequence = np.searchsorted(starts, rows, side="right") - 1
+        return sequence, rows - starts[sequence] + 1
+
+
+class PrecomputedFeedback(Feedback):
+    """Feedback read from memory-mapped arrays.
+
+    Args:
+        states: [n_states, state_dim] or None.
+        rewards: scores [n_transitions, 1 + pool] or None.
+        negatives: LE item indices [n_transitions, pool].
+        options: see ``Feedback``.
+    """
+
+    def __init__(
+        self,
+        states: np.ndarray | None,
+        rewards: np.ndarray | None,
+        negatives: np.ndarray,
+        **options,
+    ) -> None:
+        super().__init__(**options)
+        self.states = states
+        self.rewards = rewards
+        self.negatives = negatives
+
+    def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        sequence, t = self.locate(rows)
+        first = self.sequences.state_starts[sequence] + t - 1
+        return _float(self.states[first]), _float(self.states[first + 1])
+
+    def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        pool = self.negatives.shape[1]
+        drawn = self.rng.integers(0, pool, size=len(rows))
+        positive = _float(self.rewards[rows, 0])
+        negative = _float(self.rewards[rows, 1 + drawn])
+        return positive, negative, self.negatives[rows, drawn]
+
+
+class LiveFeedback(Feedback):
+    """Feedback computed by the LLM as it is asked for, with a fresh negative each time.
+
+    Args:
+        environment: the adapted LE.
+        options: see ``Feedback``.
+    """
+
+    def __init__(self, environment: Environment, **options) -> None:
+        super().__init__(**options)
+        self.environment = environment
+
+    def _pairs(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        return list(zip(*(part.tolist() for part in self.locate(rows)), strict=True))
+
+    def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        state, history = self.environment.prompts.state, self.sequences.history
+        groups = [[state(history(s, t)), state(history(s, t + 1))] for s, t in self._pairs(rows)]
+        read = _float(self.environment.read(groups, _identity))
+        return read[0::2], read[1::2]
+
+    def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        pairs = self._pairs(rows)
+        positives = np.array([self.sequences.action(s, t) for s, t in pairs], dtype=np.int64)
+        negatives = uniform_except(self.rng, positives, self.n_items, (len(rows),))
+        groups = []
+        for (s, t), *actions in zip(pairs, positives, negatives, strict=True):
+            history = self.sequences.history(s, t)
+            groups.append([self.environment.prompts.reward(history, a) for a in actions])
+        read = _float(self.environment.read(groups, self.environment.reward_of))
+        return read[0::2], read[1::2], negatives
+
+    def fit_scale(self, kind: str, n: int = 512) -> None:
+        """Estimate the reward scale on ``n`` random transitions."""
+        rows = self.rng.integers(0, self.sequences.n_transitions, size=n)
+        positive, negative, _ = self._rewards(rows)
+        self.scale = RewardScale.fit(kind, torch.cat([positive, negative]).numpy())
+
+
+def _float(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def _identity(hidden: Tensor) -> Tensor:
+    return hidden

@@ -1,0 +1,292 @@
+"""Fine-tune the LE: reward model (Eq. 1) and state model (Eq. 2) share one adapter."""
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_lea.le.environment import Environment
+from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
+from recbole_lea.le.packing import pack
+from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.settings import LESettings
+
+logger = logging.getLogger(__name__)
+
+# Consecutive transitions of one user that stand in a batch together, so that they share
+# their history's tokens. More saves little and makes batches less diverse.
+SEGMENT = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The LE on held-out training sequences.
+
+    Attributes:
+        accuracy: share of (next item, uniform negative) pairs that the reward model ranks right.
+        margin: mean reward difference of the pairs.
+        hit_10: share of states whose next item is among the 10 nearest of all items.
+        ndcg_10: their NDCG@10.
+        n: transitions measured.
+    """
+
+    accuracy: float
+    margin: float
+    hit_10: float
+    ndcg_10: float
+    n: int
+
+    @property
+    def better_than_chance(self) -> bool:
+        """Whether the accuracy is above 1/2 by more than 1.645 standard errors (p < .05)."""
+        return self.accuracy - 0.5 > 1.645 * math.sqrt(0.25 / self.n)
+
+
+def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[int], list[int]]:
+    """Draw the sequences the LE learns from and those it is measured on.
+
+    Returns:
+        Sequence indices: ``lea_finetune_fraction`` of all (at least one), and from the rest as
+        many as give ``lea_finetune_eval`` transitions. With a fraction of 1, the measured
+        sequences are taken out of the learned ones (at most a tenth).
+    """
+    rng = np.random.default_rng([settings.seed, 1])
+    order = [s for s in rng.permutation(len(sequences)) if len(sequences.items[s]) > 1]
+    if not order:
+        raise ValueError("no training sequence has two items: the LE has nothing to learn from")
+    n_learn = max(1, round(settings.finetune_fraction * len(order)))
+    n_learn = min(n_learn, max(1, len(order) - math.ceil(len(order) / 10)))
+    measured, n = [], 0
+    for s in order[n_learn:]:
+        if n >= settings.finetune_eval:
+            break
+        measured.append(int(s))
+        n += len(sequences.items[s]) - 1
+    return [int(s) for s in order[:n_learn]], measured
+
+
+def epoch_batches(
+    sequences: Sequences, learned: list[int], batch_size: int, rng: np.random.Generator
+) -> list[list[tuple[int, int]]]:
+    """Shuffled batches of transitions (sequence, t), in segments that share their history."""
+    segments = []
+    for s in learned:
+        pairs = [(s, t) for t in range(1, len(sequences.items[s]))]
+        segments += [pairs[i : i + SEGMENT] for i in range(0, len(pairs), SEGMENT)]
+    flat = [pair for i in rng.permutation(len(segments)) for pair in segments[i]]
+    return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+
+
+def finetune(
+    environment: Environment,
+    sequences: Sequences,
+    settings: LESettings,
+    folder: Path,
+    progress_bar: bool = True,
+) -> list[dict]:
+    """Train adapter and score head; the environment holds the result.
+
+    After each epoch a checkpoint is written, from which a killed run goes on to the same
+    result.
+
+    Returns:
+        One record per epoch: mean losses and the evaluation on held-out sequences.
+    """
+    learned, measured = split_sequences(sequences, settings)
+    logger.info(
+        "LE fine-tuning on %d of %d training sequences, measured on %d others",
+        len(learned), len(sequences), len(measured),
+    )  # fmt: skip
+    parameters = [p for p in environment.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr)
+    rngs = [np.random.default_rng([settings.seed, 2, e]) for e in range(settings.finetune_epochs)]
+    epochs = [epoch_batches(sequences, learned, settings.finetune_batch_size, g) for g in rngs]
+    n_steps = sum(len(batches) for batches in epochs)
+    step, history = _load_checkpoint(environment, optimizer, folder)
+    pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
+    pairs = pairs[: settings.finetune_eval]
+
+    for epoch in range(len(history), settings.finetune_epochs):
+        totals = np.zeros(3)
+        bar = tqdm(
+            epochs[epoch], desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar
+        )
+        # the same stream of dropout masks, whether or not the run was interrupted before
+        torch.manual_seed(settings.seed * 1000 + epoch)
+        for batch in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.finetune_lr * _schedule(step, n_steps, settings)
+            losses = _train_step(environment, optimizer, sequences, batch, rngs[epoch], settings)
+            totals += np.array(losses) * len(batch)
+            step += 1
+            bar.set_postfix(reward=f"{losses[0]:.3f}", state=f"{losses[1]:.3f}")
+        n = sum(len(batch) for batch in epochs[epoch])
+        record = {"epoch": epoch, "reward_loss": totals[0] / n, "state_loss": totals[1] / n}
+        record["train_accuracy"] = totals[2] / n
+        if pairs:
+            evaluation = evaluate(environment, sequences, pairs, settings.seed)
+            record |= dataclasses.asdict(evaluation)
+            logger.info(
+                "LE epoch %d: reward loss %.4f, state loss %.4f; held out (%d transitions): "
+                "reward accuracy %.3f, margin %.3f, state hit@10 %.4f, ndcg@10 %.4f",
+                epoch, record["reward_loss"], record["state_loss"], evaluation.n,
+                evaluation.accuracy, evaluation.margin, evaluation.hit_10, evaluation.ndcg_10,
+            )  # fmt: skip
+        history.append(record)
+        _save_checkpoint(environment, optimizer, step, history, folder)
+    if not pairs:
+        logger.warning("no training sequence is left to measure the LE on")
+    elif not evaluation_of(history[-1]).better_than_chance:
+        logger.warning(
+            "the reward model is no better than chance (held-out accuracy %.3f on %d pairs): its "
+            "rewards carry no information; train longer (lea_finetune_epochs), raise "
+            "lea_finetune_lr, or use a larger LLM", history[-1]["accuracy"], history[-1]["n"],
+        )  # fmt: skip
+    return history
+
+
+def evaluation_of(record: dict) -> Evaluation:
+    """The evaluation within an epoch's record."""
+    return Evaluation(**{f.name: record[f.name] for f in dataclasses.fields(Evaluation)})
+
+
+def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
+    """Factor of the learning rate: linear warm-up, then constant or cosine to zero."""
+    warmup = min(settings.finetune_warmup, n_steps // 5)
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.finetune_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
+
+
+def _train_step(
+    environment: Environment,
+    optimizer: torch.optim.Optimizer,
+    sequences: Sequences,
+    batch: list[tuple[int, int]],
+    rng: np.random.Generator,
+    settings: LESettings,
+) -> tuple[float, float, float]:
+    """One optimiser step; returns mean reward loss, state loss and pairwise accuracy."""
+    environment.train()
+    table = environment.item_tokens
+    positives = np.array([sequences.action(s, t) for s, t in batch])
+    negatives = uniform_except(rng, positives, len(table), (len(batch),))
+    groups = _triples(environment, sequences, batch, positives, negatives)
+    items = torch.from_numpy(positives).to(table.device)
+    optimizer.zero_grad()
+    totals = np.zeros(3)
+    for packed in pack(groups, settings.row_length, settings.batch_rows, fill_batches=False):
+        hidden = environment.at_reads(packed, environment.hidden(packed))
+        positive = environment.reward_of(hidden[0::3])
+        negative = environment.reward_of(hidden[1::3])
+        own = items[packed.prompts[0::3] // 3]
+        reward = reward_loss(positive, negative)
+        if settings.state_loss == "pairwise":
+            state = state_pairwise_loss(hidden[2::3], table, own, items)
+        else:
+            state = state_softmax_loss(hidden[2::3], table, own)
+        loss = (reward + settings.state_weight * state).sum() / len(batch)
+        if not torch.isfinite(loss):
+            raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
+        loss.backward()
+        right = (positive > negative).sum().item()
+        totals += [reward.sum().item(), state.sum().item(), right]
+    if settings.finetune_clip:
+        torch.nn.utils.clip_grad_norm_(
+            [p for p in environment.parameters() if p.requires_grad], settings.finetune_clip
+        )
+    optimizer.step()
+    return tuple(totals / len(batch))
+
+
+def _triples(environment, sequences, pairs, positives, negatives) -> list[list[list[int]]]:
+    """For each transition its two reward prompts and its state input, in one row."""
+    groups = []
+    for (s, t), positive, negative in zip(pairs, positives, negatives, strict=True):
+        history = sequences.history(s, t)
+        prompts = environment.prompts
+        groups.append(
+            [
+                prompts.reward(history, positive),
+                prompts.reward(history, negative),
+                prompts.state(history),
+            ]
+        )
+    return groups
+
+
+def evaluate(
+    environment: Environment, sequences: Sequences, pairs: list[tuple[int, int]], seed: int
+) -> Evaluation:
+    """Reward accuracy and margin, state hit@10 and NDCG@10 over all items (history included)."""
+    table = environment.item_tokens
+    positives = np.array([sequences.action(s, t) for s, t in pairs])
+    rng = np.random.default_rng([seed, 3])
+    negatives = uniform_except(rng, positives, len(table), (len(pairs),))
+    groups = _triples(environment, sequences, pairs, positives, negatives)
+
+    def readout(hidden: Tensor) -> Tensor:
+        scores = hidden @ table.T  # [N, n_items]
+        return torch.cat([environment.reward_of(hidden)[:, None], scores], dim=1)
+
+    read = environment.read(groups, readout)
+    margin = read[0::3, 0] - read[1::3, 0]
+    scores = read[2::3, 1:]
+    own = scores[np.arange(len(pairs)), positives][:, None]
+    rank = (scores > own).sum(1)  # 0 is first
+    hit = rank < 10
+    return Evaluation(
+        accuracy=float((margin > 0).mean()),
+        margin=float(margin.mean()),
+        hit_10=float(hit.mean()),
+        ndcg_10=float(np.where(hit, 1 / np.log2(rank + 2.0), 0).mean()),
+        n=len(pairs),
+    )
+
+
+def _save_checkpoint(environment, optimizer, step: int, history: list[dict], folder: Path) -> None:
+    state = environment.trained_state()
+    for i, moments in optimizer.state_dict()["state"].items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[f"optimizer.{i}.{name}"] = moments[name].cpu().contiguous()
+    partial = folder / "checkpoint.partial"
+    metadata = {"step": str(step), "history": json.dumps(history)}
+    save_file(state, partial, metadata=metadata)
+    partial.replace(folder / "checkpoint.safetensors")
+
+
+def _load_checkpoint(environment, optimizer, folder: Path) -> tuple[int, list[dict]]:
+    """Restore the last finished epoch; (0, []) if there is none."""
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file():
+        return 0, []
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    environment.load_trained_state(
+        {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
+    )
+    restored = optimizer.state_dict()
+    step = int(metadata["step"])
+    restored["state"] = {
+        i: {
+            "step": torch.tensor(float(step)),
+            "exp_avg": state[f"optimizer.{i}.exp_avg"],
+            "exp_avg_sq": state[f"optimizer.{i}.exp_avg_sq"],
+        }
+        for i in range(len(restored["param_groups"][0]["params"]))
+    }
+    optimizer.load_state_dict(restored)
+    history = json.loads(metadata["history"])
+    logger.info("LE fine-tuning goes on after epoch %d", len(history) - 1)
+    return step, history

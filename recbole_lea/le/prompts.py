@@ -1,0 +1,129 @@
+"""The paper's prompts (section 3.2 and 3.4) as token ids.
+
+An item is one virtual token: item ``i`` has the id ``vocab_size + i``. Text around the
+placeholders is tokenized once per template.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class Template:
+    """One template, tokenized once; ``fill`` only concatenates.
+
+    Args:
+        text: text with the placeholders in ``names``, each exactly once.
+        names: the placeholders that the template must have, in any order.
+        key: the YAML key, for error messages.
+        tokenizer: a Hugging Face tokenizer.
+        first: whether the template starts the prompt (and so gets the BOS token of
+            tokenizers that add one).
+
+    Raises:
+        ValueError: a placeholder is missing, repeated or unknown.
+    """
+
+    def __init__(
+        self, text: str, names: Sequence[str], key: str, tokenizer: Any, first: bool
+    ) -> None:
+        found = _PLACEHOLDER.findall(text)
+        if sorted(found) != sorted(names):
+            wanted = " and ".join(f"{{{name}}}" for name in names)
+            raise ValueError(f"{key} needs exactly the placeholder {wanted}, but is {text!r}")
+        parts = _PLACEHOLDER.split(text)
+        self.names = parts[1::2]
+        self.pieces = []
+        for i, part in enumerate(parts[::2]):
+            # A BPE word carries its own leading space; a space left before a virtual token
+            # would become a token of its own.
+            piece = part.rstrip(" ") if i < len(self.names) else part
+            self.pieces.append(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        if first:
+            self.pieces[0] = bos_ids(tokenizer) + self.pieces[0]
+
+    def fill(self, **values: Sequence[int]) -> list[int]:
+        """The token ids with the placeholders replaced by the given token ids."""
+        ids = list(self.pieces[0])
+        for name, piece in zip(self.names, self.pieces[1:], strict=True):
+            ids.extend(values[name])
+            ids.extend(piece)
+        return ids
+
+
+class Prompts:
+    """The LE's prompts for one tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        vocab_size: rows of the LLM's embedding matrix; item ids start there.
+        settings: the LE's templates and labels.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, settings: Any) -> None:
+        self.vocab_size = vocab_size
+        self.max_history = settings.max_history
+        self.state_input = settings.state_input
+        self.user = Template(
+            settings.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True
+        )
+        self.action = Template(
+            settings.action_prompt, ["item"], "lea_action_prompt", tokenizer, first=False
+        )
+        self.selection = Template(
+            settings.selection_prompt, ["list"], "lea_selection_prompt", tokenizer, first=False
+        )
+        self.labels = label_ids(tokenizer, settings.selection_labels)
+
+    def item_ids(self, items: Sequence[int]) -> list[int]:
+        """Virtual token ids of LE item indices."""
+        return [self.vocab_size + int(item) for item in items]
+
+    def _user_prompt(self, history: Sequence[int]) -> list[int]:
+        return self.user.fill(history=self.item_ids(history[-self.max_history :]))
+
+    def reward(self, history: Sequence[int], item: int) -> list[int]:
+        """Reward prompt "p_t p_a"; the reward is read at its last token (Eq. 1)."""
+        return self._user_prompt(history) + self.action.fill(item=self.item_ids([item]))
+
+    def state(self, history: Sequence[int]) -> list[int]:
+        """Input of the state model; the state is read at its last token (Eq. 3).
+
+        ``state_input: items`` is the bare item tokens (the paper); ``prompt`` is the user
+        prompt up to x_t, so that the state costs no tokens beside the reward's.
+        """
+        if self.state_input == "prompt":
+            prompt = self._user_prompt(history)
+            tail = len(self.user.pieces[-1])
+            return prompt[: len(prompt) - tail] if tail else prompt
+        return self.item_ids(history[-self.max_history :])
+
+    def select(self, history: Sequence[int], items: Sequence[int]) -> list[int]:
+        """Augmentation prompt "p_t p_l"; the label is read after its last token."""
+        return self._user_prompt(history) + self.selection.fill(list=self.item_ids(items))
+
+
+def bos_ids(tokenizer: Any) -> list[int]:
+    """``[bos]`` where the tokenizer adds it by itself, else nothing."""
+    ids = tokenizer("x")["input_ids"]
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and ids and ids[0] == bos else []
+
+
+def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
+    """Id of the first token of each label word, as it follows a word.
+
+    Raises:
+        ValueError: two labels share their first token, so their scores could not differ.
+    """
+    ids = [tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in labels]
+    for i, label in enumerate(labels):
+        if ids[i] in ids[:i]:
+            other = labels[ids.index(ids[i])]
+            raise ValueError(
+                f"the labels {other!r} and {label!r} start with the same token of this LLM's "
+                "tokenizer; choose other words in lea_selection_labels"
+            )
+    return ids

@@ -1,0 +1,100 @@
+"""Training sequences and their transitions, by LE item index."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from recbole_lea.le.catalogue import Catalogue
+
+
+class Sequences:
+    """Users' item sequences in a fixed order (sorted by user token).
+
+    A sequence x_1..x_T has the states of its prefixes x_{1:t}, t = 1..T, and the transitions
+    (x_{1:t} -> x_{t+1}), t = 1..T-1. Both are numbered consecutively over all sequences.
+
+    Args:
+        tokens: user token -> item tokens in time order.
+        catalogue: gives the item indices.
+
+    Raises:
+        KeyError: an item is not in the catalogue.
+        ValueError: a sequence is empty.
+    """
+
+    def __init__(self, tokens: Mapping[str, Sequence[str]], catalogue: Catalogue) -> None:
+        self.users = sorted(tokens)
+        self.items: list[np.ndarray] = []
+        for user in self.users:
+            if len(tokens[user]) == 0:
+                raise ValueError(f"the sequence of user {user!r} is empty")
+            try:
+                ids = [catalogue.index[token] for token in tokens[user]]
+            except KeyError as error:
+                raise KeyError(
+                    f"item {error.args[0]!r} of user {user!r} is not in the LE's catalogue"
+                ) from None
+            self.items.append(np.asarray(ids, dtype=np.int64))
+        lengths = np.array([len(items) for items in self.items], dtype=np.int64)
+        self.state_starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.transition_starts = np.concatenate([[0], np.cumsum(np.maximum(lengths - 1, 0))])
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def n_states(self) -> int:
+        """States of all prefixes."""
+        return int(self.state_starts[-1])
+
+    @property
+    def n_transitions(self) -> int:
+        """Transitions of all sequences."""
+        return int(self.transition_starts[-1])
+
+    def history(self, sequence: int, t: int) -> np.ndarray:
+        """x_{1:t}."""
+        return self.items[sequence][:t]
+
+    def action(self, sequence: int, t: int) -> int:
+        """a_t = x_{t+1}."""
+        return int(self.items[sequence][t])
+
+    def fingerprint(self) -> str:
+        """Hex digest over users and items."""
+        digest = hashlib.sha256()
+        for user, items in zip(self.users, self.items, strict=True):
+            digest.update(f"{user}\n".encode())
+            digest.update(items.tobytes())
+        return digest.hexdigest()
+
+
+def sample_negatives(sequences: Sequences, n_items: int, pool: int, seed: int) -> np.ndarray:
+    """Uniform negatives that differ from the positive; history items are allowed (row 7).
+
+    Each sequence has its own random stream, so the draw does not depend on how sequences are
+    split into shards.
+
+    Returns:
+        LE item indices [n_transitions, pool].
+
+    Raises:
+        ValueError: there is only one item.
+    """
+    if n_items < 2:
+        raise ValueError("a negative action needs at least two items")
+    rows = []
+    for user, items in zip(sequences.users, sequences.items, strict=True):
+        stream = int.from_bytes(hashlib.sha256(user.encode()).digest()[:8], "little")
+        rng = np.random.default_rng([seed, stream])
+        rows.append(uniform_except(rng, items[1:, None], n_items, (len(items) - 1, pool)))
+    return np.concatenate(rows)
+
+
+def uniform_except(
+    rng: np.random.Generator, excluded: np.ndarray, n_items: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Uniform draws from 0..n_items-1 without the (broadcast) excluded index."""
+    draws = rng.integers(0, n_items - 1, size=shape)
+    return draws + (draws >= excluded)

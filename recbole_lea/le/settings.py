@@ -1,0 +1,70 @@
+"""Every setting of the LE in one place; the defaults live in ``properties/lea.yaml``."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LESettings:
+    """What the LE is built from. Field ``x`` is the YAML key ``lea_x``.
+
+    The five bare keys (``negative_pool`` ... ``seed``) keep the names of
+    ``docs/deviations.md`` or RecBole.
+    """
+
+    llm: str
+    llm_dtype: str
+    item_sentence: str
+    user_prompt: str
+    action_prompt: str
+    selection_prompt: str
+    selection_labels: tuple[str, ...]
+    max_history: int
+    item_init: str
+    item_iterations: int
+    item_lr: float
+    item_patience: int | None
+    item_max_tokens: int
+    finetune_fraction: float
+    finetune_epochs: int
+    finetune_batch_size: int
+    finetune_lr: float
+    finetune_warmup: int
+    finetune_schedule: str
+    finetune_clip: float | None
+    finetune_eval: int
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: tuple[str, ...] | str
+    state_loss: str
+    state_weight: float
+    state_input: str
+    row_length: int
+    batch_rows: int
+    cache_dir: str
+    negative_pool: int
+    selection_calibration: str
+    reward_scale: str
+    state_dim: int | None
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "LESettings":
+        """Read the settings from a mapping of YAML keys, such as RecBole's ``Config``.
+
+        Raises:
+            KeyError: a key is missing; the message names it.
+        """
+        values = {}
+        for field in dataclasses.fields(cls):
+            key = field.name if field.name in BARE_KEYS else f"lea_{field.name}"
+            if key not in config:
+                raise KeyError(f"the LE needs the key `{key}`; properties/lea.yaml has its default")
+            value = config[key]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+BARE_KEYS = ("negative_pool", "selection_calibration", "reward_scale", "state_dim", "seed")

@@ -1,0 +1,90 @@
+"""The paper's methods (section 4.3) as three switches."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Switches:
+    """What the LE contributes to training.
+
+    Attributes:
+        state: the Q head's state: ``hidden`` h_t, ``LE`` s'_t, or ``both`` (Eq. 4).
+        reward: ``constant`` or ``LE`` (Eq. 5).
+        augmentation: which losses the LE's choice joins: ``none``, ``supervised`` (Eq. 14),
+            ``Q`` (Eq. 15) or ``both``.
+    """
+
+    state: str
+    reward: str
+    augmentation: str
+
+    @property
+    def le_state(self) -> bool:
+        """Whether the LE's state is used."""
+        return self.state != "hidden"
+
+    @property
+    def le_reward(self) -> bool:
+        """Whether the LE's reward is used."""
+        return self.reward == "LE"
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the LE's choice is used."""
+        return self.augmentation != "none"
+
+    @property
+    def needs_le(self) -> bool:
+        """Whether anything of the LE is used."""
+        return self.le_state or self.le_reward or self.augmented
+
+
+METHODS = {
+    "base": Switches("hidden", "constant", "none"),
+    "LER": Switches("hidden", "LE", "none"),
+    "LES'": Switches("LE", "constant", "none"),
+    "LES": Switches("both", "constant", "none"),
+    "LEA": Switches("hidden", "constant", "both"),
+    "LEAR": Switches("hidden", "LE", "both"),
+    "LEAS": Switches("both", "constant", "both"),
+    "LEAS'R": Switches("LE", "LE", "both"),
+    "LEASR": Switches("both", "LE", "both"),
+}
+
+
+def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
+    """The switches of a config: ``lea_method``'s, each overridden by its own key if set.
+
+    Args:
+        config: with ``lea_method``, ``lea_state``, ``lea_reward``, ``lea_augmentation`` and
+            ``q_weight``.
+        rl_loss: ``SNQN`` or ``SA2C``.
+
+    Raises:
+        ValueError: the combination cannot work; the message says why.
+    """
+    chosen = METHODS[config["lea_method"]]
+    overrides = {
+        field.name: config[f"lea_{field.name}"]
+        for field in dataclasses.fields(Switches)
+        if config[f"lea_{field.name}"] is not None
+    }
+    chosen = dataclasses.replace(chosen, **overrides)
+    if config["q_weight"] == 0:
+        if chosen.augmentation in ("Q", "both") and "augmentation" in overrides:
+            raise ValueError(
+                f"lea_augmentation: {chosen.augmentation} trains the Q head, which q_weight: 0 "
+                "switches off; use lea_augmentation: supervised"
+            )
+        # without a Q head there is no use for its state and reward
+        augmentation = "supervised" if chosen.augmented else "none"
+        return Switches("hidden", "constant", augmentation)
+    if chosen.state == "LE" and rl_loss == "SNQN":
+        raise ValueError(
+            f"lea_method {config['lea_method']} with the LE's state alone cannot be used with "
+            "SNQN: its Q loss would not reach the backbone, as the LE's state is constant; "
+            "use SA2C, whose advantage weighs the supervised loss, or lea_state: both"
+        )
+    return chosen

@@ -1,0 +1,256 @@
+"""SNQN and SA2C with the LE's feedback, on top of a RecBole sequential recommender."""
+
+import torch
+from torch import Tensor, nn
+
+from recbole_lea.data.transform import FIELD_PREFIX
+from recbole_lea.methods import switches
+from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
+
+
+class QHead(nn.Module):
+    """Q(s, a) for all actions (Eq. 9), on h_t, the LE's state, or both (Eq. 4).
+
+    Args:
+        state: ``hidden``, ``LE`` or ``both``.
+        hidden_size: width of h_t.
+        le_size: width of the LE's state; 0 if unused.
+        n_items: actions, RecBole's padding item 0 included.
+        layernorm: normalise the LE's state first.
+    """
+
+    def __init__(
+        self, state: str, hidden_size: int, le_size: int, n_items: int, layernorm: bool
+    ) -> None:
+        super().__init__()
+        self.state = state
+        self.norm = nn.LayerNorm(le_size) if layernorm and le_size else nn.Identity()
+        width = (state != "LE") * hidden_size + le_size
+        self.linear = nn.Linear(width, n_items)
+
+    def forward(self, hidden: Tensor, le_state: Tensor | None) -> Tensor:
+        """h_t [B, H] and s'_t [B, d] or None -> Q values [B, n_items]."""
+        if self.state == "hidden":
+            state = hidden
+        elif self.state == "LE":
+            state = self.norm(le_state)
+        else:
+            state = torch.cat([self.norm(le_state), hidden], dim=-1)  # s_t = s'_t || h_t
+        return self.linear(state)
+
+
+class Network(nn.Module):
+    """One copy of (G, Q) of Algorithm 1: backbone, optional dense supervised head, Q head."""
+
+    def __init__(self, backbone: nn.Module, q_head: QHead, output_head: nn.Linear | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.q_head = q_head
+        self.output_head = output_head
+
+
+class LEARecommender:
+    """Mixed in before a RecBole backbone class; ``rl_loss`` is SNQN or SA2C.
+
+    The model itself is the first copy of Algorithm 1 and the one that is evaluated; ``twin``
+    is the second, separately initialised. Full-sort scores are the backbone's own (or the
+    dense head's): no LLM, no Q head and no LE state at inference.
+    """
+
+    rl_loss: str
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        if config["loss_type"] != "CE":
+            raise ValueError(f"loss_type is {config['loss_type']}, but LEA trains with CE (Eq. 8)")
+        self.switches = switches(config, self.rl_loss)
+        self.transform = config["transform"]
+        self.q_weight = config["q_weight"]
+        self.gamma = config["gamma"]
+        self.td_scale = config["td_scale"]
+        self.r_pos, self.r_neg = config["r_pos"], config["r_neg"]
+        self.advantage_clip = tuple(config["advantage_clip"])
+        self.w_ah, self.w_aq = config["w_ah"], config["w_aq"]
+        self.warmed_up = False
+        self.other_parameter_name = ["warmed_up"]
+        # Negatives and coin flips have a stream of their own, and the additional modules take
+        # nothing from the global one: with q_weight 0 a run equals plain RecBole's bit for bit.
+        self._rng = torch.Generator().manual_seed(config["seed"])
+        with torch.random.fork_rng():
+            self._add_heads(config, dataset)
+
+    def _add_heads(self, config, dataset) -> None:
+        dense = config["lea_output_head"] == "dense"
+        width = self.item_embedding.embedding_dim
+        self.output_head = nn.Linear(width, self.n_items) if dense else None
+        self.q_head = self.twin = None
+        if self.q_weight == 0:
+            return
+        le_size = 0
+        if self.switches.le_state:
+            feedback = getattr(dataset, "lea_feedback", None)
+            if feedback is None or feedback.state_dim is None:
+                raise ValueError(_missing("state", config["transform"]))
+            le_size = feedback.state_dim
+        heads = [
+            QHead(self.switches.state, width, le_size, self.n_items, config["state_layernorm"])
+            for _ in range(2)
+        ]
+        self.q_head = heads[0]
+        backbone = self.backbone_class(config, dataset)
+        self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
+
+    @property
+    def backbone_class(self) -> type:
+        """RecBole's own class: the next one after this mixin."""
+        mro = type(self).__mro__
+        return mro[mro.index(LEARecommender) + 1]
+
+    def _copies(self) -> list[tuple[nn.Module, QHead, nn.Linear | None]]:
+        return [
+            (self, self.q_head, self.output_head),
+            (self.twin.backbone, self.twin.q_head, self.twin.output_head),
+        ]
+
+    def scores(self, backbone: nn.Module, output_head: nn.Linear | None, hidden: Tensor) -> Tensor:
+        """Supervised scores of all items (Eq. 7): h_t [B, H] -> [B, n_items]."""
+        if output_head is not None:
+            return output_head(hidden)
+        return torch.matmul(hidden, backbone.item_embedding.weight.transpose(0, 1))
+
+    def calculate_loss(self, interaction) -> Tensor | tuple[Tensor, ...]:
+        """Eq. 13 and 16 on one batch.
+
+        Returns:
+            With the RL part off and no augmentation, the scalar of RecBole's backbone. Else
+            the terms named by ``loss_names``, already weighted; RecBole sums them.
+        """
+        seq, seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        positive = interaction[self.POS_ITEM_ID]
+        if self.q_weight == 0:
+            logits = self.scores(self, self.output_head, self.forward(seq, seq_len))
+            supervised = self.loss_fct(logits, positive)
+            if not self.switches.augmented:
+                return supervised
+            return supervised, self._augmented_supervised(logits, interaction)
+        return self._rl_loss(interaction, seq, seq_len, positive)
+
+    def _rl_loss(self, interaction, seq: Tensor, seq_len: Tensor, positive: Tensor) -> tuple:
+        first = torch.rand((), generator=self._rng).item() <= 0.5  # Algorithm 1, lines 7 and 8
+        copies = self._copies() if first else self._copies()[::-1]
+        (backbone, q_head, output_head), (other, other_q_head, _) = copies
+        state = next_state = None
+        if self.switches.le_state:
+            state = self._field(interaction, "state")
+            next_state = self._field(interaction, "next_state")
+
+        hidden = self._encode(backbone, seq, seq_len)  # [B, H]
+        logits = self.scores(backbone, output_head, hidden)  # [B, n_items]
+        q = q_head(hidden, state)  # [B, n_items]
+        with torch.no_grad():
+            next_seq, next_len = append_item(seq, seq_len, positive)
+            next_online = q_head(self._encode(backbone, next_seq, next_len), next_state)
+            next_target = other_q_head(self._encode(other, next_seq, next_len), next_state)
+            target = other_q_head(self._encode(other, seq, seq_len), state)
+            going_on = 1 - interaction[FIELD_PREFIX + "done"]  # [B]
+            next_value = double_q_value(next_online, next_target) * going_on
+            value = double_q_value(q, target)
+
+        negative, reward, negative_reward = self._actions(interaction, positive)
+        discount = {"gamma": self.gamma, "td_scale": self.td_scale}
+        q_loss = td_loss(q, positive, reward * going_on, next_value, **discount)
+        q_loss = q_loss + td_loss(q, negative, negative_reward, value, **discount)
+        supervised = supervised_loss(logits, positive)
+        if self.rl_loss == "SA2C" and self.warmed_up:
+            supervised = supervised * advantage(q, positive, negative, self.advantage_clip)
+        terms = [supervised.mean(), self.q_weight * q_loss.mean()]
+        if self.switches.augmentation in ("supervised", "both"):
+            terms.append(self._augmented_supervised(logits, interaction))
+        if self.switches.augmentation in ("Q", "both"):
+            terms.append(self._augmented_q(q, next_value, going_on, interaction, discount))
+        return tuple(terms)
+
+    def _augmented_supervised(self, logits: Tensor, interaction) -> Tensor:
+        """w_ah L_ah (Eq. 14); 0 before the augmentation has started."""
+        if not self.warmed_up:
+            return logits.new_zeros(())
+        chosen = self._field(interaction, "augmented")
+        return self.w_ah * supervised_loss(logits, chosen).mean()
+
+    def _augmented_q(self, q, next_value, going_on, interaction, discount) -> Tensor:
+        """w_aq L_aq (Eq. 15); 0 before the augmentation has started."""
+        if not self.warmed_up:
+            return q.new_zeros(())
+        chosen = self._field(interaction, "augmented")
+        reward = torch.full_like(next_value, self.r_pos)
+        if self.switches.le_reward:
+            reward = self._field(interaction, "augmented_reward")
+        return self.w_aq * td_loss(q, chosen, reward * going_on, next_value, **discount).mean()
+
+    def _actions(self, interaction, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Negative action, reward of the positive and reward of the negative, each [B]."""
+        if self.switches.le_reward:
+            return tuple(
+                self._field(interaction, name) for name in ("negative", "reward", "negative_reward")
+            )
+        draws = torch.randint(1, self.n_items - 1, positive.shape, generator=self._rng)
+        draws = draws.to(positive.device)
+        negative = draws + (draws >= positive)  # uniform over items, the positive left out
+        reward = torch.full(positive.shape, self.r_pos, device=positive.device)
+        return negative, reward, torch.full_like(reward, self.r_neg)
+
+    def _encode(self, backbone: nn.Module, seq: Tensor, seq_len: Tensor) -> Tensor:
+        """h_t = G(x_{1:t}) [B, H] of one copy."""
+        return self.backbone_class.forward(backbone, seq, seq_len)
+
+    def _field(self, interaction, name: str) -> Tensor:
+        try:
+            return interaction[FIELD_PREFIX + name]
+        except KeyError:
+            raise ValueError(_missing(name, self.transform)) from None
+
+    @property
+    def loss_names(self) -> list[str]:
+        """Names of the terms of ``calculate_loss`` for the log."""
+        names = ["L_h"] + ["L_q"] * (self.q_weight != 0)
+        names += ["w_ah*L_ah"] * (self.switches.augmentation in ("supervised", "both"))
+        return names + ["w_aq*L_aq"] * (self.switches.augmentation in ("Q", "both"))
+
+    def predict(self, interaction) -> Tensor:
+        """Supervised scores of given items [B]."""
+        if self.output_head is None:
+            return super().predict(interaction)
+        scores = self.full_sort_predict(interaction)
+        return scores.gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Supervised scores of all items [B, n_items]; the backbone and its head alone."""
+        if self.output_head is None:
+            return super().full_sort_predict(interaction)
+        hidden = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return self.output_head(hidden)
+
+
+def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+    """x_{1:t} and a_t to x_{1:t+1}; a full window loses its oldest item.
+
+    Args:
+        seq: right-padded with 0 [B, L].
+        seq_len: [B].
+        item: [B].
+
+    Returns:
+        The next sequences [B, L] and their lengths [B].
+    """
+    length = seq.shape[1]
+    full = (seq_len == length)[:, None]
+    shifted = torch.where(full, seq.roll(-1, dims=1), seq)
+    position = seq_len.clamp(max=length - 1)[:, None]
+    return shifted.scatter(1, position, item[:, None]), (seq_len + 1).clamp(max=length)
+
+
+def _missing(name: str, transform: str | None) -> str:
+    return (
+        f"the method needs the LE's {name}, but the data carry none (`transform` is {transform}): "
+        "set `transform: lea_feedback` (precomputed) or `transform: lea_live`"
+    )

@@ -1,0 +1,104 @@
+"""The command line: one model on one dataset, by RecBole's own ``run``."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recbole.config import Config
+from recbole.data import data_preparation
+from recbole.quick_start import run
+from recbole.utils import get_trainer, init_seed, set_color
+
+from recbole_lea import record
+from recbole_lea.config import find_config_file
+from recbole_lea.data.dataset import LEADataset
+from recbole_lea.model import MODELS
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """RecBole's ``run_recbole.py`` for our models: the same flags, any ``--key=value``."""
+    parser = argparse.ArgumentParser(
+        prog="run_recbole_lea.py",
+        description="Train and test a model of recbole_lea (or of RecBole). Every key of the "
+        "YAML files can be given as --key=value.",
+    )
+    parser.add_argument(
+        "--model", "-m", default="SASRecSA2CLEA", help=f"one of {', '.join(MODELS)}"
+    )
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset")
+    parser.add_argument(
+        "--config_files", default=None, help="YAML files, separated by blanks; later ones win"
+    )
+    options, _ = parser.parse_known_args(arguments)
+    names = options.config_files.split() if options.config_files else []
+    files = [find_config_file(name) for name in names]
+    result = run(options.model, options.dataset, config_file_list=files or None)
+    _report(options.model, options.dataset, files, result)
+    return result
+
+
+def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
+    config = Config(model=model, dataset=dataset, config_file_list=files or None)
+    if model in MODELS and config["lea_compare"]:
+        stock = train_backbone(config, files)
+        lines = [f"  {model:<20}{_line(result['test_result'])}"]
+        lines.append(f"  {stock['model']:<20}{_line(stock['test_result'])}")
+        logger.info(
+            set_color("test result beside plain RecBole", "yellow") + ":\n" + "\n".join(lines)
+        )
+    for file in files:
+        if Path(file).name == "quick.yaml":
+            logger.info(
+                "properties/quick.yaml is for a first look: few interactions, a briefly trained "
+                "LE. Its numbers say nothing about the method."
+            )
+    path = record.path_beside_log()
+    if path and path.is_file():
+        stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        logger.info("time and memory of each stage\n%s", record.stage_table(stages))
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
+    """Train and test the plain RecBole backbone on the same data, splits and budget.
+
+    Args:
+        config: of the LEA model.
+        files: its YAML files.
+
+    Returns:
+        ``model`` and ``test_result``.
+    """
+    lea_model = MODELS[config["model"]]
+    backbone = lea_model.__mro__[2]
+    name = backbone.__name__
+    ours = {key: value for key, value in config.final_config_dict.items() if key in SHARED_KEYS}
+    stock = Config(
+        model=name, dataset=config["dataset"], config_file_list=files or None, config_dict=ours
+    )
+    stock["transform"] = None
+    init_seed(stock["seed"], stock["reproducibility"])
+    loaders = data_preparation(stock, LEADataset(stock))
+    init_seed(stock["seed"], stock["reproducibility"])
+    model = backbone(stock, loaders[0]._dataset).to(stock["device"])
+    trainer = get_trainer(stock["MODEL_TYPE"], name)(stock, model)
+    trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
+    result = trainer.evaluate(loaders[2], load_best_model=True)
+    return {"model": name, "test_result": result}
+
+
+# What the plain run must have in common: data, splits, budget and measures. The backbone's own
+# hyperparameters are RecBole's defaults or what the user gave.
+SHARED_KEYS = (
+    "load_col", "lea_newest", "eval_args", "metrics", "topk", "valid_metric", "epochs",
+    "stopping_step", "train_batch_size", "eval_batch_size", "learning_rate",
+    "train_neg_sample_args", "MAX_ITEM_LIST_LENGTH", "seed",
+)  # fmt: skip

@@ -1,0 +1,103 @@
+"""``run.json``: what a run was and what came of it."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+from recbole_lea.le.stages import StageLog
+from recbole_lea.le.store import write_json
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    "recbole_lea",
+    "recbole",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "pandas",
+)
+
+
+def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
+    """The record of a run without its test result.
+
+    Args:
+        config: RecBole's config.
+        dataset: the training split.
+        stages: seconds and peak memory so far; the record follows it.
+    """
+    from recbole_lea.compat import plain
+
+    pipeline = getattr(dataset, "lea_pipeline", None)
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "config": plain(config.final_config_dict),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "stages": stages.stages,
+        "fingerprints": {
+            "dataset": dataset_fingerprint(dataset),
+            "llm": pipeline.llm_fingerprint if pipeline else None,
+            "feedback": pipeline.keys if pipeline else {},
+        },
+        "le": pipeline.diagnostics() if pipeline else {},
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def dataset_fingerprint(dataset: Any) -> str:
+    """Hex digest over the training rows: users, histories and targets, by token."""
+    digest = hashlib.sha256()
+    for field in (dataset.uid_field, dataset.iid_field):
+        digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
+    for field in (
+        dataset.uid_field,
+        dataset.iid_field,
+        dataset.iid_field + dataset.config["LIST_SUFFIX"],
+    ):
+        digest.update(dataset.inter_feat[field].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def path_beside_log() -> Path | None:
+    """``<log without .log>/run.json`` of the log file that RecBole writes, if it writes one."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            return Path(handler.baseFilename).with_suffix("") / "run.json"
+    return None
+
+
+def write(content: dict[str, Any]) -> None:
+    """Write the record beside the log."""
+    path = path_beside_log()
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, json.loads(json.dumps(content, default=float)))
+    logger.info("run.json: %s", path)
+
+
+def stage_table(stages: dict[str, dict[str, float]]) -> str:
+    """Seconds and peak memory of each stage as lines for the log."""
+    lines = [f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}"]
+    for name, entry in stages.items():
+        lines.append(f"  {name:<32}{entry['seconds']:>9.1f}{entry['peak_memory_mb']:>13.0f} MB")
+    total = sum(entry["seconds"] for entry in stages.values())
+    return "\n".join([*lines, f"  {'sum':<32}{total:>9.1f}"])

@@ -1,0 +1,154 @@
+"""RecBole's trainer with a warm-up, the LE's augmentation at its end, and a ``run.json``."""
+
+import copy
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.trainer import Trainer
+from recbole.utils import set_color
+
+from recbole_lea import record
+from recbole_lea.config import warmup_steps
+from recbole_lea.data.dataset import ROW
+from recbole_lea.le.stages import StageLog
+
+logger = logging.getLogger(__name__)
+
+
+class _Batches:
+    """The training loader; calls ``before_batch`` before each batch is collated."""
+
+    def __init__(self, loader, before_batch) -> None:
+        self._loader = loader
+        self._before_batch = before_batch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator:
+        batches = iter(self._loader)
+        for _ in range(len(self._loader)):
+            self._before_batch()
+            yield next(batches)
+
+
+class LEATrainer(Trainer):
+    """Trains an ``LEARecommender``.
+
+    Until the warm-up is over, SA2C's advantage is off and there is no augmentation; the
+    patience of early stopping starts when it ends. Then the model's top-5 for every training
+    transition go to the LE (section 3.4).
+    """
+
+    def __init__(self, config, model) -> None:
+        super().__init__(config, model)
+        self.stages = StageLog()
+        self.steps = 0
+        self.record: dict = {}
+
+    def fit(self, train_data, valid_data=None, **kwargs):
+        """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
+        self._train_data = train_data
+        dataset = train_data._dataset
+        self.stages = getattr(dataset, "lea_stages", self.stages)
+        self._warmup_steps = warmup_steps(self.config["warmup"], len(train_data))
+        with self.stages.stage("training"):
+            result = super().fit(train_data, valid_data, **kwargs)
+        if not self.model.warmed_up and self._needs_warmup():
+            self.logger.warning(
+                "training ended before the warm-up (%s): raise `epochs` or lower `warmup`",
+                self.config["warmup"],
+            )
+        self.record = record.start(self.config, dataset, self.stages)
+        self.record["best_valid_result"] = dict(result[1] or {})
+        record.write(self.record)
+        return result
+
+    def evaluate(self, eval_data, load_best_model=True, **kwargs):
+        """RecBole's ``evaluate``; after ``fit``, the result goes into the ``run.json``."""
+        result = super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)
+        if self.record and result is not None:
+            self.record["test_result"] = dict(result)
+            record.write(self.record)
+        return result
+
+    def _needs_warmup(self) -> bool:
+        return self.model.rl_loss == "SA2C" or self.model.switches.augmented
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        refresh = self.config["augmentation_refresh"]
+        if refresh and self.model.warmed_up and (epoch_idx - self._warm_epoch) % refresh == 0:
+            self._augment()
+        self._epoch = epoch_idx
+        batches = _Batches(train_data, self._before_batch)
+        return super()._train_epoch(batches, epoch_idx, loss_func, show_progress)
+
+    def _before_batch(self) -> None:
+        if self.steps == self._warmup_steps and not self.model.warmed_up:
+            self._end_warmup()
+        self.steps += 1
+
+    def _end_warmup(self) -> None:
+        self.model.warmed_up = True
+        self._warm_epoch = self._epoch
+        self.cur_step = 0
+        if not self._needs_warmup():
+            return
+        self.logger.info(set_color("warm-up ends", "green") + f" after {self.steps} steps")
+        if self.config["optimizer_reset"]:
+            self.optimizer = self._build_optimizer()
+        if self.model.switches.augmented:
+            self._augment()
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        if not self.model.warmed_up:
+            self.cur_step = 0  # early stopping has no say yet
+        return super()._valid_epoch(valid_data, show_progress)
+
+    def _augment(self) -> None:
+        """The LE picks one of the model's top-5 for every training transition."""
+        dataset = self._train_data._dataset
+        with self.stages.stage("top-5 of the warm-up model"):
+            candidates = self._top_k(dataset)
+        actions, scores = dataset.lea_pipeline.select(
+            candidates, want_rewards=self.model.switches.le_reward
+        )
+        dataset.lea_feedback.augment(actions, scores)
+
+    @torch.no_grad()
+    def _top_k(self, dataset, k: int = 5) -> np.ndarray:
+        """Top-k items in score order for each training transition, as LE item indices [n, k]."""
+        plain = copy.copy(dataset)
+        plain.lea_feedback = None  # scores need no feedback
+        loader = FullSortEvalDataLoader(self.config, plain, None)
+        item_ids = dataset.lea_item_ids
+        le_index = torch.zeros(int(item_ids.max()) + 1, dtype=torch.int64)
+        le_index[item_ids] = torch.arange(len(item_ids))
+        k = min(k, len(item_ids) - 1)
+        result = np.zeros((len(dataset), k), dtype=np.int64)
+        was_training = self.model.training
+        self.model.eval()
+        for interaction, _, _, target in loader:
+            scores = self.model.full_sort_predict(interaction.to(self.device))
+            scores[:, 0] = -torch.inf
+            if self.config["exclude_target"]:
+                scores[torch.arange(len(target)), target.to(scores.device)] = -torch.inf
+            top = scores.topk(k, dim=1).indices.cpu()
+            rows = dataset.lea_transitions[interaction[ROW].cpu().numpy()]
+            result[rows] = le_index[top].numpy()
+        self.model.train(was_training)
+        return result
+
+    def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
+        """RecBole's line, with the paper's names for the terms."""
+        output = super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)
+        if isinstance(losses, tuple):
+            for number, name in enumerate(self.model.loss_names, 1):
+                output = output.replace(f"train_loss{number}", name)
+        return output
