@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import recbole_lea  # noqa: E402, F401
-from recbole_lea.quick_start import main  # noqa: E402
+from recbole_lea.quick_start import console  # noqa: E402
 
 if __name__ == "__main__":
-    main()
+    console()

@@ -8,6 +8,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import recbole.config
@@ -42,6 +43,7 @@ def register() -> None:
         setattr(recbole.trainer, f"{name}Trainer", LEATrainer)
         setattr(recbole.data.dataset, f"{name}Dataset", LEADataset)
     _replace(recbole.utils, "get_model", _get_model)
+    _replace(recbole.utils, "init_logger", _init_logger)
     _replace(recbole.data.transform, "construct_transform", _construct_transform)
     Config._load_internal_config_dict = _with_our_yaml(Config._load_internal_config_dict)
     recbole.trainer.Trainer._save_checkpoint = _save_checkpoint
@@ -83,6 +85,15 @@ def _construct_transform(original: Callable, config: Config) -> Any:
     if config["transform"] in TRANSFORMS:
         return TRANSFORMS[config["transform"]](config)
     return original(config)
+
+
+def _init_logger(original: Callable, config: Config) -> None:
+    """RecBole keeps the log's path to itself; ``config["log_file"]`` remembers it."""
+    folder = Path("log") / config["model"]
+    before = set(folder.glob("*.log"))
+    original(config)
+    new = set(folder.glob("*.log")) - before
+    config["log_file"] = str(new.pop()) if new else None
 
 
 def _with_our_yaml(original: Callable) -> Callable:

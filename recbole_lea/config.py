@@ -126,6 +126,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_user_prompt": _TEXT,
     "lea_action_prompt": _TEXT,
     "lea_selection_prompt": _TEXT,
+    "lea_selection_suffix": _TEXT,
     "lea_selection_labels": (lambda v: _strings(v) and len(v) == 5, "a list of five words"),
     "lea_item_init": _one_of("text", "random"),
     "lea_item_iterations": _number(0, 10**6, int),

@@ -2,17 +2,17 @@
 
 import argparse
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.quick_start import run
 from recbole.utils import get_trainer, init_seed, set_color
 
-from recbole_lea import record
 from recbole_lea.config import find_config_file
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.model import MODELS
@@ -42,6 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
+def console(arguments: Sequence[str] | None = None) -> None:
+    """``main`` for the shell: a mistake in the input is one line, not a traceback."""
+    try:
+        main(arguments)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        if os.environ.get("LEA_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error
+        sys.exit(f"error: {message}")
+
+
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
     config = Config(model=model, dataset=dataset, config_file_list=files or None)
     if model in MODELS and config["lea_compare"]:
@@ -57,10 +68,6 @@ def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) 
                 "properties/quick.yaml is for a first look: few interactions, a briefly trained "
                 "LE. Its numbers say nothing about the method."
             )
-    path = record.path_beside_log()
-    if path and path.is_file():
-        stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-        logger.info("time and memory of each stage\n%s", record.stage_table(stages))
 
 
 def _line(metrics: dict[str, float]) -> str:
@@ -81,6 +88,7 @@ def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
     backbone = lea_model.__mro__[2]
     name = backbone.__name__
     ours = {key: value for key, value in config.final_config_dict.items() if key in SHARED_KEYS}
+    ours["train_neg_sample_args"] = None
     stock = Config(
         model=name, dataset=config["dataset"], config_file_list=files or None, config_dict=ours
     )
@@ -100,5 +108,5 @@ def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
 SHARED_KEYS = (
     "load_col", "lea_newest", "eval_args", "metrics", "topk", "valid_metric", "epochs",
     "stopping_step", "train_batch_size", "eval_batch_size", "learning_rate",
-    "train_neg_sample_args", "MAX_ITEM_LIST_LENGTH", "seed",
+    "MAX_ITEM_LIST_LENGTH", "seed",
 )  # fmt: skip

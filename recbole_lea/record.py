@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from recbole.utils import get_local_time
+
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.store import write_json
 
@@ -76,22 +78,25 @@ def dataset_fingerprint(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def path_beside_log() -> Path | None:
-    """``<log without .log>/run.json`` of the log file that RecBole writes, if it writes one."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            return Path(handler.baseFilename).with_suffix("") / "run.json"
-    return None
+def new_folder(config: Any) -> Path:
+    """A folder for this run's ``run.json``, beside its log and named like it.
+
+    Where no logger was set up, the name is made as RecBole would make the log's.
+    """
+    log = config["log_file"]
+    stem = Path(log).with_suffix("") if log else Path("log") / config["model"] / get_local_time()
+    number, folder = 1, stem
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    folder.mkdir(parents=True)
+    return folder
 
 
-def write(content: dict[str, Any]) -> None:
-    """Write the record beside the log."""
-    path = path_beside_log()
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, json.loads(json.dumps(content, default=float)))
-    logger.info("run.json: %s", path)
+def write(content: dict[str, Any], folder: Path) -> None:
+    """Write the record as ``run.json``."""
+    write_json(folder / "run.json", json.loads(json.dumps(content, default=float)))
+    logger.info("run.json: %s", folder / "run.json")
 
 
 def stage_table(stages: dict[str, dict[str, float]]) -> str:

@@ -67,7 +67,8 @@ class LEATrainer(Trainer):
             )
         self.record = record.start(self.config, dataset, self.stages)
         self.record["best_valid_result"] = dict(result[1] or {})
-        record.write(self.record)
+        self.record_folder = record.new_folder(self.config)
+        record.write(self.record, self.record_folder)
         return result
 
     def evaluate(self, eval_data, load_best_model=True, **kwargs):
@@ -75,7 +76,12 @@ class LEATrainer(Trainer):
         result = super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)
         if self.record and result is not None:
             self.record["test_result"] = dict(result)
-            record.write(self.record)
+            record.write(self.record, self.record_folder)
+            self.logger.info(
+                set_color("time and memory of each stage", "blue")
+                + "\n"
+                + record.stage_table(self.stages.stages)
+            )
         return result
 
     def _needs_warmup(self) -> bool:

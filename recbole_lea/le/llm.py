@@ -153,8 +153,7 @@ def load_llm(spec: str, dtype: str, device: torch.device) -> LLM:
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=pick_dtype(dtype, device),
-        # on a CPU the plain matrix products beat the fused kernel under a tree mask
-        attn_implementation="sdpa" if device.type == "cuda" else "eager",
+        attn_implementation="sdpa",  # the flash kernels take no tree mask
         trust_remote_code=False,
         **options,
     )

@@ -251,7 +251,7 @@ class Pipeline:
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
         self.keys["selection"] = _key(
             environment=self.keys["environment"],
-            prompt=s.selection_prompt,
+            prompt=s.selection_prompt + s.selection_suffix,
             labels=s.selection_labels,
             candidates=hashlib.sha256(candidates.tobytes()).hexdigest(),
         )

@@ -73,7 +73,11 @@ class Prompts:
             settings.action_prompt, ["item"], "lea_action_prompt", tokenizer, first=False
         )
         self.selection = Template(
-            settings.selection_prompt, ["list"], "lea_selection_prompt", tokenizer, first=False
+            settings.selection_prompt + settings.selection_suffix,
+            ["list"],
+            "lea_selection_prompt",
+            tokenizer,
+            first=False,
         )
         self.labels = label_ids(tokenizer, settings.selection_labels)
 

@@ -19,6 +19,7 @@ class LESettings:
     user_prompt: str
     action_prompt: str
     selection_prompt: str
+    selection_suffix: str
     selection_labels: tuple[str, ...]
     max_history: int
     item_init: str

@@ -1,0 +1,137 @@
+"""A tiny random LLM and a tiny dataset; every test runs in a folder of its own."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+ROOT = Path(__file__).parent.parent
+# tests that start a process of their own do so in another folder
+os.environ["PYTHONPATH"] = str(ROOT)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+import recbole_lea  # noqa: E402, F401
+from recbole_lea.config import properties_folder  # noqa: E402
+from recbole_lea.le import LESettings  # noqa: E402
+
+TEXTS = [
+    "The user has watched these films in chronological order: Compute the likelihood that be the "
+    "next film to be watched based on the watching history. In the list of following 5 films:",
+    "first second third fourth fifth is titled released in its genre is red green blue star moon",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """RecBole logs into the working directory and reads sys.argv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory):
+    """Folder of a two-layer Llama with random weights and a word-level tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-llm")
+    words = sorted({w for text in TEXTS for w in text.split()} | set(":.,") | set("0123456789"))
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<pad>", "<eos>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def defaults():
+    """The keys of properties/lea.yaml."""
+    return yaml.safe_load((properties_folder() / "lea.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def settings(defaults, tiny_llm, tmp_path):
+    """Factory of LE settings on the tiny LLM in float32."""
+
+    def make(**changes):
+        values = defaults | {
+            "seed": 7,
+            "lea_llm": tiny_llm,
+            "lea_llm_dtype": "float32",
+            "lea_cache_dir": str(tmp_path / "cache"),
+            "lea_item_sentence": "{item} film[ is titled {title}].",
+            "lea_row_length": 96,
+            "lea_item_iterations": 2,
+            "lea_finetune_epochs": 1,
+            "lea_finetune_fraction": 0.5,
+            "lea_finetune_eval": 20,
+        }
+        keys = {name if name in values else f"lea_{name}": v for name, v in changes.items()}
+        return LESettings.from_config(values | keys)
+
+    return make
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path):
+    """A folder ``dataset/tiny`` in RecBole's atomic format: 12 users, 20 items."""
+    folder = tmp_path / "dataset" / "tiny"
+    folder.mkdir(parents=True)
+    colours = ["red", "green", "blue", "star", "moon"]
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    start = 900_000_000
+    for u in range(12):
+        # one second apart at today's epochs: float32 could not tell the order
+        rows += [f"u{u}\ti{(u * 3 + t * (1 + u % 3)) % 20}\t{start + t}" for t in range(6 + u % 5)]
+    (folder / "tiny.inter").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    items = ["item_id:token\ttitle:token_seq"]
+    items += [f"i{i}\t{colours[i % 5]} {colours[i // 5]}" for i in range(19)]  # i19 has no row
+    (folder / "tiny.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_dataset, tiny_llm):
+    """Factory of RecBole configs on the tiny dataset and the tiny LLM."""
+    from recbole.config import Config
+
+    def make(model="SASRecSA2CLEA", **changes):
+        return Config(model=model, dataset="tiny", config_dict=tiny_keys(tiny_llm) | changes)
+
+    return make
+
+
+def tiny_keys(llm):
+    return {
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": 5,
+        "epochs": 2,
+        "train_batch_size": 16,
+        "eval_batch_size": 64,
+        "warmup": "1 epochs",
+        "show_progress": False,
+        "use_gpu": False,
+        "lea_llm": llm,
+        "lea_llm_dtype": "float32",
+        "lea_row_length": 96,
+        "lea_item_sentence": "{item} film[ is titled {title}].",
+        "lea_item_iterations": 1,
+        "lea_finetune_epochs": 1,
+        "lea_finetune_eval": 20,
+    }

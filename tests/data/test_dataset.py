@@ -1,0 +1,210 @@
+"""Rows, order and splits: the LE's feedback reaches the right training rows and no others."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.data import create_dataset, data_preparation
+
+from recbole_lea.data.dataset import DONE, ROW
+from recbole_lea.le.pipeline import Pipeline
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Replace the LE's arrays by the number of the state or transition they belong to."""
+    n_calls = []
+
+    def states(self):
+        n_calls.append("states")
+        return np.arange(self.sequences.n_states, dtype=np.float32)[:, None]
+
+    def rewards(self):
+        k = np.arange(self.sequences.n_transitions, dtype=np.float32)[:, None]
+        return np.concatenate([k] + [1000 + k] * self.settings.negative_pool, axis=1)
+
+    monkeypatch.setattr(Pipeline, "states", states)
+    monkeypatch.setattr(Pipeline, "rewards", rewards)
+    return n_calls
+
+
+def raw_sequences(folder):
+    """Independent reading of the .inter file: user -> items in time order."""
+    rows = (folder / "tiny.inter").read_text().splitlines()[1:]
+    users = {}
+    for row in rows:
+        user, item, time = row.split("\t")
+        users.setdefault(user, []).append((float(time), item))
+    return {user: [item for _, item in sorted(rows)] for user, rows in users.items()}
+
+
+SPLITS = [
+    {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
+    {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": "user", "order": "TO", "mode": "full"},
+]
+
+
+@pytest.mark.parametrize("eval_args", SPLITS)
+def test_planted_values_reach_their_rows(tiny_config, tiny_dataset, planted, eval_args):
+    """Histories of up to 9 items exceed the window of 5; the loader shuffles."""
+    config = tiny_config(eval_args=eval_args, reward_scale="raw")
+    dataset = create_dataset(config)
+    train, _, _ = data_preparation(config, dataset)
+    data, seen = train._dataset, 0
+    sequences = data.lea_feedback.sequences
+    raw = raw_sequences(tiny_dataset)
+    catalogue = data.lea_pipeline.catalogue
+    for batch in train:
+        for b in range(len(batch)):
+            user = dataset.id2token("user_id", int(batch["user_id"][b]))
+            target = dataset.id2token("item_id", int(batch["item_id"][b]))
+            history = dataset.id2token("item_id", batch["item_id_list"][b])
+            k = int(batch["lea_reward"][b])
+            s, t = (int(part[0]) for part in data.lea_feedback.locate(np.array([k])))
+            assert sequences.users[s] == user
+            le_items = [catalogue.tokens[i] for i in sequences.items[s]]
+            assert le_items == raw[user][: len(le_items)]
+            assert le_items[t] == target
+            kept = int(batch["item_length"][b])
+            assert le_items[max(0, t - 5) : t] == list(history[:kept])
+            assert batch["lea_state"][b].item() == sequences.state_starts[s] + t - 1
+            assert batch["lea_next_state"][b].item() == sequences.state_starts[s] + t
+            assert batch["lea_negative_reward"][b].item() == 1000 + k
+            negative = dataset.id2token("item_id", int(batch["lea_negative"][b]))
+            assert negative == catalogue.tokens[data.lea_pipeline.negatives[k, 0]]
+            assert batch[DONE][b].item() == float(t == len(le_items) - 1)
+            seen += 1
+    assert seen == sequences.n_transitions == len(data)
+
+
+@pytest.mark.parametrize("eval_args", SPLITS)
+def test_no_held_out_interaction_reaches_the_le(tiny_config, monkeypatch, eval_args):
+    """Record every prompt of every stage and compare with the held-out targets."""
+    from recbole_lea.le.prompts import Prompts
+
+    inputs = []
+    for name in ("reward", "state"):
+        original = getattr(Prompts, name)
+
+        def recorded(self, history, *rest, original=original):
+            inputs.append((tuple(int(i) for i in history), *(int(r) for r in rest)))
+            return original(self, history, *rest)
+
+        monkeypatch.setattr(Prompts, name, recorded)
+    config = tiny_config(eval_args=eval_args)
+    dataset = create_dataset(config)
+    train, valid, test = data_preparation(config, dataset)
+    pipeline = train._dataset.lea_pipeline
+    longest = {}
+    for row in range(len(train._dataset)):
+        user = int(train._dataset.inter_feat["user_id"][row])
+        longest[user] = longest.get(user, 1) + 1
+    allowed = {}
+    for s, user in enumerate(pipeline.sequences.users):
+        items = pipeline.sequences.items[s]
+        assert len(items) == longest[dataset.token2id("user_id", user)]
+        for t in range(1, len(items) + 1):
+            allowed.setdefault(tuple(items[:t].tolist()), user)
+    assert inputs
+    assert {history for history, *_ in inputs} <= set(allowed)
+    held_out = sum(len(loader._dataset) for loader in (valid, test))
+    assert held_out > 0
+    total = sum(len(items) for items in pipeline.sequences.items)
+    assert total + held_out == len(dataset) + len(pipeline.sequences)
+
+
+def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset):
+    dataset = create_dataset(tiny_config(lea_method="base"))
+    dataset.build()
+    raw = raw_sequences(tiny_dataset)
+    for row in range(len(dataset.inter_feat)):
+        user = dataset.id2token("user_id", int(dataset.inter_feat["user_id"][row]))
+        length = int(dataset.inter_feat["item_length"][row])
+        history = list(dataset.id2token("item_id", dataset.inter_feat["item_id_list"][row]))[
+            :length
+        ]
+        target = dataset.id2token("item_id", int(dataset.inter_feat["item_id"][row]))
+        joined = ",".join([*history, target])
+        assert joined in ",".join(raw[user])
+
+
+def test_ml_100k_leave_one_out_follows_the_time_stamps(tmp_path):
+    """RecBole's own cast changes the test item of 149 of 943 users."""
+    from pathlib import Path
+
+    import recbole
+    from recbole.config import Config
+
+    config = Config(
+        model="SASRecSA2CLEA",
+        dataset="ml-100k",
+        config_dict={"lea_method": "base", "show_progress": False, "normalize_all": False},
+    )
+    dataset = create_dataset(config)
+    _, _, test = data_preparation(config, dataset)
+    path = Path(recbole.__file__).parent / "dataset_example/ml-100k/ml-100k.inter"
+    newest = {}
+    for line in path.read_text().splitlines()[1:]:
+        user, item, _, time = line.split("\t")
+        newest.setdefault(user, []).append((float(time), item))
+    for user, row_item in zip(
+        test._dataset.inter_feat["user_id"], test._dataset.inter_feat["item_id"], strict=True
+    ):
+        rows = newest[dataset.id2token("user_id", int(user))]
+        latest = max(time for time, _ in rows)
+        assert dataset.id2token("item_id", int(row_item)) in {i for t, i in rows if t == latest}
+
+
+def test_newest_keeps_the_end_of_each_history(tiny_config, tiny_dataset):
+    dataset = create_dataset(tiny_config(lea_method="base", lea_newest=4))
+    raw = raw_sequences(tiny_dataset)
+    kept = dataset.inter_feat.sort_values(["user_id", "timestamp"])
+    for user, rows in kept.groupby("user_id"):
+        tokens = list(dataset.id2token("item_id", rows["item_id"].to_numpy()))
+        assert tokens == raw[dataset.id2token("user_id", user)][-4:]
+
+
+def test_a_split_with_training_after_held_out_rows_is_refused(tiny_config):
+    config = tiny_config(lea_method="base")
+    dataset = create_dataset(config)
+    train, *_ = dataset.build()
+    later = train.copy(train.inter_feat[train.inter_feat[ROW] != 1])
+    with pytest.raises(ValueError, match="leak"):
+        dataset._training_sequences(later)
+
+
+def test_benchmark_files_are_refused(tiny_config, tiny_dataset):
+    for part in ("a", "b", "c"):
+        (tiny_dataset / f"tiny.{part}.inter").write_text(
+            "user_id:token\titem_id:token\titem_id_list:token_seq\ttimestamp:float\n"
+            "u1\ti1\ti2 i3\t1\n"
+        )
+    config = tiny_config(
+        benchmark_filename=["a", "b", "c"],
+        alias_of_item_id=["item_id_list"],
+        load_col={"inter": ["user_id", "item_id", "item_id_list", "timestamp"]},
+    )
+    with pytest.raises(ValueError, match="benchmark_filename"):
+        create_dataset(config).build()
+
+
+def test_missing_transform_names_the_key(tiny_config):
+    config = tiny_config(transform=None)
+    with pytest.raises(ValueError, match="`transform` is None"):
+        data_preparation(config, create_dataset(config))
+
+
+def test_base_needs_no_le(tiny_config, tmp_path):
+    config = tiny_config(lea_method="base", lea_llm="/no/such/llm")
+    train, _, _ = data_preparation(config, create_dataset(config))
+    assert train._dataset.lea_feedback is None
+    assert DONE in next(iter(train)).interaction
+    assert not (tmp_path / "lea_cache").exists()
+
+
+def test_live_transform_draws_fresh_negatives(tiny_config):
+    config = tiny_config(transform="lea_live", lea_method="LER")
+    train, _, test = data_preparation(config, create_dataset(config))
+    train.set_batch_size(4)
+    draws = torch.stack([next(iter(train))["lea_negative"][:1] for _ in range(12)])
+    assert len(set(draws.flatten().tolist())) > 1
+    assert "lea_reward" not in next(iter(test))[0].interaction

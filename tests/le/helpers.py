@@ -1,0 +1,26 @@
+"""A small LE on the tiny LLM."""
+
+import torch
+
+from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.environment import Environment
+from recbole_lea.le.llm import load_llm
+from recbole_lea.le.sequences import Sequences
+
+CATALOGUE = Catalogue({f"i{n:02}": {"title": "red green" if n % 2 else "blue"} for n in range(12)})
+SEQUENCES = Sequences(
+    {f"u{u}": [f"i{(u * 5 + t * (1 + u % 2)) % 12:02}" for t in range(2 + u)] for u in range(8)},
+    CATALOGUE,
+)
+
+
+def environment(settings, adapted=True):
+    llm = load_llm(settings.llm, settings.llm_dtype, torch.device("cpu"))
+    torch.manual_seed(1)
+    tokens = torch.randn(len(CATALOGUE), llm.width) * 0.3
+    env = Environment(llm, tokens, settings, adapted)
+    if adapted:  # peft starts B at zero: give the adapter something to do
+        for name, parameter in env.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return env.eval()

@@ -1,0 +1,106 @@
+"""Packed, batched and padded prompts give what each prompt alone gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_lea.le.packing import pack
+from tests.le.helpers import CATALOGUE, SEQUENCES, environment
+
+
+def alone(env, prompt):
+    """Last hidden state of one prompt, by the plain Hugging Face call."""
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        output = env.decoder(inputs_embeds=env.embed(ids, env.item_tokens), use_cache=False)
+    return output.last_hidden_state[0, -1]
+
+
+def all_prompts(env):
+    """Rewards, states and selections of short, full and sliding windows."""
+    prompts = []
+    for s, items in enumerate(SEQUENCES.items):
+        for t in range(1, len(items)):
+            history = SEQUENCES.history(s, t)
+            prompts += [env.prompts.reward(history, a) for a in (items[t], (items[t] + 5) % 12)]
+            prompts += [env.prompts.state(history), env.prompts.select(history, [1, 2, 3, 4, 5])]
+    return prompts
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("batch_rows", [1, 3])
+def test_packed_equals_one_prompt_at_a_time(settings, attention, batch_rows):
+    env = environment(settings(max_history=4, batch_rows=batch_rows))
+    env.decoder.set_attn_implementation(attention)
+    prompts = all_prompts(env)
+    packed = env.read([[p] for p in prompts], lambda hidden: hidden)
+    for prompt, state in zip(prompts, packed, strict=True):
+        expected = alone(env, prompt).numpy()
+        assert np.abs(state - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_rewards_do_not_depend_on_batch_size_or_row_length(settings):
+    rewards = []
+    for row_length, batch_rows in ((96, 4), (64, 1), (200, 2)):
+        env = environment(settings(row_length=row_length, batch_rows=batch_rows))
+        prompts = [[p] for p in all_prompts(env)]
+        rewards.append(env.read(prompts, env.reward_of))
+    np.testing.assert_allclose(rewards[1], rewards[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(rewards[2], rewards[0], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_stays_near_float32_and_ranks_alike(settings):
+    exact = environment(settings())
+    rough = environment(settings(llm_dtype="bfloat16"))
+    prompts = [[p] for p in all_prompts(exact)]
+    a, b = exact.read(prompts, exact.reward_of), rough.read(prompts, rough.reward_of)
+    assert np.abs(a - b).max() < 0.05 * a.std() + 0.02
+    apart = np.abs(a[:, None] - a[None, :]) > 0.1 * a.std()
+    same = np.sign(a[:, None] - a[None, :]) == np.sign(b[:, None] - b[None, :])
+    assert same[apart].mean() > 0.99
+
+
+def test_shared_prefixes_save_tokens(settings):
+    env = environment(settings())
+    history = SEQUENCES.history(7, 6)
+    group = [env.prompts.reward(history, a) for a in (1, 2)]
+    batch = next(pack([group], 96, 1))
+    common = len(env.prompts._user_prompt(history)) + len(env.prompts.action.pieces[0])
+    assert batch.n_tokens == common + 2 * (len(group[0]) - common)
+
+
+def test_trained_state_survives_saving_bit_for_bit(settings, tmp_path):
+    env = environment(settings())
+    torch.nn.init.normal_(env.score_head.weight)
+    prompts = [[p] for p in all_prompts(env)]
+    before = env.read(prompts, env.reward_of)
+    env.save(tmp_path / "adapter.safetensors")
+    other = environment(settings())
+    assert not np.array_equal(other.read(prompts, other.reward_of), before)
+    other.load(tmp_path / "adapter.safetensors")
+    np.testing.assert_array_equal(other.read(prompts, other.reward_of), before)
+
+
+def test_a_saved_le_without_a_tensor_is_refused(settings):
+    env = environment(settings())
+    state = env.trained_state()
+    del state["score_head.bias"]
+    with pytest.raises(KeyError, match="score_head.bias"):
+        env.load_trained_state(state)
+
+
+def test_only_adapter_and_score_head_are_trained(settings):
+    env = environment(settings())
+    trained = {name for name, p in env.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name or name.startswith("score_head") for name in trained)
+
+
+def test_label_scores_are_log_probabilities_of_the_label_words(settings):
+    env = environment(settings())
+    prompt = env.prompts.select(SEQUENCES.history(3, 2), [0, 1, 2, 3, 4])
+    scores = env.read([[prompt]], env.label_scores_of)[0]
+    logits = env.llm.get_output_embeddings()(alone(env, prompt)).detach()
+    expected = logits.log_softmax(-1)[env.prompts.labels]
+    np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4)
+    assert len(CATALOGUE) >= 5

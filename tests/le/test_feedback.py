@@ -1,0 +1,117 @@
+"""Feedback rows, the choice among the top-5, and reward scales."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_lea.le.feedback import (
+    LiveFeedback,
+    PrecomputedFeedback,
+    RewardScale,
+    choose,
+    shard_bounds,
+)
+from recbole_lea.le.sequences import Sequences
+from tests.le.helpers import CATALOGUE, SEQUENCES, environment
+
+
+def planted():
+    """State k holds k; the reward of transition k is k, of its j-th negative 100 k + j."""
+    n = SEQUENCES.n_transitions
+    states = np.repeat(np.arange(SEQUENCES.n_states, dtype=np.float16)[:, None], 3, axis=1)
+    rewards = np.array([[k, 100 * k, 100 * k + 1] for k in range(n)], dtype=np.float32)
+    negatives = np.array([[k % 12, (k + 1) % 12] for k in range(n)])
+    options = {
+        "sequences": SEQUENCES,
+        "n_items": 12,
+        "seed": 0,
+        "scale": RewardScale("raw"),
+        "state_dim": 3,
+    }
+    return PrecomputedFeedback(states, rewards, negatives, **options)
+
+
+def test_lookup_finds_each_transition_s_own_rows():
+    feedback = planted()
+    rows = np.arange(SEQUENCES.n_transitions)
+    found = feedback.lookup(rows)
+    k = 0
+    for s, items in enumerate(SEQUENCES.items):
+        for t in range(1, len(items)):
+            prefix = SEQUENCES.state_starts[s] + t - 1
+            assert found["state"][k, 0] == prefix
+            assert found["next_state"][k, 0] == prefix + 1
+            assert found["reward"][k] == k
+            drawn = int(found["negative_reward"][k]) - 100 * k
+            assert found["negative"][k] == (k + drawn) % 12
+            k += 1
+
+
+def test_every_negative_of_the_pool_is_drawn():
+    feedback = planted()
+    drawn = {int(feedback.lookup(np.array([3]))["negative_reward"][0]) for _ in range(60)}
+    assert drawn == {300, 301}
+
+
+def test_augmented_actions_join_the_lookup():
+    feedback = planted()
+    n = SEQUENCES.n_transitions
+    assert "augmented" not in feedback.lookup(np.array([0]))
+    feedback.augment(np.arange(n) % 12, np.arange(n) * 0.5)
+    found = feedback.lookup(np.array([5, 2]))
+    assert found["augmented"].tolist() == [5, 2]
+    assert found["augmented_reward"].tolist() == [2.5, 1.0]
+
+
+def test_reward_scales():
+    scores = np.array([[1.0, 3.0], [5.0, 7.0]])
+    values = torch.tensor([4.0, 4.0 + 5**0.5])
+    torch.testing.assert_close(
+        RewardScale.fit("standardize", scores)(values), torch.tensor([0.0, 1.0])
+    )
+    torch.testing.assert_close(RewardScale.fit("raw", scores)(values), values)
+    torch.testing.assert_close(RewardScale.fit("sigmoid", scores)(values), values.sigmoid())
+
+
+def test_calibration_takes_out_a_label_s_head_start():
+    # label 0 always scores 5 higher; row 0 prefers position 1, row 1 position 0 beyond that
+    scores = np.array([[5.0, 1.0], [6.0, 0.0]])
+    candidates = np.array([[10, 11], [20, 21]])
+    chosen, share = choose(scores, candidates, "prior")
+    assert chosen.tolist() == [11, 20]
+    assert share.tolist() == [0.5, 0.5]
+    chosen, share = choose(scores, candidates, "none")
+    assert chosen.tolist() == [10, 20]
+    assert share.tolist() == [1.0, 0.0]
+
+
+def test_shards_cover_all_sequences():
+    many = Sequences({f"u{i:04}": ["i00"] * (1 + i % 9) for i in range(900)}, CATALOGUE)
+    bounds = shard_bounds(many)
+    assert bounds[0] == 0
+    assert bounds[-1] == 900
+    sizes = np.diff(many.transition_starts[bounds])
+    assert len(sizes) == 4
+    assert (sizes[:-1] >= 1024).all()
+    assert (sizes < 1024 + 9).all()
+
+
+@pytest.mark.parametrize("state_input", ["items", "prompt"])
+def test_live_feedback_equals_the_model_asked_directly(settings, state_input):
+    env = environment(settings(state_input=state_input))
+    live = LiveFeedback(
+        env, sequences=SEQUENCES, n_items=12, seed=0, scale=RewardScale("raw"), state_dim=32
+    )
+    found = live.lookup(np.array([9, 0]))
+    for row, k in enumerate([9, 0]):
+        s, t = (int(part[0]) for part in live.locate(np.array([k])))
+        assert found["negative"][row] != SEQUENCES.action(s, t)
+        prompts = [
+            env.prompts.reward(SEQUENCES.history(s, t), SEQUENCES.action(s, t)),
+            env.prompts.reward(SEQUENCES.history(s, t), int(found["negative"][row])),
+        ]
+        rewards = env.read([prompts], env.reward_of)
+        np.testing.assert_allclose(found["reward"][row], rewards[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found["negative_reward"][row], rewards[1], rtol=1e-4, atol=1e-6)
+        next_state = env.read([[env.prompts.state(SEQUENCES.history(s, t + 1))]], lambda h: h)
+        np.testing.assert_allclose(found["next_state"][row], next_state[0], rtol=1e-3, atol=1e-5)

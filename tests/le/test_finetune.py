@@ -1,0 +1,126 @@
+"""Fine-tuning: what is learned from, what is measured, and going on after a kill."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_lea.le import finetune as ft
+from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.sequences import Sequences
+from tests.le.helpers import CATALOGUE, SEQUENCES, environment
+
+
+def test_learned_and_measured_sequences_are_apart(settings):
+    many = Sequences({f"u{i}": ["i00", "i01", "i02"] for i in range(100)}, CATALOGUE)
+    learned, measured = ft.split_sequences(many, settings(finetune_fraction=0.1))
+    assert len(learned) == 10
+    assert len(measured) == 10  # finetune_eval 20 transitions of 2 each
+    assert not set(learned) & set(measured)
+    learned, measured = ft.split_sequences(many, settings(finetune_fraction=1.0))
+    assert len(learned) == 90
+    assert measured
+    assert not set(learned) & set(measured)
+
+
+def test_no_transition_to_learn_from_is_an_error(settings):
+    with pytest.raises(ValueError, match="two items"):
+        ft.split_sequences(Sequences({"u": ["i00"]}, CATALOGUE), settings())
+
+
+def test_batches_cover_every_transition_once():
+    rng = np.random.default_rng(0)
+    batches = ft.epoch_batches(SEQUENCES, [1, 4, 7], 6, rng)
+    pairs = [pair for batch in batches for pair in batch]
+    assert sorted(pairs) == [(s, t) for s in (1, 4, 7) for t in range(1, len(SEQUENCES.items[s]))]
+    assert {len(batch) for batch in batches[:-1]} == {6}
+
+
+@pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
+def test_reward_model_learns_a_preference(settings, tmp_path, state_loss):
+    """Even items follow, odd items never do: the reward model must find that out."""
+    items = Catalogue({f"i{n:02}": {"title": "red" if n % 2 else "blue"} for n in range(12)})
+    rng = np.random.default_rng(0)
+    users = {f"u{u}": [f"i{2 * rng.integers(6):02}" for _ in range(6)] for u in range(24)}
+    sequences = Sequences(users, items)
+    s = settings(
+        finetune_epochs=20, finetune_lr=0.003, finetune_fraction=0.6, state_loss=state_loss,
+        finetune_eval=60, finetune_warmup=2,
+    )  # fmt: skip
+    history = ft.finetune(environment(s), sequences, s, tmp_path, progress_bar=False)
+    assert history[-1]["reward_loss"] < history[0]["reward_loss"]
+    assert history[-1]["state_loss"] < history[0]["state_loss"]
+    assert ft.evaluation_of(history[-1]).better_than_chance
+
+
+def test_resumed_equals_uninterrupted(settings, tmp_path):
+    s = settings(finetune_epochs=3, finetune_lr=0.01, lora_dropout=0.1)
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    whole = environment(s)
+    expected = ft.finetune(whole, SEQUENCES, s, folders[0], progress_bar=False)
+
+    class Killed(Exception):
+        pass
+
+    def kill_after_first_epoch(*args):
+        save(*args)
+        raise Killed
+
+    save, ft._save_checkpoint = ft._save_checkpoint, kill_after_first_epoch
+    try:
+        with pytest.raises(Killed):
+            ft.finetune(environment(s), SEQUENCES, s, folders[1], progress_bar=False)
+    finally:
+        ft._save_checkpoint = save
+    resumed = environment(s)
+    history = ft.finetune(resumed, SEQUENCES, s, folders[1], progress_bar=False)
+    assert history == expected
+    for name, tensor in whole.trained_state().items():
+        assert torch.equal(tensor, resumed.trained_state()[name]), name
+
+
+def test_a_useless_reward_model_is_warned_about(settings, tmp_path, caplog):
+    s = settings(finetune_lr=0.0)
+    env = environment(s)
+    torch.nn.init.zeros_(env.score_head.weight)  # every reward alike
+    with caplog.at_level(logging.WARNING):
+        ft.finetune(env, SEQUENCES, s, tmp_path, progress_bar=False)
+    assert "no better than chance" in caplog.text
+
+
+def test_chance_is_judged_with_its_standard_error():
+    one = ft.Evaluation(accuracy=0.6, margin=0.1, hit_10=0, ndcg_10=0, n=20)
+    assert not one.better_than_chance  # 0.6 of 20 is noise
+    assert dataclasses.replace(one, n=500).better_than_chance
+
+
+def test_evaluation_ranks_over_all_items(settings):
+    env = environment(settings())
+    state = env.read([[env.prompts.state(SEQUENCES.history(5, 3))]], lambda h: h)[0]
+    scores = env.item_tokens.numpy() @ state
+    rank = int((scores > scores[SEQUENCES.action(5, 3)]).sum())
+    found = ft.evaluate(env, SEQUENCES, [(5, 3)], seed=0)
+    assert found.hit_10 == float(rank < 10)
+    assert found.ndcg_10 == pytest.approx(1 / np.log2(rank + 2) if rank < 10 else 0)
+
+
+def test_schedule_warms_up_and_falls_to_zero(settings):
+    s = settings(finetune_warmup=10, finetune_schedule="cosine")
+    factors = [ft._schedule(step, 100, s) for step in range(100)]
+    assert factors[0] == 0.1
+    assert factors[9] == 1.0
+    assert factors[-1] < 0.001
+    constant = settings(finetune_warmup=10, finetune_schedule="constant")
+    assert ft._schedule(99, 100, constant) == 1.0
+
+
+def test_infinite_loss_is_an_error(settings, tmp_path):
+    s = settings()
+    env = environment(s)
+    env.item_tokens[3] = torch.nan
+    with pytest.raises(ValueError, match="lea_finetune_lr"):
+        ft.finetune(env, SEQUENCES, s, tmp_path, progress_bar=False)

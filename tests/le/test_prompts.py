@@ -1,0 +1,74 @@
+"""The paper's prompts as token ids."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from recbole_lea.le.prompts import Prompts, Template, label_ids
+
+
+@pytest.fixture
+def tokenizer(tiny_llm):
+    return AutoTokenizer.from_pretrained(tiny_llm)
+
+
+def text(tokenizer, ids, vocab):
+    return " ".join(f"<{i - vocab}>" if i >= vocab else tokenizer.decode([i]) for i in ids)
+
+
+def test_prompts_hold_history_actions_and_list_in_order(tokenizer, settings):
+    vocab = len(tokenizer)
+    prompts = Prompts(
+        tokenizer,
+        vocab,
+        settings(
+            user_prompt="The user has watched these films: {history}",
+            action_prompt=" the next film: {item}.",
+            selection_prompt=" In the list: {list}, based",
+            selection_suffix=" on",
+            max_history=2,
+        ),
+    )
+    assert text(tokenizer, prompts.reward([4, 5, 6], 9), vocab) == (
+        "The user has watched these films : <5> <6> the next film : <9> ."
+    )
+    assert text(tokenizer, prompts.select([4], [1, 2, 3]), vocab) == (
+        "The user has watched these films : <4> In the list : <1> <2> <3> , based on"
+    )
+    assert text(tokenizer, prompts.state([4, 5, 6]), vocab) == "<5> <6>"
+
+
+def test_state_input_prompt_is_the_user_prompt_up_to_the_last_item(tokenizer, settings):
+    vocab = len(tokenizer)
+    prompts = Prompts(
+        tokenizer,
+        vocab,
+        settings(user_prompt="The films: {history} in order", state_input="prompt"),
+    )
+    assert text(tokenizer, prompts.state([4, 5]), vocab) == "The films : <4> <5>"
+
+
+@pytest.mark.parametrize("bad", ["no placeholder", "{item} and {item}", "{item} {history}"])
+def test_template_needs_its_placeholder_once(tokenizer, bad):
+    with pytest.raises(ValueError, match="lea_action_prompt"):
+        Template(bad, ["item"], "lea_action_prompt", tokenizer, first=False)
+
+
+def test_labels_must_differ_in_their_first_token(tokenizer):
+    assert len(set(label_ids(tokenizer, ["first", "second", "third", "fourth", "fifth"]))) == 5
+    with pytest.raises(ValueError, match="'first' and 'first'"):
+        label_ids(tokenizer, ["first", "first"])
+
+
+def test_bos_is_added_only_where_the_tokenizer_adds_it(tokenizer):
+    class WithBos:
+        bos_token_id = 1
+
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [1] * add_special_tokens + [5] * len(text.split())}
+
+    assert Template("a b {item}", ["item"], "k", WithBos(), first=True).fill(item=[9]) == [
+        1, 5, 5, 9,
+    ]  # fmt: skip
+    assert Template("a {item}", ["item"], "k", WithBos(), first=False).fill(item=[9]) == [5, 9]
+    plain = Template("the {item}", ["item"], "k", tokenizer, first=True).fill(item=[9])
+    assert len(plain) == 2

