@@ -1,7 +1,7 @@
 """The one module that touches RecBole's internals.
 
-Everything here answers a fact about recbole 1.2.1 (``docs/recbole.md`` lists them). Importing
-``recbole_lea`` calls ``register`` once.
+Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recbole_lea`` calls
+``register`` once.
 """
 
 import functools
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 # Keys that change what a dataset holds: a dataset or loader cached under others is not reused.
 DATASET_KEYS = sorted(
     {key for key in lea_config.RULES if key.startswith("lea_")} - {"lea_compare"}
-) + ["transform", "negative_pool", "state_dim", "reward_scale", "q_weight", "model"]
+) + ["eval_protocol", "transform", "negative_pool", "state_dim", "reward_scale", "q_weight"]
 
 
 def register() -> None:
@@ -108,6 +108,8 @@ def _with_our_yaml(original: Callable) -> Callable:
             self._update_internal_config_dict(str(path))
         merged = self.internal_config_dict | self.external_config_dict
         lea_config.validate(merged, self.external_config_dict)
+        if merged["eval_protocol"] == "paper":
+            self.internal_config_dict["eval_args"] = lea_config.PAPER_EVAL_ARGS
 
     return load
 

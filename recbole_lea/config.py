@@ -11,6 +11,14 @@ import yaml
 from recbole_lea.data.transform import TRANSFORMS
 from recbole_lea.methods import METHODS
 
+# Section 4: whole sequences 8:1:1, every interaction of a test sequence, full ranking
+PAPER_EVAL_ARGS = {
+    "split": {"RS": [0.8, 0.1, 0.1]},
+    "group_by": "user",
+    "order": "TO",
+    "mode": "full",
+}
+
 
 def properties_folder() -> Path:
     """``properties/``: inside the installed package, or beside it in a checkout."""
@@ -114,6 +122,9 @@ RULES: dict[str, tuple[Check, str]] = {
     "state_dim": _optional(_COUNT),
     "state_layernorm": _FLAG,
     "lea_output_head": _one_of("tied", "dense"),
+    "eval_protocol": _one_of("leave_one_out", "paper"),
+    "lea_valid_steps": _optional(_COUNT),
+    "lea_prepare": _optional(_TEXT),
     "lea_newest": _optional(_number(3, 10**9, int)),
     "lea_compare": _FLAG,
     "lea_llm": _TEXT,
@@ -166,8 +177,10 @@ def validate(config: Mapping[str, Any], given: Iterable[str]) -> None:
         given: the keys that the user gave, by file, dict or command line.
 
     Raises:
-        ValueError: an unknown ``lea_*`` key, or a value of the wrong type or range.
+        ValueError: an unknown ``lea_*`` key, a value of the wrong type or range, or values
+            that contradict each other.
     """
+    given = set(given)
     for key in given:
         if key.startswith("lea_") and key not in RULES:
             raise ValueError(f"unknown key `{key}`{nearest(key, RULES)}")
@@ -178,8 +191,17 @@ def validate(config: Mapping[str, Any], given: Iterable[str]) -> None:
     transform = config.get("transform")
     if isinstance(transform, str) and transform.startswith("lea_") and transform not in TRANSFORMS:
         raise ValueError(f"unknown `transform: {transform}`{nearest(transform, TRANSFORMS)}")
-    if transform == "lea_live" and config.get("worker"):
-        raise ValueError("`transform: lea_live` runs the LLM in the loader: set `worker: 0`")
+    split = (config.get("eval_args") or {}).get("split") or {}
+    if config["eval_protocol"] == "paper" and "eval_args" in given and "RS" not in split:
+        raise ValueError(
+            "`eval_protocol: paper` splits whole sequences by ratio, but `eval_args` asks for "
+            f"{split}: give a split RS, or eval_protocol: leave_one_out"
+        )
+    if config.get("worker"):
+        raise ValueError(
+            "`worker` has to be 0: a worker process would see neither the augmentation that starts "
+            "during an epoch nor the LLM (and is slower here)"
+        )
 
 
 def warmup_steps(warmup: str, steps_per_epoch: int) -> int:

@@ -11,11 +11,12 @@ from typing import Any
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.quick_start import run
-from recbole.utils import get_trainer, init_seed, set_color
+from recbole.utils import init_seed, set_color
 
 from recbole_lea.config import find_config_file
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.model import MODELS
+from recbole_lea.trainer import StepTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
     loaders = data_preparation(stock, LEADataset(stock))
     init_seed(stock["seed"], stock["reproducibility"])
     model = backbone(stock, loaders[0]._dataset).to(stock["device"])
-    trainer = get_trainer(stock["MODEL_TYPE"], name)(stock, model)
+    trainer = StepTrainer(stock, model)
     trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
     result = trainer.evaluate(loaders[2], load_best_model=True)
     return {"model": name, "test_result": result}
@@ -106,7 +107,7 @@ def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
 # What the plain run must have in common: data, splits, budget and measures. The backbone's own
 # hyperparameters are RecBole's defaults or what the user gave.
 SHARED_KEYS = (
-    "load_col", "lea_newest", "eval_args", "metrics", "topk", "valid_metric", "epochs",
-    "stopping_step", "train_batch_size", "eval_batch_size", "learning_rate",
-    "MAX_ITEM_LIST_LENGTH", "seed",
+    "load_col", "lea_newest", "eval_protocol", "eval_args", "lea_valid_steps", "metrics", "topk",
+    "valid_metric", "epochs", "stopping_step", "train_batch_size", "eval_batch_size",
+    "learning_rate", "MAX_ITEM_LIST_LENGTH", "seed",
 )  # fmt: skip

@@ -38,7 +38,50 @@ class _Batches:
             yield next(batches)
 
 
-class LEATrainer(Trainer):
+class _Chunk:
+    """The next ``n`` batches of an endless run through the training loader."""
+
+    def __init__(self, loader, n: int) -> None:
+        self._loader = loader
+        self._n = n
+        self._batches = iter(loader)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator:
+        for _ in range(self._n):
+            try:
+                batch = next(self._batches)
+            except StopIteration:
+                self._batches = iter(self._loader)
+                batch = next(self._batches)
+            yield batch
+
+
+class StepTrainer(Trainer):
+    """RecBole's trainer that can validate every N steps (``lea_valid_steps``).
+
+    Epochs, ``eval_step`` and ``stopping_step`` then count chunks of N steps.
+    """
+
+    _chunk = None
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if self.config["lea_valid_steps"]:
+            if self._chunk is None or self._chunk._loader is not train_data:
+                self._chunk = _Chunk(train_data, self.config["lea_valid_steps"])
+            train_data = self._chunk
+        return super()._train_epoch(self._watched(train_data), epoch_idx, loss_func, show_progress)
+
+    def _watched(self, batches):
+        return batches
+
+
+class LEATrainer(StepTrainer):
     """Trains an ``LEARecommender``.
 
     Until the warm-up is over, SA2C's advantage is off and there is no augmentation; the
@@ -55,6 +98,7 @@ class LEATrainer(Trainer):
     def fit(self, train_data, valid_data=None, **kwargs):
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
         self._train_data = train_data
+        self.record = {}
         dataset = train_data._dataset
         self.stages = getattr(dataset, "lea_stages", self.stages)
         self._warmup_steps = warmup_steps(self.config["warmup"], len(train_data))
@@ -92,8 +136,10 @@ class LEATrainer(Trainer):
         if refresh and self.model.warmed_up and (epoch_idx - self._warm_epoch) % refresh == 0:
             self._augment()
         self._epoch = epoch_idx
-        batches = _Batches(train_data, self._before_batch)
-        return super()._train_epoch(batches, epoch_idx, loss_func, show_progress)
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    def _watched(self, batches):
+        return _Batches(batches, self._before_batch)
 
     def _before_batch(self) -> None:
         if self.steps == self._warmup_steps and not self.model.warmed_up:

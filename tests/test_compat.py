@@ -98,3 +98,26 @@ def test_the_le_needs_no_recbole(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_run_hyper_s_objective_function(tiny_dataset, tiny_llm, monkeypatch):
+    import recbole.quick_start.quick_start as quick_start
+
+    monkeypatch.setattr(quick_start.tune, "report", lambda **metrics: None)
+    config = tiny_keys(tiny_llm) | {"model": "GRU4RecSNQNLEA", "dataset": "tiny", "w_ah": 0.5}
+    result = quick_start.objective_function(config, None, saved=True)
+    assert result["model"] == "GRU4RecSNQNLEA"
+    assert "ndcg@10" in result["best_valid_result"]
+
+
+def test_saved_dataset_and_loaders_are_reused(tiny_dataset, tiny_llm, caplog):
+    caplog.set_level("INFO")
+    keys = tiny_keys(tiny_llm) | {"save_dataset": True, "save_dataloaders": True, "epochs": 3}
+    results = [run_recbole("SASRecSA2CLEA", "tiny", config_dict=dict(keys)) for _ in range(2)]
+    assert "Load filtered dataset from" in caplog.text
+    assert "Load split dataloaders from" in caplog.text
+    assert results[0]["test_result"].keys() == results[1]["test_result"].keys()
+    caplog.clear()
+    run_recbole("SASRecSA2CLEA", "tiny", config_dict=keys | {"lea_newest": 5})
+    assert "Load filtered dataset from" not in caplog.text
+    assert "Load split dataloaders from" not in caplog.text

@@ -38,9 +38,9 @@ def test_unknown_key_suggests_the_nearest(defaults):
         lea_config.validate(defaults, ["lea_metod"])
 
 
-def test_live_transform_refuses_loader_workers(defaults):
-    with pytest.raises(ValueError, match="worker: 0"):
-        lea_config.validate(defaults | {"transform": "lea_live", "worker": 2}, [])
+def test_loader_workers_are_refused(defaults):
+    with pytest.raises(ValueError, match="`worker` has to be 0"):
+        lea_config.validate(defaults | {"worker": 2}, [])
 
 
 def test_warmup_in_steps_and_epochs():

@@ -148,3 +148,27 @@ def test_loss_terms_are_logged_by_name(tiny_config):
     line = trainer._generate_train_loss_output(0, 0.0, 1.0, (1.0, 2.0, 3.0, 4.0))
     assert "L_q\x1b[0m: 2.0000" in line.replace("\x1b[1;34m", "")
     assert "train_loss" not in line
+
+
+@pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
+def test_validation_every_n_steps(tiny_config, monkeypatch, name):
+    """Chunks of 3 steps over a loader of 5 batches: no batch is lost or repeated early."""
+    seen, at = [], []
+    model_class = MODELS[name]
+    loss = model_class.calculate_loss
+
+    def watched(self, interaction):
+        seen.append(sorted(interaction["lea_row"].tolist()))
+        return loss(self, interaction)
+
+    monkeypatch.setattr(model_class, "calculate_loss", watched)
+    config = tiny_config(name, lea_method="base", lea_valid_steps=3, epochs=4, warmup="2 steps",
+                         train_batch_size=12)  # fmt: skip
+    trainer, loaders = train(config, callback_fn=lambda epoch, score: at.append(len(seen)))
+    n = len(loaders[0])
+    assert n == 5
+    assert at == [3, 6, 9, 12]
+    for start in (0, 5):
+        rows = [row for batch in seen[start : start + n] for row in batch]
+        assert len(rows) == len(set(rows)) == len(loaders[0]._dataset)
+    assert trainer.model.warmed_up

@@ -42,6 +42,12 @@ class LEADataset(SequentialDataset):
         self.lea_stages = StageLog()
         super().__init__(config)
 
+    def _load_data(self, token, dataset_path) -> None:
+        prepare = self.config["lea_prepare"]
+        if prepare and not (Path(dataset_path) / f"{token}.inter").is_file():
+            raise FileNotFoundError(f"{dataset_path} holds no {token}.inter; make it by: {prepare}")
+        super()._load_data(token, dataset_path)
+
     def _data_filtering(self) -> None:
         super()._data_filtering()
         self._rank_time()
@@ -76,6 +82,20 @@ class LEADataset(SequentialDataset):
         super().data_augmentation()
         self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
         self.set_field_property(ROW, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def split_by_ratio(self, ratios, group_by=None) -> list:
+        """RecBole's split, or under ``eval_protocol: paper`` whole sequences (seeded)."""
+        if self.config["eval_protocol"] != "paper":
+            return super().split_by_ratio(ratios, group_by)
+        users = self.inter_feat[self.uid_field].numpy()
+        tokens = self.field2id_token[self.uid_field]
+        # by token, so that the split does not depend on the order of the file
+        order = sorted(np.unique(users), key=lambda user: str(tokens[user]))
+        shuffled = np.random.default_rng(self.config["seed"]).permutation(order)
+        cuts = self._calcu_split_ids(len(shuffled), [ratio / sum(ratios) for ratio in ratios])
+        self._drop_unused_col()
+        rows = [np.flatnonzero(np.isin(users, part)) for part in np.split(shuffled, cuts)]
+        return [self.copy(self.inter_feat[index]) for index in rows]
 
     def build(self) -> list:
         """RecBole's splits; the training split gets its end-of-session marks and LE feedback."""

@@ -72,6 +72,10 @@ class Pipeline:
         self._environment: Environment | None = None
         self.keys = self._stage_keys()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the LLM, which is loaded again when it is needed."""
+        return self.__dict__ | {"_llm": None, "_environment": None}
+
     def _stage_keys(self) -> dict[str, str]:
         """Stage -> cache key, each over its own inputs and the stages before it."""
         s = self.settings
