@@ -103,8 +103,7 @@ def pack(
         groups: groups of prompts (lists of token ids), in the order to be read back.
         row_length: L, tokens a row.
         batch_rows: B, rows a batch.
-        fill_batches: pad the last batch to B rows, so that all have the same shape; if
-            false, to the next power of two.
+        fill_batches: pad the last batch to B rows, so that all have the same shape.
 
     Raises:
         ValueError: a group does not fit into one row.
@@ -129,10 +128,7 @@ def pack(
                 )
         reads.extend((len(rows) - 1, column) for column in last)
     if rows:
-        n_rows = batch_rows
-        if not fill_batches:
-            n_rows = min(batch_rows, 1 << (len(rows) - 1).bit_length())
-        yield _batch(rows, reads, first_prompt, n_rows)
+        yield _batch(rows, reads, first_prompt, batch_rows if fill_batches else len(rows))
 
 
 def _batch(

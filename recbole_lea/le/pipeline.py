@@ -20,6 +20,7 @@ from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import finetune
 from recbole_lea.le.llm import LLM, fingerprint, load_llm, pick_device, pick_dtype
+from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
@@ -93,7 +94,7 @@ class Pipeline:
         environment = _key(
             items=items,
             sequences=self.sequences.fingerprint(),
-            prompts=prompts | {"action": s.action_prompt, "state_input": s.state_input},
+            prompts=prompts | {"action": action_prompt(s)[0], "state_input": s.state_input},
             settings=_subset(s, "finetune_") | _subset(s, "lora_") | _subset(s, "state_loss"),
             state_weight=s.state_weight,
             seed=s.seed,

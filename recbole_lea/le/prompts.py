@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from recbole_lea.le.settings import LESettings
+
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -62,16 +64,15 @@ class Prompts:
         settings: the LE's templates and labels.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, settings: Any) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int, settings: LESettings) -> None:
         self.vocab_size = vocab_size
         self.max_history = settings.max_history
         self.state_input = settings.state_input
         self.user = Template(
             settings.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True
         )
-        self.action = Template(
-            settings.action_prompt, ["item"], "lea_action_prompt", tokenizer, first=False
-        )
+        text, key = action_prompt(settings)
+        self.action = Template(text, ["item"], key, tokenizer, first=False)
         self.selection = Template(
             settings.selection_prompt + settings.selection_suffix,
             ["list"],
@@ -107,6 +108,23 @@ class Prompts:
     def select(self, history: Sequence[int], items: Sequence[int]) -> list[int]:
         """Augmentation prompt "p_t p_l"; the label is read after its last token."""
         return self._user_prompt(history) + self.selection.fill(list=self.item_ids(items))
+
+
+def action_prompt(settings: LESettings) -> tuple[str, str]:
+    """The action prompt in use and its YAML key.
+
+    ``reward_prompt: paper`` is the paper's wording; ``item_last`` says the same with the item
+    as the last token, so that the text before it is shared and an action costs one token.
+
+    Raises:
+        ValueError: the item is not the last token of the ``item_last`` wording.
+    """
+    if settings.reward_prompt == "paper":
+        return settings.action_prompt, "lea_action_prompt"
+    text = settings.action_prompt_item_last
+    if not text.endswith("{item}"):
+        raise ValueError(f"lea_action_prompt_item_last has to end with {{item}}, but is {text!r}")
+    return text, "lea_action_prompt_item_last"
 
 
 def bos_ids(tokenizer: Any) -> list[int]:

@@ -17,7 +17,9 @@ class LESettings:
     llm_dtype: str
     item_sentence: str
     user_prompt: str
+    reward_prompt: str
     action_prompt: str
+    action_prompt_item_last: str
     selection_prompt: str
     selection_suffix: str
     selection_labels: tuple[str, ...]

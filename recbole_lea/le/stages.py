@@ -13,28 +13,39 @@ _STATUS = Path("/proc/self/status")
 
 
 class StageLog:
-    """Collects ``{stage: {"seconds", "peak_memory_mb", "peak_gpu_memory_mb"}}``."""
+    """Collects ``{stage: {"seconds", "peak_memory_mb", "peak_gpu_memory_mb"}}``.
+
+    A stage within another one interrupts it: its seconds and memory are not the outer one's.
+    """
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
+        self._open: list[str] = []
+        self._start = 0.0
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; entering the same name again adds to its seconds."""
-        _reset_peak()
-        start = time.perf_counter()
+        self._record()
+        self._open.append(name)
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
-            old = self.stages.get(name, {})
-            entry = {
-                "seconds": round(old.get("seconds", 0.0) + seconds, 2),
-                "peak_memory_mb": max(old.get("peak_memory_mb", 0.0), _peak_mb()),
-            }
+            self._record()
+            self._open.pop()
+
+    def _record(self) -> None:
+        """Book the time and memory since the last call on the innermost open stage."""
+        now = time.perf_counter()
+        if self._open:
+            entry = self.stages.setdefault(self._open[-1], {"seconds": 0.0, "peak_memory_mb": 0.0})
+            entry["seconds"] = round(entry["seconds"] + now - self._start, 3)
+            entry["peak_memory_mb"] = max(entry["peak_memory_mb"], _peak_mb())
             if torch.cuda.is_available():
-                entry["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-            self.stages[name] = entry
+                gpu = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+                entry["peak_gpu_memory_mb"] = max(entry.get("peak_gpu_memory_mb", 0.0), gpu)
+        _reset_peak()
+        self._start = now
 
 
 def _reset_peak() -> None:

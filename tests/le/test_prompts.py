@@ -72,3 +72,14 @@ def test_bos_is_added_only_where_the_tokenizer_adds_it(tokenizer):
     assert Template("a {item}", ["item"], "k", WithBos(), first=False).fill(item=[9]) == [5, 9]
     plain = Template("the {item}", ["item"], "k", tokenizer, first=True).fill(item=[9])
     assert len(plain) == 2
+
+
+def test_item_last_ends_with_the_item(tokenizer, settings):
+    vocab = len(tokenizer)
+    keys = {"user_prompt": "The films: {history}", "reward_prompt": "item_last"}
+    prompts = Prompts(
+        tokenizer, vocab, settings(action_prompt_item_last=", the next is {item}", **keys)
+    )
+    assert text(tokenizer, prompts.reward([4], 9), vocab) == "The films : <4> , the next is <9>"
+    with pytest.raises(ValueError, match="has to end with"):
+        Prompts(tokenizer, vocab, settings(action_prompt_item_last="{item} is next", **keys))
