@@ -6,6 +6,8 @@ Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recb
 
 import functools
 import logging
+import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import recbole.config
 import recbole.data.dataset
 import recbole.data.transform
+import recbole.model
 import recbole.trainer
 import recbole.utils
 import torch
@@ -29,9 +32,7 @@ from recbole_lea.trainer import LEATrainer
 logger = logging.getLogger(__name__)
 
 # Keys that change what a dataset holds: a dataset or loader cached under others is not reused.
-DATASET_KEYS = sorted(
-    {key for key in lea_config.RULES if key.startswith("lea_")} - {"lea_compare"}
-) + ["eval_protocol", "transform", "negative_pool", "state_dim", "reward_scale", "q_weight"]
+DATASET_KEYS = sorted({*lea_config.RULES, "transform"} - {"lea_compare", "lea_note"})
 
 
 def register() -> None:
@@ -69,6 +70,8 @@ def _get_model(original: Callable, name: str) -> type:
         return original(name)
     except (ValueError, ModuleNotFoundError, AttributeError) as error:
         # RecBole's search ends in its optional packages: "No module named 'lightgbm'"
+        if name.lower() in _stock_modules():
+            raise
         known = [*MODELS, *_stock_models()]
         raise ValueError(f"unknown model `{name}`{lea_config.nearest(name, known)}") from error
 
@@ -78,6 +81,12 @@ def _stock_models() -> list[str]:
     import recbole.model.sequential_recommender as sequential
 
     return [name for module in (general, sequential) for name in vars(module) if name[0].isupper()]
+
+
+def _stock_modules() -> set[str]:
+    """Module names of RecBole's models, those of optional packages included."""
+    folders = [folder.path for folder in os.scandir(recbole.model.__path__[0]) if folder.is_dir()]
+    return {module.name for module in pkgutil.iter_modules(folders)}
 
 
 def _construct_transform(original: Callable, config: Config) -> Any:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_lea.data.transform import TRANSFORMS
 from recbole_lea.methods import METHODS
 
@@ -47,12 +45,6 @@ def internal_files(model: str, dataset: str) -> list[Path]:
     folder = properties_folder()
     names = ["lea.yaml", f"dataset/{dataset}.yaml", f"model/{model}.yaml"]
     return [folder / name for name in names if (folder / name).is_file()]
-
-
-def default_keys() -> set[str]:
-    """Every key that ``properties/lea.yaml`` documents."""
-    with (properties_folder() / "lea.yaml").open(encoding="utf-8") as stream:
-        return set(yaml.safe_load(stream))
 
 
 Check = Callable[[Any], bool]
@@ -125,6 +117,8 @@ RULES: dict[str, tuple[Check, str]] = {
     "eval_protocol": _one_of("leave_one_out", "paper"),
     "lea_valid_steps": _optional(_COUNT),
     "lea_prepare": _optional(_TEXT),
+    "lea_note": _optional(_TEXT),
+    "lea_seed": _number(0, 2**31, int),
     "lea_newest": _optional(_number(3, 10**9, int)),
     "lea_compare": _FLAG,
     "lea_llm": _TEXT,
@@ -147,7 +141,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_item_patience": _optional(_COUNT),
     "lea_item_max_tokens": _number(4, 10**6, int),
     "lea_finetune_fraction": (lambda v: _number(0, 1)[0](v) and v > 0, "above 0, at most 1"),
-    "lea_finetune_epochs": _number(0, 10**6, int),
+    "lea_finetune_epochs": _COUNT,
     "lea_finetune_batch_size": _COUNT,
     "lea_finetune_lr": _number(0, 1),
     "lea_finetune_warmup": _number(0, 10**9, int),

@@ -4,8 +4,6 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
@@ -21,8 +19,11 @@ from recbole_lea.trainer import StepTrainer
 logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """RecBole's ``run_recbole.py`` for our models: the same flags, any ``--key=value``."""
+def main() -> dict[str, Any]:
+    """RecBole's ``run_recbole.py`` for our models: the same flags, any ``--key=value``.
+
+    Like RecBole's, it reads ``sys.argv``.
+    """
     parser = argparse.ArgumentParser(
         prog="run_recbole_lea.py",
         description="Train and test a model of recbole_lea (or of RecBole). Every key of the "
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--config_files", default=None, help="YAML files, separated by blanks; later ones win"
     )
-    options, _ = parser.parse_known_args(arguments)
+    options, _ = parser.parse_known_args()
     names = options.config_files.split() if options.config_files else []
     files = [find_config_file(name) for name in names]
     result = run(options.model, options.dataset, config_file_list=files or None)
@@ -43,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def console(arguments: Sequence[str] | None = None) -> None:
+def console() -> None:
     """``main`` for the shell: a mistake in the input is one line, not a traceback."""
     try:
-        main(arguments)
-    except (ValueError, KeyError, FileNotFoundError) as error:
+        main()
+    except (ValueError, KeyError, OSError) as error:
         if os.environ.get("LEA_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {message} (LEA_TRACEBACK=1 shows where)")
 
 
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
@@ -59,16 +60,15 @@ def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) 
     if model in MODELS and config["lea_compare"]:
         stock = train_backbone(config, files)
         lines = [f"  {model:<20}{_line(result['test_result'])}"]
-        lines.append(f"  {stock['model']:<20}{_line(stock['test_result'])}")
+        name = stock["model"]
+        if config["lea_output_head"] == "dense":
+            name += " (tied head)"
+        lines.append(f"  {name:<20}{_line(stock['test_result'])}")
         logger.info(
             set_color("test result beside plain RecBole", "yellow") + ":\n" + "\n".join(lines)
         )
-    for file in files:
-        if Path(file).name == "quick.yaml":
-            logger.info(
-                "properties/quick.yaml is for a first look: few interactions, a briefly trained "
-                "LE. Its numbers say nothing about the method."
-            )
+    if config["lea_note"]:
+        logger.info(config["lea_note"])
 
 
 def _line(metrics: dict[str, float]) -> str:
@@ -85,8 +85,7 @@ def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
     Returns:
         ``model`` and ``test_result``.
     """
-    lea_model = MODELS[config["model"]]
-    backbone = lea_model.__mro__[2]
+    backbone = MODELS[config["model"]].backbone_class()
     name = backbone.__name__
     ours = {key: value for key, value in config.final_config_dict.items() if key in SHARED_KEYS}
     ours["train_neg_sample_args"] = None

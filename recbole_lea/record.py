@@ -48,7 +48,7 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
         "fingerprints": {
             "dataset": dataset_fingerprint(dataset),
             "llm": pipeline.llm_fingerprint if pipeline else None,
-            "feedback": pipeline.keys if pipeline else {},
+            "feedback": pipeline.used if pipeline else {},
         },
         "le": pipeline.diagnostics() if pipeline else {},
     }

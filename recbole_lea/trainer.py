@@ -18,6 +18,9 @@ from recbole_lea.le.stages import StageLog
 logger = logging.getLogger(__name__)
 
 
+_said_anomaly = False
+
+
 class _Batches:
     """The training loader; calls ``before_batch`` before each batch is collated."""
 
@@ -101,19 +104,45 @@ class LEATrainer(StepTrainer):
         self.record = {}
         dataset = train_data._dataset
         self.stages = getattr(dataset, "lea_stages", self.stages)
-        self._warmup_steps = warmup_steps(self.config["warmup"], len(train_data))
+        self._prepare(train_data)
         with self.stages.stage("training"):
             result = super().fit(train_data, valid_data, **kwargs)
-        if not self.model.warmed_up and self._needs_warmup():
+        if not self.model.warmed_up:
             self.logger.warning(
                 "training ended before the warm-up (%s): raise `epochs` or lower `warmup`",
                 self.config["warmup"],
+            )
+        elif self._best_is_warmup:
+            self.logger.info(
+                "the best validation result is from the warm-up: what is tested has seen neither "
+                "the advantage nor the augmentation"
             )
         self.record = record.start(self.config, dataset, self.stages)
         self.record["best_valid_result"] = dict(result[1] or {})
         self.record_folder = record.new_folder(self.config)
         record.write(self.record, self.record_folder)
         return result
+
+    def _prepare(self, train_data) -> None:
+        """Where the warm-up stands, at the start or after ``resume_checkpoint``."""
+        global _said_anomaly
+        if not _said_anomaly:
+            self.logger.info(
+                "autograd's anomaly detection, which RecBole 1.2.1 switches on, is off"
+            )
+            _said_anomaly = True
+        per_epoch = len(train_data)
+        self._warmup_steps = warmup_steps(self.config["warmup"], per_epoch)
+        self.steps = self.start_epoch * (self.config["lea_valid_steps"] or per_epoch)
+        self._warm_epoch = self._epoch = self.start_epoch
+        self._best_is_warmup = False
+        if not self.model.needs_warmup:
+            self.model.warmed_up = True
+        elif not self.model.warmed_up:
+            # early stopping has no say before the warm-up is over
+            self.stopping_step = self.epochs * max(1, per_epoch) + 1
+        elif self.model.switches.augmented and train_data._dataset.lea_feedback.augmented is None:
+            self._augment()
 
     def evaluate(self, eval_data, load_best_model=True, **kwargs):
         """RecBole's ``evaluate``; after ``fit``, the result goes into the ``run.json``."""
@@ -127,9 +156,6 @@ class LEATrainer(StepTrainer):
                 + record.stage_table(self.stages.stages)
             )
         return result
-
-    def _needs_warmup(self) -> bool:
-        return self.model.rl_loss == "SA2C" or self.model.switches.augmented
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         refresh = self.config["augmentation_refresh"]
@@ -150,8 +176,7 @@ class LEATrainer(StepTrainer):
         self.model.warmed_up = True
         self._warm_epoch = self._epoch
         self.cur_step = 0
-        if not self._needs_warmup():
-            return
+        self.stopping_step = self.config["stopping_step"]
         self.logger.info(set_color("warm-up ends", "green") + f" after {self.steps} steps")
         if self.config["optimizer_reset"]:
             self.optimizer = self._build_optimizer()
@@ -159,12 +184,17 @@ class LEATrainer(StepTrainer):
             self._augment()
 
     def _valid_epoch(self, valid_data, show_progress=False):
-        if not self.model.warmed_up:
-            self.cur_step = 0  # early stopping has no say yet
-        return super()._valid_epoch(valid_data, show_progress)
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        bigger = self.valid_metric_bigger
+        best = self.best_valid_score
+        if score >= best if bigger else score <= best:
+            self._best_is_warmup = not self.model.warmed_up
+        return score, result
 
     def _augment(self) -> None:
         """The LE picks one of the model's top-5 for every training transition."""
+        if not self.config["single_spec"]:
+            raise ValueError("the LE's augmentation works in one process: run with --nproc=1")
         dataset = self._train_data._dataset
         with self.stages.stage("top-5 of the warm-up model"):
             candidates = self._top_k(dataset)

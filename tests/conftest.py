@@ -71,7 +71,7 @@ def settings(defaults, tiny_llm, tmp_path):
 
     def make(**changes):
         values = defaults | {
-            "seed": 7,
+            "lea_seed": 7,
             "lea_llm": tiny_llm,
             "lea_llm_dtype": "float32",
             "lea_cache_dir": str(tmp_path / "cache"),

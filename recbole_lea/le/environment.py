@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from recbole_lea.le.llm import LLM
 from recbole_lea.le.packing import PackedBatch, pack
+from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.settings import LESettings
 
@@ -95,14 +95,14 @@ class Environment(nn.Module):
         self,
         groups: Iterable[Sequence[Sequence[int]]],
         readout: Callable[[Tensor], Tensor],
-        progress: tqdm | None = None,
+        progress: PromptBar | None = None,
     ) -> np.ndarray:
         """Run prompts and apply ``readout`` to the hidden state at the end of each.
 
         Args:
             groups: groups of prompts; those of one group share a row.
             readout: [N, d] float32 -> [N, ...].
-            progress: advanced by the tokens computed.
+            progress: advanced by each batch.
 
         Returns:
             One row per prompt, in the given order, float32.
@@ -113,7 +113,7 @@ class Environment(nn.Module):
             hidden = self.at_reads(batch, self.hidden(batch))
             results.append(readout(hidden).float().cpu().numpy())
             if progress is not None:
-                progress.update(batch.n_tokens)
+                progress.advance(len(batch.prompts), batch.n_tokens)
         return np.concatenate(results) if results else np.zeros((0,), dtype=np.float32)
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
+from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.store import ArrayStore
 
@@ -33,7 +33,7 @@ def _transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[i
 
 
 def compute_states(
-    environment: Environment, sequences: Sequences, store: ArrayStore, progress: tqdm
+    environment: Environment, sequences: Sequences, store: ArrayStore, progress: PromptBar
 ) -> None:
     """Fill ``states`` with s'_t for every prefix x_{1:t} (Eq. 3)."""
     bounds = shard_bounds(sequences)
@@ -52,7 +52,7 @@ def compute_rewards(
     sequences: Sequences,
     negatives: np.ndarray,
     store: ArrayStore,
-    progress: tqdm,
+    progress: PromptBar,
 ) -> None:
     """Fill ``rewards`` [n_transitions, 1 + pool]: the positive's, then its negatives' (Eq. 5)."""
     bounds = shard_bounds(sequences)
@@ -72,7 +72,7 @@ def compute_label_scores(
     sequences: Sequences,
     candidates: np.ndarray,
     store: ArrayStore,
-    progress: tqdm,
+    progress: PromptBar,
 ) -> None:
     """Fill ``label_scores`` [n_transitions, k] with the log-probability of each label word."""
     bounds = shard_bounds(sequences)
@@ -94,7 +94,7 @@ def compute_action_rewards(
     sequences: Sequences,
     actions: np.ndarray,
     store: ArrayStore,
-    progress: tqdm,
+    progress: PromptBar,
 ) -> None:
     """Fill ``action_rewards`` [n_transitions] with the reward of one given action each."""
     bounds = shard_bounds(sequences)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
 from recbole_lea.le.packing import pack
+from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
 
@@ -132,7 +133,8 @@ def finetune(
         record = {"epoch": epoch, "reward_loss": totals[0] / n, "state_loss": totals[1] / n}
         record["train_accuracy"] = totals[2] / n
         if pairs:
-            evaluation = evaluate(environment, sequences, pairs, settings.seed)
+            with PromptBar(f"LE evaluation {epoch}", 3 * len(pairs), progress_bar) as bar:
+                evaluation = evaluate(environment, sequences, pairs, settings.seed, bar)
             record |= dataclasses.asdict(evaluation)
             logger.info(
                 "LE epoch %d: reward loss %.4f, state loss %.4f; held out (%d transitions): "
@@ -142,14 +144,6 @@ def finetune(
             )  # fmt: skip
         history.append(record)
         _save_checkpoint(environment, optimizer, step, history, folder)
-    if not pairs:
-        logger.warning("no training sequence is left to measure the LE on")
-    elif not evaluation_of(history[-1]).better_than_chance:
-        logger.warning(
-            "the reward model is no better than chance (held-out accuracy %.3f on %d pairs): its "
-            "rewards carry no information; train longer (lea_finetune_epochs), raise "
-            "lea_finetune_lr, or use a larger LLM", history[-1]["accuracy"], history[-1]["n"],
-        )  # fmt: skip
     return history
 
 
@@ -226,7 +220,11 @@ def _triples(environment, sequences, pairs, positives, negatives) -> list[list[l
 
 
 def evaluate(
-    environment: Environment, sequences: Sequences, pairs: list[tuple[int, int]], seed: int
+    environment: Environment,
+    sequences: Sequences,
+    pairs: list[tuple[int, int]],
+    seed: int,
+    progress: PromptBar | None = None,
 ) -> Evaluation:
     """Reward accuracy and margin, state hit@10 and NDCG@10 over all items (history included)."""
     table = environment.item_tokens
@@ -239,7 +237,7 @@ def evaluate(
         scores = hidden @ table.T  # [N, n_items]
         return torch.cat([environment.reward_of(hidden)[:, None], scores], dim=1)
 
-    read = environment.read(groups, readout)
+    read = environment.read(groups, readout, progress)
     margin = read[0::3, 0] - read[1::3, 0]
     scores = read[2::3, 1:]
     own = scores[np.arange(len(pairs)), positives][:, None]

@@ -96,7 +96,7 @@ def fingerprint(spec: str, dtype: str) -> str:
     if gguf:
         files = [Path(folder) / gguf]
     elif Path(folder).is_dir():
-        files = sorted(p for p in Path(folder).iterdir() if p.suffix in _MODEL_SUFFIXES)
+        files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     else:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         digest.update(f"{folder}@{config._commit_hash}".encode())
@@ -106,9 +106,6 @@ def fingerprint(spec: str, dtype: str) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-_MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".gguf")
 
 
 def pick_device() -> torch.device:

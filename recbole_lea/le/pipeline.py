@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from sklearn.decomposition import IncrementalPCA
 from tqdm import tqdm
 
 from recbole_lea.le import feedback as fb
 from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.finetune import finetune
+from recbole_lea.le.finetune import evaluation_of, finetune
 from recbole_lea.le.llm import LLM, fingerprint, load_llm, pick_device, pick_dtype
+from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
@@ -40,6 +42,10 @@ class Pipeline:
 
     A stage runs when it is first asked for, and is read back from the cache if it was
     finished under the same key before.
+
+    Attributes:
+        keys: stage -> cache key.
+        used: the same for the stages that this run has asked for.
 
     Args:
         settings: all LE settings.
@@ -71,6 +77,7 @@ class Pipeline:
         )
         self._llm: LLM | None = None
         self._environment: Environment | None = None
+        self.used: dict[str, str] = {}
         self.keys = self._stage_keys()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,28 +90,38 @@ class Pipeline:
         self.llm_fingerprint = fingerprint(s.llm, str(pick_dtype(s.llm_dtype, self.device)))
         sentences, self.without_text = self.catalogue.sentences(s.item_sentence)
         self.sentences = sentences
+        if self.without_text:
+            logger.warning(
+                "%d of %d items have no text and are described by their token: %s",
+                len(self.without_text), len(self.catalogue), ", ".join(self.without_text),
+            )  # fmt: skip
         items = _key(
             llm=self.llm_fingerprint,
             tokens=self.catalogue.tokens,
             sentences=sentences,
             settings=_subset(s, "item_"),
-            seed=s.seed,
+            seed=s.seed if s.item_init == "random" else None,
         )
         prompts = {"prompt": s.user_prompt, "max_history": s.max_history}
+        learning = _subset(s, "finetune_")
+        del learning["finetune_eval"]  # it measures only
         environment = _key(
             items=items,
             sequences=self.sequences.fingerprint(),
             prompts=prompts | {"action": action_prompt(s)[0], "state_input": s.state_input},
-            settings=_subset(s, "finetune_") | _subset(s, "lora_") | _subset(s, "state_loss"),
+            settings=learning | _subset(s, "lora_") | _subset(s, "state_loss"),
             state_weight=s.state_weight,
             seed=s.seed,
         )
-        return {
+        keys = {
             "items": items,
             "environment": environment,
             "states": _key(environment=environment),
             "rewards": _key(environment=environment, negative_pool=s.negative_pool),
         }
+        if s.state_dim is not None:
+            keys["projection"] = _key(states=keys["states"], state_dim=s.state_dim)
+        return keys
 
     def llm(self) -> LLM:
         """The LLM, loaded on first use."""
@@ -115,12 +132,6 @@ class Pipeline:
 
     def item_tokens(self) -> np.ndarray:
         """Item tokens [n_items, d], float32, in catalogue order."""
-        if self.without_text:
-            logger.warning(
-                "%d of %d items have no text and are described by their token: %s%s",
-                len(self.without_text), len(self.catalogue), ", ".join(self.without_text[:5]),
-                ", ..." if len(self.without_text) > 5 else "",
-            )  # fmt: skip
         with self._stage("items", "item tokenization", self.llm) as folder:
             if folder is not None:
                 self._tokenize(folder)
@@ -145,7 +156,9 @@ class Pipeline:
         )
         missing = store.missing()
         total = sum(min(BUCKET, n - starts[b]) for b in missing) * (s.item_iterations + 1)
-        with self._bar("item tokenization", "item-steps", total) as bar:
+        with tqdm(
+            desc="item tokenization", unit=" item-steps", total=total, disable=not self.progress_bar
+        ) as bar:
             for b in missing:
                 members = order[starts[b] : starts[b] + BUCKET]
                 local = [
@@ -187,13 +200,30 @@ class Pipeline:
         path = self._folder("environment") / "history.json"
         return json.loads(path.read_text(encoding="utf-8"))[-1] if path.is_file() else {}
 
+    def _report_quality(self) -> None:
+        """Say in every run, the LE built or reused, how good it is on held-out sequences."""
+        record = self.diagnostics()
+        if "accuracy" not in record:
+            logger.warning("no training sequence was left to measure the LE on")
+            return
+        logger.info(
+            "LE on %d held-out training transitions: reward accuracy %.3f, state hit@10 %.4f",
+            record["n"], record["accuracy"], record["hit_10"],
+        )  # fmt: skip
+        if not evaluation_of(record).better_than_chance:
+            logger.warning(
+                "the reward model is no better than chance (held-out accuracy %.3f on %d pairs): "
+                "its rewards carry no information; train longer (lea_finetune_epochs), raise "
+                "lea_finetune_lr, or use a larger LLM", record["accuracy"], record["n"],
+            )  # fmt: skip
+
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
         with self._stage("states", "states", self.environment) as folder:
             if folder is not None:
                 shape = (self.sequences.n_states, self.llm().width)
                 store = self._store(folder, "states", (shape, "float16"))
-                with self._bar("states", "tok") as bar:
+                with self._bar("states", store, self.sequences.state_starts) as bar:
                     fb.compute_states(self.environment(), self.sequences, store, bar)
         full = np.load(self._folder("states") / "states.npy", mmap_mode="r", allow_pickle=False)
         dim = self.settings.state_dim
@@ -201,31 +231,15 @@ class Pipeline:
 
     def _projected(self, full: np.ndarray, dim: int) -> np.ndarray:
         """PCA of the training states to ``state_dim`` (row 17)."""
-        if not 0 < dim <= min(full.shape):
+        if dim > min(full.shape):
             raise ValueError(
                 f"state_dim is {dim}, but {full.shape[0]} states of width {full.shape[1]} "
                 f"allow at most {min(full.shape)}"
             )
-        path = self._folder("states") / f"states-pca{dim}.npy"
-        if not path.is_file():
-            from sklearn.decomposition import IncrementalPCA
-
-            pca = IncrementalPCA(dim)
-            step = max(4096, dim)
-            # the last part is never smaller than the number of components
-            cuts = [*range(0, max(1, len(full) - step), step), len(full)]
-            parts = list(zip(cuts[:-1], cuts[1:], strict=True))
-            for start, end in parts:
-                pca.partial_fit(np.asarray(full[start:end], dtype=np.float32))
-            logger.info("state_dim %d keeps %.1f %% of the states' variance",
-                        dim, 100 * pca.explained_variance_ratio_.sum())  # fmt: skip
-            partial = path.with_suffix(".partial")
-            shape = (len(full), dim)
-            projected = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-            for start, end in parts:
-                projected[start:end] = pca.transform(np.asarray(full[start:end], dtype=np.float32))
-            projected.flush()
-            partial.replace(path)
+        path = self._folder("projection") / "states.npy"
+        with self._stage("projection", f"projection to {dim}", lambda: None) as folder:
+            if folder is not None:
+                project(full, dim, path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def rewards(self) -> np.ndarray:
@@ -233,8 +247,9 @@ class Pipeline:
         with self._stage("rewards", "rewards", self.environment) as folder:
             if folder is not None:
                 shape = (self.sequences.n_transitions, 1 + self.settings.negative_pool)
+                starts = self.sequences.transition_starts
                 store = self._store(folder, "rewards", (shape, "float32"))
-                with self._bar("rewards", "tok") as bar:
+                with self._bar("rewards", store, starts * shape[1]) as bar:
                     fb.compute_rewards(
                         self.environment(), self.sequences, self.negatives, store, bar
                     )
@@ -265,7 +280,7 @@ class Pipeline:
             if folder is not None:
                 shape = (n, candidates.shape[1])
                 store = self._store(folder, "label_scores", (shape, "float32"))
-                with self._bar("augmentation", "tok") as bar:
+                with self._bar("augmentation", store, self.sequences.transition_starts) as bar:
                     fb.compute_label_scores(
                         self.environment(), self.sequences, candidates, store, bar
                     )
@@ -289,7 +304,7 @@ class Pipeline:
         with self._stage("selection_rewards", title, self.environment) as folder:
             if folder is not None:
                 store = self._store(folder, "action_rewards", ((n,), "float32"))
-                with self._bar(title, "tok") as bar:
+                with self._bar(title, store, self.sequences.transition_starts) as bar:
                     fb.compute_action_rewards(
                         self.environment(), self.sequences, chosen, store, bar
                     )
@@ -300,6 +315,8 @@ class Pipeline:
         """Feedback read from disk, computed first where it is not there."""
         states = self.states() if want_states else None
         rewards = self.rewards() if want_rewards else None
+        if states is not None or rewards is not None:
+            self._report_quality()
         scale = None
         if rewards is not None:
             scale = fb.RewardScale.fit(self.settings.reward_scale, rewards)
@@ -321,6 +338,7 @@ class Pipeline:
             environment, scale=None, state_dim=self.llm().width if want_states else None,
             **self._common(),
         )  # fmt: skip
+        self._report_quality()
         if want_rewards:
             live.fit_scale(self.settings.reward_scale)
         return live
@@ -341,6 +359,7 @@ class Pipeline:
 
         ``needs`` is called before the stage's clock starts, so that no stage counts another.
         """
+        self.used[stage] = self.keys[stage]
         folder = self._folder(stage)
         done = folder / "done.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -364,11 +383,29 @@ class Pipeline:
         meta = {"users": len(self.sequences), "format": FORMAT}
         return ArrayStore(folder, {name: array}, bounds, meta)
 
-    def _bar(self, title: str, unit: str, total: int | None = None) -> tqdm:
-        return tqdm(
-            desc=title, unit=f" {unit}", unit_scale=True, total=total,
-            disable=not self.progress_bar,
-        )  # fmt: skip
+    def _bar(self, title: str, store: ArrayStore, starts: np.ndarray) -> PromptBar:
+        """A bar over the prompts of the missing shards; ``starts``: prompts before a sequence."""
+        per_shard = np.diff(starts[fb.shard_bounds(self.sequences)])
+        return PromptBar(title, int(per_shard[store.missing()].sum()), self.progress_bar)
+
+
+def project(full: np.ndarray, dim: int, path: Path) -> None:
+    """Write the first ``dim`` principal components of ``full`` [n, d], float16, part by part."""
+    pca = IncrementalPCA(dim)
+    step = max(4096, dim)
+    # the last part is never smaller than the number of components
+    cuts = [*range(0, max(1, len(full) - step), step), len(full)]
+    parts = list(zip(cuts[:-1], cuts[1:], strict=True))
+    for start, end in parts:
+        pca.partial_fit(np.asarray(full[start:end], dtype=np.float32))
+    kept = 100 * pca.explained_variance_ratio_.sum()
+    logger.info("state_dim %d keeps %.1f %% of the states' variance", dim, kept)
+    partial = path.with_suffix(".partial")
+    projected = np.lib.format.open_memmap(partial, "w+", np.float16, (len(full), dim))
+    for start, end in parts:
+        projected[start:end] = pca.transform(np.asarray(full[start:end], dtype=np.float32))
+    projected.flush()
+    partial.replace(path)
 
 
 @contextlib.contextmanager

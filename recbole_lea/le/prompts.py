@@ -42,7 +42,8 @@ class Template:
             # A BPE word carries its own leading space; a space left before a virtual token
             # would become a token of its own.
             piece = part.rstrip(" ") if i < len(self.names) else part
-            self.pieces.append(tokenizer(piece, add_special_tokens=False)["input_ids"])
+            alone = i == 0 and first
+            self.pieces.append(ids_of(tokenizer, piece) if alone else following(tokenizer, piece))
         if first:
             self.pieces[0] = bos_ids(tokenizer) + self.pieces[0]
 
@@ -127,6 +128,24 @@ def action_prompt(settings: LESettings) -> tuple[str, str]:
     return text, "lea_action_prompt_item_last"
 
 
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, nothing added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def following(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text as it follows a word.
+
+    Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
+    would start with a token for nothing but that space.
+    """
+    if text[:1].isalnum():
+        return ids_of(tokenizer, text)
+    before = ids_of(tokenizer, "the")
+    both = ids_of(tokenizer, f"the{text}")
+    return both[len(before) :] if both[: len(before)] == before else ids_of(tokenizer, text)
+
+
 def bos_ids(tokenizer: Any) -> list[int]:
     """``[bos]`` where the tokenizer adds it by itself, else nothing."""
     ids = tokenizer("x")["input_ids"]
@@ -140,7 +159,7 @@ def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     Raises:
         ValueError: two labels share their first token, so their scores could not differ.
     """
-    ids = [tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in labels]
+    ids = [following(tokenizer, f" {label}")[0] for label in labels]
     for i, label in enumerate(labels):
         if ids[i] in ids[:i]:
             other = labels[ids.index(ids[i])]

@@ -9,8 +9,8 @@ from typing import Any
 class LESettings:
     """What the LE is built from. Field ``x`` is the YAML key ``lea_x``.
 
-    The five bare keys (``negative_pool`` ... ``seed``) keep the names of
-    ``docs/deviations.md`` or RecBole.
+    The bare keys (``negative_pool`` ... ``state_dim``) keep the names of
+    ``docs/deviations.md``.
     """
 
     llm: str
@@ -47,11 +47,11 @@ class LESettings:
     row_length: int
     batch_rows: int
     cache_dir: str
+    seed: int
     negative_pool: int
     selection_calibration: str
     reward_scale: str
     state_dim: int | None
-    seed: int
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "LESettings":
@@ -70,4 +70,4 @@ class LESettings:
         return cls(**values)
 
 
-BARE_KEYS = ("negative_pool", "selection_calibration", "reward_scale", "state_dim", "seed")
+BARE_KEYS = ("negative_pool", "selection_calibration", "reward_scale", "state_dim")

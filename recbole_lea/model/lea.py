@@ -68,7 +68,7 @@ class LEARecommender:
         self.q_weight = config["q_weight"]
         self.gamma = config["gamma"]
         self.td_scale = config["td_scale"]
-        self.r_pos, self.r_neg = config["r_pos"], config["r_neg"]
+        self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
         self.advantage_clip = tuple(config["advantage_clip"])
         self.w_ah, self.w_aq = config["w_ah"], config["w_aq"]
         self.warmed_up = False
@@ -97,14 +97,19 @@ class LEARecommender:
             for _ in range(2)
         ]
         self.q_head = heads[0]
-        backbone = self.backbone_class(config, dataset)
+        backbone = self.backbone_class()(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
 
-    @property
-    def backbone_class(self) -> type:
+    @classmethod
+    def backbone_class(cls) -> type:
         """RecBole's own class: the next one after this mixin."""
-        mro = type(self).__mro__
+        mro = cls.__mro__
         return mro[mro.index(LEARecommender) + 1]
+
+    @property
+    def needs_warmup(self) -> bool:
+        """Whether anything starts at the end of a warm-up: SA2C's advantage, augmentation."""
+        return (self.rl_loss == "SA2C" and self.q_weight != 0) or self.switches.augmented
 
     def _copies(self) -> list[tuple[nn.Module, QHead, nn.Linear | None]]:
         return [
@@ -201,7 +206,7 @@ class LEARecommender:
 
     def _encode(self, backbone: nn.Module, seq: Tensor, seq_len: Tensor) -> Tensor:
         """h_t = G(x_{1:t}) [B, H] of one copy."""
-        return self.backbone_class.forward(backbone, seq, seq_len)
+        return self.backbone_class().forward(backbone, seq, seq_len)
 
     def _field(self, interaction, name: str) -> Tensor:
         try:

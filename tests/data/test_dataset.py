@@ -7,6 +7,7 @@ from recbole.data import create_dataset, data_preparation
 
 from recbole_lea.data.dataset import DONE, ROW
 from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.model import MODELS
 
 
 @pytest.fixture
@@ -77,39 +78,44 @@ def test_planted_values_reach_their_rows(tiny_config, tiny_dataset, planted, eva
 
 
 @pytest.mark.parametrize("eval_args", SPLITS)
-def test_no_held_out_interaction_reaches_the_le(tiny_config, monkeypatch, eval_args):
-    """Record every prompt of every stage and compare with the held-out targets."""
+def test_no_held_out_interaction_reaches_the_le(tiny_config, tiny_dataset, monkeypatch, eval_args):
+    """Record every prompt of every stage and compare with the file's own sequences."""
     from recbole_lea.le.prompts import Prompts
+    from recbole_lea.trainer import LEATrainer
 
-    inputs = []
-    for name in ("reward", "state"):
+    calls = []
+    for name in ("reward", "state", "select"):
         original = getattr(Prompts, name)
 
-        def recorded(self, history, *rest, original=original):
-            inputs.append((tuple(int(i) for i in history), *(int(r) for r in rest)))
+        def recorded(self, history, *rest, name=name, original=original):
+            calls.append((name, [int(i) for i in history], rest))
             return original(self, history, *rest)
 
         monkeypatch.setattr(Prompts, name, recorded)
     config = tiny_config(eval_args=eval_args)
-    dataset = create_dataset(config)
-    train, valid, test = data_preparation(config, dataset)
-    pipeline = train._dataset.lea_pipeline
-    longest = {}
-    for row in range(len(train._dataset)):
-        user = int(train._dataset.inter_feat["user_id"][row])
-        longest[user] = longest.get(user, 1) + 1
-    allowed = {}
+    loaders = data_preparation(config, create_dataset(config))
+    data = loaders[0]._dataset
+    trainer = LEATrainer(config, MODELS[config["model"]](config, data))
+    trainer._train_data = loaders[0]
+    trainer._augment()
+    # what may be seen, from the file alone: each user's items before the held-out rows
+    held_out = dict.fromkeys(raw_sequences(tiny_dataset), 0)
+    for loader in loaders[1:]:
+        for user in loader._dataset.inter_feat["user_id"]:
+            held_out[data.id2token("user_id", int(user))] += 1
+    assert min(held_out.values()) >= 1
+    visible = {u: s[: len(s) - held_out[u]] for u, s in raw_sequences(tiny_dataset).items()}
+    prefixes = {tuple(s[:t]) for s in visible.values() for t in range(1, len(s) + 1)}
+    tokens = data.lea_pipeline.catalogue.tokens
+    positives = []
+    for name, history, _ in calls:
+        assert tuple(tokens[i] for i in history) in prefixes, name
+    pipeline = data.lea_pipeline
     for s, user in enumerate(pipeline.sequences.users):
-        items = pipeline.sequences.items[s]
-        assert len(items) == longest[dataset.token2id("user_id", user)]
-        for t in range(1, len(items) + 1):
-            allowed.setdefault(tuple(items[:t].tolist()), user)
-    assert inputs
-    assert {history for history, *_ in inputs} <= set(allowed)
-    held_out = sum(len(loader._dataset) for loader in (valid, test))
-    assert held_out > 0
-    total = sum(len(items) for items in pipeline.sequences.items)
-    assert total + held_out == len(dataset) + len(pipeline.sequences)
+        assert [tokens[i] for i in pipeline.sequences.items[s]] == visible[user]
+        positives += [tokens[i] for i in pipeline.sequences.items[s][1:]]
+    assert {name for name, *_ in calls} == {"reward", "state", "select"}
+    assert sorted(positives) == sorted(x for s in visible.values() for x in s[1:])
 
 
 def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset):

@@ -104,3 +104,15 @@ def test_label_scores_are_log_probabilities_of_the_label_words(settings):
     expected = logits.log_softmax(-1)[env.prompts.labels]
     np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4)
     assert len(CATALOGUE) >= 5
+
+
+def test_pad_and_eos_ids_within_a_prompt_are_ordinary_tokens(settings):
+    """No mask is derived from ids: a text that holds them is read like any other."""
+    env = environment(settings())
+    pad, eos = 1, 2
+    plain = env.prompts.state([3, 4, 5])
+    for odd in (pad, eos):
+        prompt = [*plain[:1], odd, *plain[1:]]
+        found = env.read([[prompt], [plain]], lambda hidden: hidden)
+        np.testing.assert_allclose(found[0], alone(env, prompt).numpy(), rtol=1e-3, atol=1e-5)
+        assert np.abs(found[0] - found[1]).max() > 1e-3

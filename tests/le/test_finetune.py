@@ -1,7 +1,6 @@
 """Fine-tuning: what is learned from, what is measured, and going on after a kill."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import pytest
@@ -81,15 +80,6 @@ def test_resumed_equals_uninterrupted(settings, tmp_path):
     assert history == expected
     for name, tensor in whole.trained_state().items():
         assert torch.equal(tensor, resumed.trained_state()[name]), name
-
-
-def test_a_useless_reward_model_is_warned_about(settings, tmp_path, caplog):
-    s = settings(finetune_lr=0.0)
-    env = environment(s)
-    torch.nn.init.zeros_(env.score_head.weight)  # every reward alike
-    with caplog.at_level(logging.WARNING):
-        ft.finetune(env, SEQUENCES, s, tmp_path, progress_bar=False)
-    assert "no better than chance" in caplog.text
 
 
 def test_chance_is_judged_with_its_standard_error():

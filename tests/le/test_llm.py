@@ -75,3 +75,8 @@ def test_real_smollm2_through_every_stage(settings):
     candidates = np.tile(np.arange(5), (sequences.n_transitions, 1))
     chosen, _ = p.select(candidates, want_rewards=False)
     assert set(chosen.tolist()) <= set(range(5))
+    scores = np.load(next(p.folder.glob("selection-*/label_scores.npy")))
+    assert np.isfinite(scores).all()
+    assert (scores.std(axis=1) > 0.01).all()  # the LLM tells the labels apart
+    # a label word is among the LLM's likely next tokens, or the prompt does not ask for one
+    assert scores.max() > np.log(1 / 100)

@@ -46,6 +46,7 @@ def test_each_stage_runs_once(settings, log):
         ({"finetune_lr": 0.01}, ["LE fine-tuning", "states", "rewards"]),
         ({"action_prompt": " the next {item}."}, ["LE fine-tuning", "states", "rewards"]),
         ({"negative_pool": 3}, ["rewards"]),
+        ({"finetune_eval": 5}, []),
         ({"reward_scale": "raw"}, []),
         ({"selection_prompt": " In the list {list}:"}, []),
         ({"batch_rows": 2}, []),
@@ -154,3 +155,38 @@ def test_adapter_and_score_head_are_one_safetensors_file(settings):
     assert "score_head.weight" in names
     assert any("lora_A" in name for name in names)
     assert json.loads((path.parent / "done.json").read_text())["key"] == p.keys["environment"]
+
+
+def test_a_useless_reward_model_is_warned_about_in_every_run(settings, log):
+    changes = {"finetune_lr": 0.0, "finetune_fraction": 0.2, "lora_r": 1}
+    for _ in range(2):
+        p = pipeline(settings(**changes))
+        p.environment()
+        record = p.diagnostics()
+        record |= {"accuracy": 0.5}
+        (p._folder("environment") / "history.json").write_text(json.dumps([record]))
+        p.precomputed(want_states=False, want_rewards=True)
+        assert "no better than chance (held-out accuracy 0.500" in log.text
+        log.clear()
+
+
+def test_runs_that_differ_in_the_seed_alone_share_the_le(defaults, settings):
+    from recbole_lea.le import LESettings
+
+    values = defaults | {"lea_llm": settings().llm, "lea_llm_dtype": "float32"}
+
+    def keys(**changes):
+        made = LESettings.from_config(values | changes)
+        return Pipeline(made, CATALOGUE, SEQUENCES, "x").keys
+
+    assert keys(seed=1) == keys(seed=2)
+    assert keys(lea_seed=1)["environment"] != keys(lea_seed=2)["environment"]
+    assert keys(lea_seed=1)["items"] == keys(lea_seed=2)["items"]
+
+
+def test_a_setting_that_is_missing_is_named(defaults):
+    from recbole_lea.le import LESettings
+
+    del defaults["lea_lora_r"]
+    with pytest.raises(KeyError, match="lea_lora_r"):
+        LESettings.from_config(defaults)

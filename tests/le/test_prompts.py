@@ -83,3 +83,25 @@ def test_item_last_ends_with_the_item(tokenizer, settings):
     assert text(tokenizer, prompts.reward([4], 9), vocab) == "The films : <4> , the next is <9>"
     with pytest.raises(ValueError, match="has to end with"):
         Prompts(tokenizer, vocab, settings(action_prompt_item_last="{item} is next", **keys))
+
+
+def test_tokenizers_that_put_a_space_before_every_text(settings):
+    """Llama 2 and Mistral: the labels must not all start with that space's token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["▁the", "▁first", "▁second", "▁third", "▁next", "▁", ".", "▁film", "the"]
+    pieces = sorted({c for w in words for c in w} | set(words))
+    tokenizer = Tokenizer(models.Unigram([("<unk>", -99.0)] + [
+        (piece, -1.0 if piece in words else -50.0) for piece in pieces
+    ], unk_id=0))  # fmt: skip
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    ids = label_ids(fast, ["first", "second", "third"])
+    assert fast.convert_ids_to_tokens(ids) == ["▁first", "▁second", "▁third"]
+    template = Template("the {item} next film.", ["item"], "k", fast, first=True)
+    tokens = [fast.convert_ids_to_tokens(piece) for piece in template.pieces]
+    assert tokens == [["▁the"], ["▁next", "▁film", "."]]

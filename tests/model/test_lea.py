@@ -210,6 +210,13 @@ def test_constant_rewards_and_fresh_negatives(tiny_config):
     assert set(negative_reward.tolist()) == {-1.0}
 
 
+def test_rewards_given_as_whole_numbers_are_not_cut(tiny_config):
+    model, _, _ = build(tiny_config(lea_method="base", r_pos=1, r_neg=-0.5))
+    _, reward, negative_reward = model._actions(Interaction({}), torch.arange(1, 5))
+    assert reward.tolist() == [1.0] * 4
+    assert negative_reward.tolist() == [-0.5] * 4
+
+
 @ALL
 def test_dense_output_head(tiny_config, name):
     model, train, test = build(tiny_config(name, lea_output_head="dense", lea_method="base"))

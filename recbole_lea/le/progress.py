@@ -1,0 +1,28 @@
+"""A progress bar over prompts that shows the LLM's throughput."""
+
+import time
+
+from tqdm import tqdm
+
+
+class PromptBar(tqdm):
+    """Counts prompts; shows tokens per second.
+
+    Args:
+        title: the stage.
+        total: prompts to come.
+        shown: draw it.
+    """
+
+    def __init__(self, title: str, total: int, shown: bool) -> None:
+        super().__init__(desc=title, total=total, unit=" prompts", disable=not shown)
+        self._tokens = 0
+        self._began = time.perf_counter()
+
+    def advance(self, prompts: int, tokens: int) -> None:
+        """Count a batch."""
+        self._tokens += tokens
+        if not self.disable:
+            rate = self._tokens / max(time.perf_counter() - self._began, 1e-9)
+            self.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self.update(prompts)
