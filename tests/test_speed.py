@@ -1,0 +1,47 @@
+"""The speed report has its fields; what they measure is not judged here."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from recbole_lea import speed
+from tests.le.helpers import SEQUENCES, environment
+
+
+def test_plain_rewards_equal_packed_ones(settings):
+    env = environment(settings())
+    prompts = [env.prompts.reward(SEQUENCES.history(s, t), 3) for s in (2, 6) for t in range(1, 4)]
+    rewards, tokens = speed.plain_rewards(env, prompts)
+    packed = env.read([[prompt] for prompt in prompts], env.reward_of)
+    np.testing.assert_allclose(rewards, packed, rtol=1e-4, atol=1e-6)
+    assert tokens == len(prompts) * max(map(len, prompts))  # one padded batch
+
+
+def test_flops_are_two_per_weight(settings):
+    env = environment(settings())
+    layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    assert speed.flops_per_token(env.llm.base_model.model) >= 2 * layers
+
+
+@pytest.mark.parametrize("rows", [12])
+def test_report(tiny_config, rows):
+    report = speed.run(tiny_config(lea_method="base"), rows)
+    assert report["rows"] >= rows
+    for name in ("feedback_speedup", "feedback_token_ratio", "finetune_speedup", "utilisation"):
+        assert set(report[name]) == {"paper", "item_last"}
+        assert all(value > 0 for value in report[name].values())
+    assert report["feedback_token_ratio"]["item_last"] > 1
+    assert len(report["train_step_ratio"]) == len(report["inference_ratio"]) == 4
+    assert max(report["max_abs_diff"].values()) < 1e-3
+    assert json.dumps(report)
+
+
+def test_command_line_says_what_it_takes():
+    done = subprocess.run(
+        [sys.executable, "-m", "recbole_lea.benchmark", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--speed" in done.stdout
