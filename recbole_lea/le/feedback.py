@@ -1,7 +1,7 @@
 """The LE's feedback on logged data: states, rewards and selected actions (sections 3.3, 3.4)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -26,86 +26,80 @@ def shard_bounds(sequences: Sequences) -> np.ndarray:
     return np.array([*bounds, len(sequences)])
 
 
-def _transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[int, int]]:
+def _transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(transition number, sequence, t) of some sequences."""
+    row = int(sequences.transition_starts[first])
     for s in range(first, end):
         for t in range(1, len(sequences.items[s])):
-            yield s, t
+            yield row, s, t
+            row += 1
 
 
-def compute_states(
-    environment: Environment, sequences: Sequences, store: ArrayStore, progress: PromptBar
-) -> None:
-    """Fill ``states`` with s'_t for every prefix x_{1:t} (Eq. 3)."""
-    bounds = shard_bounds(sequences)
-    for shard in store.missing():
-        prompts = (
-            [environment.prompts.state(sequences.history(s, t))]
-            for s in range(bounds[shard], bounds[shard + 1])
-            for t in range(1, len(sequences.items[s]) + 1)
-        )
-        states = environment.read(prompts, _identity, progress)
-        store.write(shard, {"states": states.astype(np.float16)})
+class Computation:
+    """Fills the missing shards of a store's one array with what the LE says.
 
+    Args:
+        environment: the adapted LE.
+        sequences: the training sequences; shards are ranges of them.
+        store: with one array, whose rows are states or transitions.
+        progress: advanced by prompts and tokens.
+    """
 
-def compute_rewards(
-    environment: Environment,
-    sequences: Sequences,
-    negatives: np.ndarray,
-    store: ArrayStore,
-    progress: PromptBar,
-) -> None:
-    """Fill ``rewards`` [n_transitions, 1 + pool]: the positive's, then its negatives' (Eq. 5)."""
-    bounds = shard_bounds(sequences)
-    for shard in store.missing():
-        first = sequences.transition_starts[bounds[shard]]
-        groups = []
-        for row, (s, t) in enumerate(_transitions(sequences, *bounds[shard : shard + 2]), first):
-            actions = [sequences.action(s, t), *negatives[row]]
-            history = sequences.history(s, t)
-            groups.append([environment.prompts.reward(history, action) for action in actions])
-        rewards = environment.read(groups, environment.reward_of, progress)
-        store.write(shard, {"rewards": rewards.reshape(-1, 1 + negatives.shape[1])})
+    def __init__(
+        self,
+        environment: Environment,
+        sequences: Sequences,
+        store: ArrayStore,
+        progress: PromptBar,
+    ) -> None:
+        self.environment = environment
+        self.prompts = environment.prompts
+        self.sequences = sequences
+        self.store = store
+        self.progress = progress
 
+    def states(self) -> None:
+        """s'_t for every prefix x_{1:t} (Eq. 3): [n_states, d]."""
 
-def compute_label_scores(
-    environment: Environment,
-    sequences: Sequences,
-    candidates: np.ndarray,
-    store: ArrayStore,
-    progress: PromptBar,
-) -> None:
-    """Fill ``label_scores`` [n_transitions, k] with the log-probability of each label word."""
-    bounds = shard_bounds(sequences)
-    k = candidates.shape[1]
-    for shard in store.missing():
-        first = sequences.transition_starts[bounds[shard]]
-        groups = [
-            [environment.prompts.select(sequences.history(s, t), candidates[row])]
-            for row, (s, t) in enumerate(_transitions(sequences, *bounds[shard : shard + 2]), first)
-        ]
-        scores = environment.read(
-            groups, lambda hidden: environment.label_scores_of(hidden)[:, :k], progress
-        )
-        store.write(shard, {"label_scores": scores})
+        def groups(first: int, end: int) -> Iterator[list[list[int]]]:
+            for s in range(first, end):
+                for t in range(1, len(self.sequences.items[s]) + 1):
+                    yield [self.prompts.state(self.sequences.history(s, t))]
 
+        self._fill(groups, _identity)
 
-def compute_action_rewards(
-    environment: Environment,
-    sequences: Sequences,
-    actions: np.ndarray,
-    store: ArrayStore,
-    progress: PromptBar,
-) -> None:
-    """Fill ``action_rewards`` [n_transitions] with the reward of one given action each."""
-    bounds = shard_bounds(sequences)
-    for shard in store.missing():
-        first = sequences.transition_starts[bounds[shard]]
-        groups = [
-            [environment.prompts.reward(sequences.history(s, t), actions[row])]
-            for row, (s, t) in enumerate(_transitions(sequences, *bounds[shard : shard + 2]), first)
-        ]
-        rewards = environment.read(groups, environment.reward_of, progress)
-        store.write(shard, {"action_rewards": rewards})
+    def rewards(self, actions: np.ndarray) -> None:
+        """Reward of each given action (Eq. 5): [n_transitions, k] for items [n_transitions, k]."""
+
+        def groups(first: int, end: int) -> Iterator[list[list[int]]]:
+            for row, s, t in _transitions(self.sequences, first, end):
+                history = self.sequences.history(s, t)
+                yield [self.prompts.reward(history, action) for action in actions[row]]
+
+        self._fill(groups, self.environment.reward_of)
+
+    def label_scores(self, candidates: np.ndarray) -> None:
+        """Log-probability of each label word: [n_transitions, k] for lists of k items."""
+
+        def groups(first: int, end: int) -> Iterator[list[list[int]]]:
+            for row, s, t in _transitions(self.sequences, first, end):
+                yield [self.prompts.select(self.sequences.history(s, t), candidates[row])]
+
+        k = candidates.shape[1]
+        self._fill(groups, lambda hidden: self.environment.label_scores_of(hidden)[:, :k])
+
+    def _fill(
+        self,
+        groups: Callable[[int, int], Iterator[list[list[int]]]],
+        readout: Callable[[Tensor], Tensor],
+    ) -> None:
+        bounds = shard_bounds(self.sequences)
+        for shard in self.store.missing():
+            values = self.environment.read(
+                groups(*bounds[shard : shard + 2]), readout, self.progress
+            )
+            (name,) = self.store.bounds
+            self.store.write(shard, {name: values})
 
 
 def choose(

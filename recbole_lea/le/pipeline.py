@@ -130,6 +130,11 @@ class Pipeline:
                 self._llm = load_llm(self.settings.llm, self.settings.llm_dtype, self.device)
         return self._llm
 
+    @property
+    def llm_width(self) -> int:
+        """Width d of the LLM, without loading it where item tokens are there."""
+        return self.item_tokens().shape[1]
+
     def item_tokens(self) -> np.ndarray:
         """Item tokens [n_items, d], float32, in catalogue order."""
         with self._stage("items", "item tokenization", self.llm) as folder:
@@ -219,13 +224,10 @@ class Pipeline:
 
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
-        with self._stage("states", "states", self.environment) as folder:
-            if folder is not None:
-                shape = (self.sequences.n_states, self.llm().width)
-                store = self._store(folder, "states", (shape, "float16"))
-                with self._bar("states", store, self.sequences.state_starts) as bar:
-                    fb.compute_states(self.environment(), self.sequences, store, bar)
-        full = np.load(self._folder("states") / "states.npy", mmap_mode="r", allow_pickle=False)
+        full = self._computed(
+            "states", "states", "states", (self.sequences.n_states, self.llm_width),
+            fb.Computation.states, dtype="float16",
+        )  # fmt: skip
         dim = self.settings.state_dim
         return full if dim is None else self._projected(full, dim)
 
@@ -244,16 +246,12 @@ class Pipeline:
 
     def rewards(self) -> np.ndarray:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
-        with self._stage("rewards", "rewards", self.environment) as folder:
-            if folder is not None:
-                shape = (self.sequences.n_transitions, 1 + self.settings.negative_pool)
-                starts = self.sequences.transition_starts
-                store = self._store(folder, "rewards", (shape, "float32"))
-                with self._bar("rewards", store, starts * shape[1]) as bar:
-                    fb.compute_rewards(
-                        self.environment(), self.sequences, self.negatives, store, bar
-                    )
-        return np.load(self._folder("rewards") / "rewards.npy", mmap_mode="r", allow_pickle=False)
+        positives = np.concatenate([items[1:] for items in self.sequences.items])
+        actions = np.concatenate([positives[:, None], self.negatives], axis=1)
+        return self._computed(
+            "rewards", "rewards", "rewards", actions.shape,
+            lambda computation: computation.rewards(actions),
+        )  # fmt: skip
 
     def select(
         self, candidates: np.ndarray, want_rewards: bool
@@ -275,16 +273,10 @@ class Pipeline:
             labels=s.selection_labels,
             candidates=hashlib.sha256(candidates.tobytes()).hexdigest(),
         )
-        n = self.sequences.n_transitions
-        with self._stage("selection", "augmentation", self.environment) as folder:
-            if folder is not None:
-                shape = (n, candidates.shape[1])
-                store = self._store(folder, "label_scores", (shape, "float32"))
-                with self._bar("augmentation", store, self.sequences.transition_starts) as bar:
-                    fb.compute_label_scores(
-                        self.environment(), self.sequences, candidates, store, bar
-                    )
-        scores = np.load(self._folder("selection") / "label_scores.npy", allow_pickle=False)
+        scores = self._computed(
+            "selection", "augmentation", "label_scores", candidates.shape,
+            lambda computation: computation.label_scores(candidates),
+        )  # fmt: skip
         chosen, share = fb.choose(scores, candidates, s.selection_calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
@@ -300,16 +292,44 @@ class Pipeline:
         self.keys["selection_rewards"] = _key(
             selection=self.keys["selection"], calibration=s.selection_calibration
         )
-        title = "rewards of the chosen actions"
-        with self._stage("selection_rewards", title, self.environment) as folder:
+        rewards = self._computed(
+            "selection_rewards", "rewards of the chosen actions", "action_rewards", chosen.shape,
+            lambda computation: computation.rewards(chosen[:, None]),
+        )  # fmt: skip
+        return chosen, rewards
+
+    def _computed(
+        self,
+        stage: str,
+        title: str,
+        array: str,
+        shape: tuple[int, ...],
+        compute: Callable[[fb.Computation], None],
+        dtype: str = "float32",
+    ) -> np.ndarray:
+        """One array of the LE's answers, memory-mapped; missing or altered shards are computed."""
+        starts = self.sequences.state_starts
+        if array != "states":
+            starts = self.sequences.transition_starts
+        rows = starts[fb.shard_bounds(self.sequences)]
+
+        def open_store(folder: Path) -> ArrayStore:
+            meta = {"users": len(self.sequences), "format": FORMAT}
+            return ArrayStore(folder, {array: (shape, dtype)}, {array: rows}, meta)
+
+        def finished(folder: Path) -> bool:
+            return not open_store(folder).missing()
+
+        with self._stage(stage, title, self.environment, finished) as folder:
             if folder is not None:
-                store = self._store(folder, "action_rewards", ((n,), "float32"))
-                with self._bar(title, store, self.sequences.transition_starts) as bar:
-                    fb.compute_action_rewards(
-                        self.environment(), self.sequences, chosen, store, bar
-                    )
-        path = self._folder("selection_rewards") / "action_rewards.npy"
-        return chosen, np.load(path, mmap_mode="r", allow_pickle=False)
+                store = open_store(folder)
+                prompts = int(np.diff(rows)[store.missing()].sum())
+                if array == "rewards":
+                    prompts *= shape[1]
+                with PromptBar(title, prompts, self.progress_bar) as bar:
+                    compute(fb.Computation(self.environment(), self.sequences, store, bar))
+        path = self._folder(stage) / f"{array}.npy"
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def precomputed(self, want_states: bool, want_rewards: bool) -> fb.PrecomputedFeedback:
         """Feedback read from disk, computed first where it is not there."""
@@ -354,7 +374,13 @@ class Pipeline:
         return self.folder / f"{stage}-{self.keys[stage][:16]}"
 
     @contextlib.contextmanager
-    def _stage(self, stage: str, title: str, needs: Callable[[], Any]) -> Iterator[Path | None]:
+    def _stage(
+        self,
+        stage: str,
+        title: str,
+        needs: Callable[[], Any],
+        finished: Callable[[Path], bool] = lambda folder: (folder / "done.json").is_file(),
+    ) -> Iterator[Path | None]:
         """Yield the stage's folder if there is work to do, None if it is finished.
 
         ``needs`` is called before the stage's clock starts, so that no stage counts another.
@@ -364,7 +390,7 @@ class Pipeline:
         done = folder / "done.json"
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            if done.is_file():
+            if finished(folder):
                 logger.info("%s: reused from %s", title, folder)
                 yield None
                 return
@@ -374,19 +400,6 @@ class Pipeline:
                 yield folder
             content = {"key": self.keys[stage], "settings": dataclasses.asdict(self.settings)}
             write_json(done, content)
-
-    def _store(self, folder: Path, name: str, array: tuple[tuple[int, ...], str]) -> ArrayStore:
-        starts = self.sequences.transition_starts
-        if name == "states":
-            starts = self.sequences.state_starts
-        bounds = {name: starts[fb.shard_bounds(self.sequences)]}
-        meta = {"users": len(self.sequences), "format": FORMAT}
-        return ArrayStore(folder, {name: array}, bounds, meta)
-
-    def _bar(self, title: str, store: ArrayStore, starts: np.ndarray) -> PromptBar:
-        """A bar over the prompts of the missing shards; ``starts``: prompts before a sequence."""
-        per_shard = np.diff(starts[fb.shard_bounds(self.sequences)])
-        return PromptBar(title, int(per_shard[store.missing()].sum()), self.progress_bar)
 
 
 def project(full: np.ndarray, dim: int, path: Path) -> None:

@@ -98,17 +98,22 @@ class ArrayStore:
     def write(self, shard: int, values: Mapping[str, np.ndarray]) -> None:
         """Fill a shard; it counts as finished once its data are on disk.
 
+        Values are brought into the array's shape and dtype.
+
         Raises:
-            ValueError: a value is not finite.
+            ValueError: a value is not finite, or too large for the array's dtype.
         """
         for name, value in values.items():
+            start, end = self.bounds[name][shard : shard + 2]
+            rows = self._maps[name][start:end]
+            with np.errstate(over="ignore"):
+                value = np.asarray(value).reshape(rows.shape).astype(rows.dtype)
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
                 raise ValueError(
                     f"{self.folder}: {name} of shard {shard} holds NaN or infinity; "
                     "check the LLM's weights and lea_llm_dtype"
                 )
-            start, end = self.bounds[name][shard : shard + 2]
-            self._maps[name][start:end] = value
+            rows[...] = value
             self._maps[name].flush()
         self.manifest["shards"][str(shard)] = self._checksum(shard)
         write_json(self.folder / MANIFEST, self.manifest)

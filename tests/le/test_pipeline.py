@@ -190,3 +190,14 @@ def test_a_setting_that_is_missing_is_named(defaults):
     del defaults["lea_lora_r"]
     with pytest.raises(KeyError, match="lea_lora_r"):
         LESettings.from_config(defaults)
+
+
+def test_altered_feedback_is_noticed_and_computed_again(settings, log):
+    whole = np.array(pipeline(settings()).rewards())
+    path = next(pipeline(settings()).folder.glob("rewards-*/rewards.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+    computed(log)
+    np.testing.assert_array_equal(pipeline(settings()).rewards(), whole)
+    assert computed(log) == ["rewards"]
