@@ -6,6 +6,7 @@ machine that has torch, transformers and peft but no RecBole.
 
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.sequences import Sequences
 from recbole_lea.le.settings import LESettings
 
-__all__ = ["Catalogue", "LESettings", "Pipeline"]
+__all__ = ["Catalogue", "LESettings", "Pipeline", "Sequences"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
+from tests.conftest import ROOT
 from tests.le.helpers import CATALOGUE, SEQUENCES
 
 
@@ -201,3 +203,13 @@ def test_altered_feedback_is_noticed_and_computed_again(settings, log):
     computed(log)
     np.testing.assert_array_equal(pipeline(settings()).rewards(), whole)
     assert computed(log) == ["rewards"]
+
+
+def test_the_readme_s_example_runs(tiny_llm):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Pipeline(" in b]
+    keys = f"keys |= {{'lea_llm': {tiny_llm!r}, 'lea_finetune_fraction': 0.5}}\nitems ="
+    scope = {}
+    exec(code.replace("items =", keys, 1), scope)
+    assert scope["states"].shape == (7, 32)
+    assert scope["rewards"].shape == (4, 2)
