@@ -63,6 +63,7 @@ class ArrayStore:
                     raise ValueError(
                         f"{manifest_path}: {part} differ from this run's; delete {folder}"
                     )
+        self._missing: list[int] | None = None
         self._maps = {}
         for name, (shape, dtype) in arrays.items():
             path = folder / f"{name}.npy"
@@ -85,15 +86,16 @@ class ArrayStore:
 
     def missing(self) -> list[int]:
         """Shards to be computed: unfinished ones, and finished ones that were altered since."""
-        missing = []
-        for shard in range(self.n_shards):
-            recorded = self.manifest["shards"].get(str(shard))
-            if recorded is not None and recorded != self._checksum(shard):
-                logger.warning("%s: shard %d fails its checksum, again", self.folder, shard)
-                recorded = None
-            if recorded is None:
-                missing.append(shard)
-        return missing
+        if self._missing is None:  # the checksums read all data: once
+            self._missing = [shard for shard in range(self.n_shards) if not self._valid(shard)]
+        return list(self._missing)
+
+    def _valid(self, shard: int) -> bool:
+        recorded = self.manifest["shards"].get(str(shard))
+        if recorded is not None and recorded != self._checksum(shard):
+            logger.warning("%s: shard %d fails its checksum, again", self.folder, shard)
+            recorded = None
+        return recorded is not None
 
     def write(self, shard: int, values: Mapping[str, np.ndarray]) -> None:
         """Fill a shard; it counts as finished once its data are on disk.
@@ -116,6 +118,7 @@ class ArrayStore:
             rows[...] = value
             self._maps[name].flush()
         self.manifest["shards"][str(shard)] = self._checksum(shard)
+        self._missing = [other for other in self.missing() if other != shard]
         write_json(self.folder / MANIFEST, self.manifest)
 
     def array(self, name: str) -> np.ndarray:
