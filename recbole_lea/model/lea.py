@@ -1,11 +1,19 @@
 """SNQN and SA2C with the LE's feedback, on top of a RecBole sequential recommender."""
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
+from recbole.model.sequential_recommender import GRU4Rec, SASRec
 from torch import Tensor, nn
 
 from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.methods import switches
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
+
+# Backbones whose output at a position depends on the items up to it alone, at positions counted
+# from the oldest item: h_t can be read from a pass over x_{1:t+1}.
+CAUSAL = (SASRec, GRU4Rec)
 
 
 class QHead(nn.Module):
@@ -28,15 +36,32 @@ class QHead(nn.Module):
         width = (state != "LE") * hidden_size + le_size
         self.linear = nn.Linear(width, n_items)
 
-    def forward(self, hidden: Tensor, le_state: Tensor | None) -> Tensor:
-        """h_t [B, H] and s'_t [B, d] or None -> Q values [B, n_items]."""
+    def join(self, hidden: Tensor | None, le_state: Tensor | None) -> Tensor:
+        """h_t [B, H] and s'_t [B, d], either None where it is unused -> the state s_t [B, S]."""
         if self.state == "hidden":
-            state = hidden
-        elif self.state == "LE":
-            state = self.norm(le_state)
-        else:
-            state = torch.cat([self.norm(le_state), hidden], dim=-1)  # s_t = s'_t || h_t
+            return hidden
+        if self.state == "LE":
+            return self.norm(le_state)
+        return torch.cat([self.norm(le_state), hidden], dim=-1)  # s_t = s'_t || h_t
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Q of all actions: s_t [B, S] -> [B, n_items]."""
         return self.linear(state)
+
+    def values(self, state: Tensor, actions: Tensor) -> Tensor:
+        """Q of the given actions alone: s_t [B, S], actions [B, k] -> [B, k]."""
+        weight = F.embedding(actions, self.linear.weight)  # [B, k, S]
+        return (weight * state[:, None]).sum(dim=-1) + self.linear.bias[actions]
+
+
+class PairReader:
+    """Mixed in before a RecBole backbone: its ``forward`` can read several positions a row."""
+
+    def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
+        """RecBole's [B, L, H] at [B] -> [B, H]; also at [B, k] -> [B, k, H]."""
+        if gather_index.dim() == 1:
+            return super().gather_indexes(output, gather_index)
+        return output.gather(1, gather_index[:, :, None].expand(-1, -1, output.shape[-1]))
 
 
 class Network(nn.Module):
@@ -49,7 +74,7 @@ class Network(nn.Module):
         self.output_head = output_head
 
 
-class LEARecommender:
+class LEARecommender(PairReader):
     """Mixed in before a RecBole backbone class; ``rl_loss`` is SNQN or SA2C.
 
     The model itself is the first copy of Algorithm 1 and the one that is evaluated; ``twin``
@@ -97,14 +122,15 @@ class LEARecommender:
             for _ in range(2)
         ]
         self.q_head = heads[0]
-        backbone = self.backbone_class()(config, dataset)
+        twin_class = type("Twin", (PairReader, self.backbone_class()), {})
+        backbone = twin_class(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
 
     @classmethod
     def backbone_class(cls) -> type:
-        """RecBole's own class: the next one after this mixin."""
+        """RecBole's own class: the next one after our mixins."""
         mro = cls.__mro__
-        return mro[mro.index(LEARecommender) + 1]
+        return mro[mro.index(PairReader) + 1]
 
     @property
     def needs_warmup(self) -> bool:
@@ -137,60 +163,77 @@ class LEARecommender:
             supervised = self.loss_fct(logits, positive)
             if not self.switches.augmented:
                 return supervised
-            return supervised, self._augmented_supervised(logits, interaction)
+            chosen = self._chosen(interaction)
+            losses = [supervised_loss(logits, actions[:, None]) for actions in chosen]
+            return supervised, self._augmented_supervised(losses, logits)
         return self._rl_loss(interaction, seq, seq_len, positive)
 
     def _rl_loss(self, interaction, seq: Tensor, seq_len: Tensor, positive: Tensor) -> tuple:
         first = torch.rand((), generator=self._rng).item() <= 0.5  # Algorithm 1, lines 7 and 8
         copies = self._copies() if first else self._copies()[::-1]
         (backbone, q_head, output_head), (other, other_q_head, _) = copies
-        state = next_state = None
+        le_state = le_next_state = None
         if self.switches.le_state:
-            state = self._field(interaction, "state")
-            next_state = self._field(interaction, "next_state")
+            le_state = self._field(interaction, "state")
+            le_next_state = self._field(interaction, "next_state")
 
-        hidden = self._encode(backbone, seq, seq_len)  # [B, H]
+        next_hidden = other_hidden = other_next_hidden = None
+        if self.switches.state == "LE":  # Q reads nothing of the backbone
+            hidden = self.backbone_class().forward(backbone, seq, seq_len)  # [B, H]
+        else:
+            hidden, next_hidden = self._encode_pair(backbone, seq, seq_len, positive)  # [B, H]
+            with torch.no_grad():
+                other_hidden, other_next_hidden = self._encode_pair(other, seq, seq_len, positive)
         logits = self.scores(backbone, output_head, hidden)  # [B, n_items]
-        q = q_head(hidden, state)  # [B, n_items]
+        state = q_head.join(hidden, le_state)  # [B, S]
+        going_on = 1 - interaction[FIELD_PREFIX + "done"]  # [B]
         with torch.no_grad():
-            next_seq, next_len = append_item(seq, seq_len, positive)
-            next_online = q_head(self._encode(backbone, next_seq, next_len), next_state)
-            next_target = other_q_head(self._encode(other, next_seq, next_len), next_state)
-            target = other_q_head(self._encode(other, seq, seq_len), state)
-            going_on = 1 - interaction[FIELD_PREFIX + "done"]  # [B]
-            next_value = double_q_value(next_online, next_target) * going_on
-            value = double_q_value(q, target)
+            other_state = other_q_head.join(other_hidden, le_state)
+            value = double_q_value(q_head(state), partial(other_q_head.values, other_state))  # [B]
+            next_state = q_head.join(next_hidden, le_next_state)
+            other_next_state = other_q_head.join(other_next_hidden, le_next_state)
+            rows = going_on.nonzero().squeeze(1)  # [n]: a session's end has no next value
+            next_values = double_q_value(
+                q_head(next_state[rows]), partial(other_q_head.values, other_next_state[rows])
+            )
+            next_value = torch.zeros_like(value).index_copy(0, rows, next_values)  # [B]
 
         negative, reward, negative_reward = self._actions(interaction, positive)
+        chosen = self._chosen(interaction)
+        actions = torch.stack([positive, negative, *chosen], dim=1)
+        q_positive, q_negative, *q_chosen = q_head.values(state, actions).unbind(1)  # [B] each
         discount = {"gamma": self.gamma, "td_scale": self.td_scale}
-        q_loss = td_loss(q, positive, reward * going_on, next_value, **discount)
-        q_loss = q_loss + td_loss(q, negative, negative_reward, value, **discount)
-        supervised = supervised_loss(logits, positive)
+        q_loss = td_loss(q_positive, reward * going_on, next_value, **discount)
+        q_loss = q_loss + td_loss(q_negative, negative_reward, value, **discount)
+        actions = torch.stack([positive, *chosen], dim=1)
+        supervised, *augmented = supervised_loss(logits, actions).unbind(1)  # [B] each
         if self.rl_loss == "SA2C" and self.warmed_up:
-            supervised = supervised * advantage(q, positive, negative, self.advantage_clip)
+            supervised = supervised * advantage(q_positive, q_negative, self.advantage_clip)
         terms = [supervised.mean(), self.q_weight * q_loss.mean()]
         if self.switches.augmentation in ("supervised", "both"):
-            terms.append(self._augmented_supervised(logits, interaction))
+            terms.append(self._augmented_supervised(augmented, logits))
         if self.switches.augmentation in ("Q", "both"):
-            terms.append(self._augmented_q(q, next_value, going_on, interaction, discount))
+            terms.append(self._augmented_q(q_chosen, next_value, going_on, interaction, discount))
         return tuple(terms)
 
-    def _augmented_supervised(self, logits: Tensor, interaction) -> Tensor:
-        """w_ah L_ah (Eq. 14); 0 before the augmentation has started."""
-        if not self.warmed_up:
-            return logits.new_zeros(())
-        chosen = self._field(interaction, "augmented")
-        return self.w_ah * supervised_loss(logits, chosen).mean()
+    def _chosen(self, interaction) -> list[Tensor]:
+        """The LE's choice [B]; nothing before the augmentation has started."""
+        if not (self.switches.augmented and self.warmed_up):
+            return []
+        return [self._field(interaction, "augmented")]
 
-    def _augmented_q(self, q, next_value, going_on, interaction, discount) -> Tensor:
+    def _augmented_supervised(self, losses: list[Tensor], logits: Tensor) -> Tensor:
+        """w_ah L_ah (Eq. 14); 0 before the augmentation has started."""
+        return self.w_ah * losses[0].mean() if losses else logits.new_zeros(())
+
+    def _augmented_q(self, q_chosen, next_value, going_on, interaction, discount) -> Tensor:
         """w_aq L_aq (Eq. 15); 0 before the augmentation has started."""
-        if not self.warmed_up:
-            return q.new_zeros(())
-        chosen = self._field(interaction, "augmented")
+        if not q_chosen:
+            return next_value.new_zeros(())
         reward = torch.full_like(next_value, self.r_pos)
         if self.switches.le_reward:
             reward = self._field(interaction, "augmented_reward")
-        return self.w_aq * td_loss(q, chosen, reward * going_on, next_value, **discount).mean()
+        return self.w_aq * td_loss(q_chosen[0], reward * going_on, next_value, **discount).mean()
 
     def _actions(self, interaction, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Negative action, reward of the positive and reward of the negative, each [B]."""
@@ -204,9 +247,30 @@ class LEARecommender:
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
 
-    def _encode(self, backbone: nn.Module, seq: Tensor, seq_len: Tensor) -> Tensor:
-        """h_t = G(x_{1:t}) [B, H] of one copy."""
-        return self.backbone_class().forward(backbone, seq, seq_len)
+    def _encode_pair(
+        self, backbone: nn.Module, seq: Tensor, seq_len: Tensor, item: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """h_t = G(x_{1:t}) and, without gradient, h_{t+1} of one copy, [B, H] each.
+
+        A causal backbone reads both from one pass over x_{1:t+1}, under the same dropout masks;
+        where the window is full, and so slides, h_{t+1} takes a pass of its own.
+        """
+        forward = self.backbone_class().forward
+        next_seq, next_len = append_item(seq, seq_len, item)
+        if self.backbone_class() not in CAUSAL:
+            hidden = forward(backbone, seq, seq_len)
+            with torch.no_grad():
+                return hidden, forward(backbone, next_seq, next_len)
+        full = seq_len == seq.shape[1]
+        longer = torch.where(full[:, None], seq, next_seq)
+        both = forward(backbone, longer, torch.stack([seq_len, next_len], dim=1))  # [B, 2, H]
+        hidden, next_hidden = both[:, 0], both[:, 1].detach()
+        rows = full.nonzero().squeeze(1)
+        if len(rows):
+            with torch.no_grad():
+                slid = forward(backbone, next_seq[rows], next_len[rows])
+            next_hidden = next_hidden.index_copy(0, rows, slid)
+        return hidden, next_hidden
 
     def _field(self, interaction, name: str) -> Tensor:
         try:

@@ -1,10 +1,11 @@
 """The losses of SNQN, SA2C and LEA (paper sections 3.3 and 3.4), one function per equation.
 
-All return one value per transition [B]; the caller weighs and averages. Item 0 is RecBole's
-padding, never an action.
+All return one value per transition (and action); the caller weighs and averages. Item 0 is
+RecBole's padding, never an action.
 """
 
-import torch
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,28 +13,27 @@ from torch import Tensor
 def supervised_loss(logits: Tensor, actions: Tensor) -> Tensor:
     r"""Eq. 8, :math:`\mathcal L_h`, and with the LE's choice Eq. 14, :math:`\mathcal L_{ah}`.
 
-    Cross-entropy of the supervised head's scores [B, n_items] and actions [B].
+    Cross-entropy of the supervised head's scores [B, n_items] and actions [B, k] -> [B, k].
     """
-    return F.cross_entropy(logits, actions, reduction="none")
+    return -F.log_softmax(logits, dim=1).gather(1, actions)
 
 
-def double_q_value(online: Tensor, target: Tensor) -> Tensor:
+def double_q_value(online: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
     r"""Algorithm 1, lines 9 and 14: :math:`Q'(s, \arg\max_a Q(s, a))`, without gradient.
 
     Args:
         online: Q of the copy that is updated; it picks the action [B, n_items].
-        target: Q of the other copy; it gives the value [B, n_items].
+        target: Q' of the other copy at the same states: actions [B, 1] -> values [B, 1]; it is
+            asked for the picked actions alone.
 
     Returns:
         Value [B].
     """
     best = online.detach()[:, 1:].argmax(dim=1, keepdim=True) + 1
-    return target.detach().gather(1, best).squeeze(1)
+    return target(best).detach().squeeze(1)
 
 
-def td_loss(
-    q: Tensor, actions: Tensor, reward: Tensor, next_value: Tensor, gamma: float, td_scale: float
-) -> Tensor:
+def td_loss(q: Tensor, reward: Tensor, next_value: Tensor, gamma: float, td_scale: float) -> Tensor:
     r"""Squared TD error :math:`c\,(r + \gamma V - Q(s, a))^2`.
 
     Eq. 10 with the positive action and V of s_{t+1}; Eq. 11 with the negative action and V of
@@ -42,8 +42,7 @@ def td_loss(
     positive actions is 0 (deviation 6): the caller masks reward and value.
 
     Args:
-        q: Q values of the updated copy at s_t [B, n_items].
-        actions: [B].
+        q: Q(s_t, a) of the updated copy [B].
         reward: [B].
         next_value: V [B], see ``double_q_value``.
         gamma: discount.
@@ -53,21 +52,18 @@ def td_loss(
         Loss [B].
     """
     target = reward + gamma * next_value
-    error = target.detach() - q.gather(1, actions[:, None]).squeeze(1)
-    return td_scale * error.square()
+    return td_scale * (target.detach() - q).square()
 
 
-def advantage(q: Tensor, positive: Tensor, negative: Tensor, clip: tuple[float, float]) -> Tensor:
+def advantage(q_positive: Tensor, q_negative: Tensor, clip: tuple[float, float]) -> Tensor:
     r"""Eq. 12: :math:`A = (Q(s, a^+) - Q(s, a^-)) / 2`, clipped and without gradient.
 
     Args:
-        q: Q values at s_t [B, n_items].
-        positive: [B].
-        negative: [B].
+        q_positive: Q(s_t, a^+) [B].
+        q_negative: Q(s_t, a^-) [B].
         clip: lowest and highest advantage (deviation 9).
 
     Returns:
         Advantage [B].
     """
-    values = q.detach().gather(1, torch.stack([positive, negative], dim=1))  # [B, 2]
-    return ((values[:, 0] - values[:, 1]) / 2).clamp(*clip)
+    return ((q_positive - q_negative).detach() / 2).clamp(*clip)

@@ -4,17 +4,18 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
 from recbole.utils import init_seed
 
-from recbole_lea.model import MODELS
+from recbole_lea.model import MODELS, lea
 from recbole_lea.model.lea import append_item
-from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
 
 STOCK = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
 ALL = pytest.mark.parametrize("name", MODELS)
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
 
 
 def build(config):
@@ -88,8 +89,7 @@ def test_heads_and_twin_leave_the_backbone_s_start_alone(tiny_config, name):
 @ALL
 def test_supervised_term_and_its_gradient_equal_recbole_s(tiny_config, name, monkeypatch):
     """Method base with SNQN's loss: L_h alone is RecBole's cross-entropy."""
-    config = tiny_config(name, lea_method="base", hidden_dropout_prob=0.0, attn_dropout_prob=0.0,
-                         dropout_prob=0.0)  # fmt: skip
+    config = tiny_config(name, lea_method="base", **NO_DROPOUT)
     model, train, _ = build(config)
     init_seed(3, True)
     stock = STOCK[name[: -len("SNQNLEA")]](config, train._dataset)
@@ -142,61 +142,164 @@ def test_scores_depend_on_neither_q_head_nor_le_state(tiny_config, name):
     assert torch.equal(model.full_sort_predict(rows), before)
 
 
-@pytest.mark.parametrize("name", ["SASRecSNQNLEA", "GRU4RecSA2CLEA"])
-def test_loss_is_the_paper_s_sum(tiny_config, name, monkeypatch):
-    """Eq. 13 and 16 recomputed from the parts, with a terminal row among the batch."""
-    changes = dict(hidden_dropout_prob=0.0, attn_dropout_prob=0.0, dropout_prob=0.0)
-    model, train, _ = build(tiny_config(name, state_layernorm=False, **changes))
-    model.warmed_up = True
-    feedback = train._dataset.lea_feedback
-    n = feedback.sequences.n_transitions
-    feedback.augment(torch.arange(n).numpy() % 19, torch.arange(n).numpy() * 0.1)
-    monkeypatch.setattr(torch, "rand", force(model, first=True))
-    batch = next(b for b in train if 0 < b["lea_done"].sum() < len(b["lea_done"]))
-    terms = model.calculate_loss(batch)
-
+def plain_terms(model, batch, negative, reward, negative_reward):
+    """Eq. 13 and 16 as written: four passes, and Q of every action in every network and state."""
     seq, length, a = batch["item_id_list"], batch["item_length"], batch["item_id"]
-    other = model.twin.backbone
-    h, h_other = model.forward(seq, length), other.forward(seq, length)
     next_seq, next_len = append_item(seq, length, a)
-    h2, h2_other = model.forward(next_seq, next_len), other.forward(next_seq, next_len)
-    s, s2 = batch["lea_state"], batch["lea_next_state"]
-    q, q_other = model.q_head(h, s), model.twin.q_head(h_other, s)
-    q2, q2_other = model.q_head(h2, s2), model.twin.q_head(h2_other, s2)
+    le, le_next = (batch[f"lea_{n}"] if model.switches.le_state else None for n in STATES)
+
+    def q_of(backbone, head, items, lengths, le_state):
+        parts = [] if le_state is None else [head.norm(le_state)]
+        parts += [] if model.switches.state == "LE" else [backbone.forward(items, lengths)]
+        return head.linear(torch.cat(parts, dim=1))
+
+    one, two = (model, model.q_head), (model.twin.backbone, model.twin.q_head)
+    q, q_other = (q_of(*copy, seq, length, le) for copy in (one, two))
+    q2, q2_other = (q_of(*copy, next_seq, next_len, le_next) for copy in (one, two))
+
+    def at(values, actions):
+        return values.gather(1, actions[:, None]).squeeze(1)
+
     alive = 1 - batch["lea_done"]
-    v, v2 = double_q_value(q, q_other), double_q_value(q2, q2_other) * alive
-    positive = td_loss(q, a, batch["lea_reward"] * alive, v2, 0.5, 0.5)
-    negative = td_loss(q, batch["lea_negative"], batch["lea_negative_reward"], v, 0.5, 0.5)
-    logits = h @ model.item_embedding.weight.T
-    supervised = supervised_loss(logits, a)
-    if name.endswith("SA2CLEA"):
-        weight = advantage(q, a, batch["lea_negative"], (0, 10))
+    v = at(q_other, q[:, 1:].argmax(1) + 1).detach()
+    v2 = at(q2_other, q2[:, 1:].argmax(1) + 1).detach() * alive
+    td_error = [(reward * alive + 0.5 * v2, a), (negative_reward + 0.5 * v, negative)]
+    q_loss = sum(0.5 * (target - at(q, actions)) ** 2 for target, actions in td_error)
+    logits = model.forward(seq, length) @ model.item_embedding.weight.T
+    supervised = F.cross_entropy(logits, a, reduction="none")
+    if model.rl_loss == "SA2C":
+        weight = ((at(q, a) - at(q, negative)) / 2).clamp(0, 10).detach()
         assert weight.min() == 0 < weight.max()
         supervised = supervised * weight
-    chosen = batch["lea_augmented"]
-    augmented = td_loss(q, chosen, batch["lea_augmented_reward"] * alive, v2, 0.5, 0.5)
-    expected = [
-        supervised.mean(),
-        (positive + negative).mean(),
-        0.1 * supervised_loss(logits, chosen).mean(),
-        0.01 * augmented.mean(),
-    ]
-    assert model.loss_names == ["L_h", "L_q", "w_ah*L_ah", "w_aq*L_aq"]
+    terms = [supervised.mean(), q_loss.mean()]
+    if model.switches.augmented:
+        chosen, reward = batch["lea_augmented"], torch.ones_like(alive)
+        if model.switches.le_reward:
+            reward = batch["lea_augmented_reward"]
+        target = reward * alive + 0.5 * v2
+        terms.append(0.1 * F.cross_entropy(logits, chosen))
+        terms.append(0.01 * (0.5 * (target - at(q, chosen)) ** 2).mean())
+    return terms
+
+
+STATES = ("state", "next_state")
+METHODS = ["base", "LEA", "LES", "LEASR", "LES'", "LEAS'R"]
+# SNQN refuses the LE's state alone
+ALLOWED = [(n, m) for n in MODELS for m in METHODS if not ("SNQN" in n and "S'" in m)]
+
+
+@pytest.mark.parametrize(("name", "method"), ALLOWED)
+@pytest.mark.parametrize("causal", [True, False])
+def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, monkeypatch):
+    """What the step leaves out changes neither the terms nor the gradients."""
+    if not causal:
+        monkeypatch.setattr(lea, "CAUSAL", ())
+    model, train, _ = build(tiny_config(name, lea_method=method, **NO_DROPOUT))
+    model.double().warmed_up = True
+    if model.switches.augmented:
+        feedback = train._dataset.lea_feedback
+        n = feedback.sequences.n_transitions
+        feedback.augment(torch.arange(n).numpy() % 19, torch.arange(n).numpy() * 0.1)
+    monkeypatch.setattr(torch, "rand", force(model, first=True))
+    # ends of sessions and full windows among the batch, but not these alone
+    batch = next(b for b in train if 0 < b["lea_done"].sum() < len(b["lea_done"]))
+    assert set((batch["item_length"] == 5).tolist()) == {True, False}
+    for field, value in batch.interaction.items():
+        batch.interaction[field] = value.double() if value.is_floating_point() else value
+    before = model._rng.get_state()
+    terms = model.calculate_loss(batch)
+    model._rng.set_state(before)
+    torch.rand((), generator=model._rng)
+    expected = plain_terms(model, batch, *model._actions(batch, batch["item_id"]))
+
+    exact = {"rtol": 1e-9, "atol": 1e-12}
+    assert len(terms) == len(model.loss_names) == len(expected)
     for found, wanted in zip(terms, expected, strict=True):
-        torch.testing.assert_close(found, wanted)
-    done = batch["lea_done"].bool()
-    torch.testing.assert_close(positive[done], 0.5 * q[done].gather(1, a[done, None])[:, 0] ** 2)
+        torch.testing.assert_close(found, wanted, **exact)
+    parameters = dict(model.named_parameters())
+    found, wanted = (
+        torch.autograd.grad(sum(t), parameters.values(), allow_unused=True, materialize_grads=True)
+        for t in (terms, expected)
+    )
+    for parameter, f, w in zip(parameters, found, wanted, strict=True):
+        torch.testing.assert_close(f, w, **exact, msg=parameter)
+
+
+def test_names_of_the_terms(tiny_config):
+    model, _, _ = build(tiny_config())
+    assert model.loss_names == ["L_h", "L_q", "w_ah*L_ah", "w_aq*L_aq"]
+
+
+def count_rows(model, monkeypatch):
+    """A list that receives the number of rows of each of the encoder's passes."""
+    forward, rows = model.backbone_class().forward, []
+
+    def counted(self, seq, length):
+        rows.append(len(seq))
+        return forward(self, seq, length)
+
+    monkeypatch.setattr(model.backbone_class(), "forward", counted)
+    return rows
+
+
+@ALL
+def test_one_pass_gives_both_states_of_a_window_with_room(tiny_config, name, monkeypatch):
+    model, train, _ = build(tiny_config(name, lea_method="base"))
+    model.eval()
+    batch, rows = one_batch(train), count_rows(model, monkeypatch)
+    seq, length, item = batch["item_id_list"], batch["item_length"], batch["item_id"]
+    n_full = int((length == seq.shape[1]).sum())
+    assert 0 < n_full < len(seq)
+    for backbone in (model, model.twin.backbone):
+        expected = backbone.forward(seq, length), backbone.forward(*append_item(seq, length, item))
+        rows.clear()
+        pair = model._encode_pair(backbone, seq, length, item)
+        assert rows == [len(seq), n_full]
+        for found, wanted in zip(pair, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@ALL
+def test_h_t_has_recbole_s_own_dropout(tiny_config, name):
+    """Reading a second position leaves h_t and its dropout masks as they are."""
+    model, train, _ = build(tiny_config(name, lea_method="base"))
+    batch = one_batch(train)
+    seq, length = batch["item_id_list"], batch["item_length"]
+    torch.manual_seed(5)
+    found, next_hidden = model._encode_pair(model, seq, length, batch["item_id"])
+    torch.manual_seed(5)
+    torch.testing.assert_close(found, model.forward(seq, length))
+    assert model.training and found.requires_grad and not next_hidden.requires_grad
+
+
+def test_q_of_given_actions_is_q_of_all_gathered(tiny_config):
+    model, _, _ = build(tiny_config())
+    state = torch.randn(3, model.q_head.linear.in_features)
+    actions = torch.tensor([[1, 5], [0, 1], [7, 7]])
+    with torch.no_grad():
+        model.q_head.linear.bias.normal_()
+    torch.testing.assert_close(
+        model.q_head.values(state, actions), model.q_head(state).gather(1, actions)
+    )
+
+
+@pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSA2CLEA"])
+def test_the_le_s_state_alone_takes_one_pass(tiny_config, name, monkeypatch):
+    model, train, _ = build(tiny_config(name, lea_method="LES'"))
+    batch, rows = one_batch(train), count_rows(model, monkeypatch)
+    model.calculate_loss(batch)
+    assert rows == [len(batch)]
 
 
 def test_warm_up_has_neither_advantage_nor_augmentation(tiny_config, monkeypatch):
-    model, train, _ = build(tiny_config(hidden_dropout_prob=0.0, attn_dropout_prob=0.0))
+    model, train, _ = build(tiny_config(**NO_DROPOUT))
     monkeypatch.setattr(torch, "rand", force(model, first=True))
     batch = one_batch(train)
     supervised, _, ah, aq = model.calculate_loss(batch)
     logits = (
         model.forward(batch["item_id_list"], batch["item_length"]) @ model.item_embedding.weight.T
     )
-    torch.testing.assert_close(supervised, supervised_loss(logits, batch["item_id"]).mean())
+    torch.testing.assert_close(supervised, F.cross_entropy(logits, batch["item_id"]))
     assert ah == aq == 0
 
 

@@ -2,68 +2,60 @@
 
 import math
 
-import pytest
 import torch
 
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
 
 
-def test_eq8_and_14_supervised_loss_per_transition():
+def test_eq8_and_14_supervised_loss_per_transition_and_action():
     logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
-    loss = supervised_loss(logits, torch.tensor([2, 1]))
-    expected = [math.log(1 + math.e + math.e**2) - 2, math.log(3)]
+    loss = supervised_loss(logits, torch.tensor([[2, 1], [1, 2]]))
+    of_all = math.log(1 + math.e + math.e**2)
+    expected = [[of_all - 2, of_all - 1], [math.log(3), math.log(3)]]
     torch.testing.assert_close(loss, torch.tensor(expected))
 
 
 def test_double_q_argmax_by_one_copy_value_by_the_other():
-    online = torch.tensor([[9.0, 1.0, 3.0], [9.0, 5.0, 2.0]])
-    target = torch.tensor([[7.0, 10.0, 20.0], [7.0, 30.0, 40.0]])
-    assert double_q_value(online, target).tolist() == [20.0, 30.0]
+    online = torch.tensor([[9.0, 1.0, 3.0], [9.0, 5.0, 2.0]], requires_grad=True)
+    target = torch.tensor([[7.0, 10.0, 20.0], [7.0, 30.0, 40.0]], requires_grad=True)
+    value = double_q_value(online, lambda actions: target.gather(1, actions))
+    assert value.tolist() == [20.0, 30.0]
+    assert not value.requires_grad
 
 
 def test_padding_is_never_the_best_action():
     q = torch.tensor([[100.0, -2.0, -1.0]])
-    assert double_q_value(q, q).tolist() == [-1.0]
+    assert double_q_value(q, lambda actions: q.gather(1, actions)).tolist() == [-1.0]
 
 
 def test_eq10_positive_td_error():
-    q = torch.tensor([[0.0, 0.5, 2.0], [0.0, 1.0, -1.0]], requires_grad=True)
+    q = torch.tensor([0.5, -1.0], requires_grad=True)
     # r + gamma V - Q = 1 + 0.5 * 4 - 0.5 = 2.5 and 1 + 0.5 * 2 + 1 = 3
-    loss = td_loss(
-        q, torch.tensor([1, 2]), torch.ones(2), torch.tensor([4.0, 2.0]), gamma=0.5, td_scale=0.5
-    )
+    loss = td_loss(q, torch.ones(2), torch.tensor([4.0, 2.0]), gamma=0.5, td_scale=0.5)
     torch.testing.assert_close(loss, torch.tensor([3.125, 4.5]))
     loss.sum().backward()
-    torch.testing.assert_close(q.grad, torch.tensor([[0.0, -2.5, 0.0], [0.0, 0.0, -3.0]]))
+    torch.testing.assert_close(q.grad, torch.tensor([-2.5, -3.0]))
 
 
 def test_eq11_and_15_are_the_same_form_with_their_own_action_and_value():
-    q = torch.tensor([[0.0, 0.5, 2.0]])
-    negative = td_loss(q, torch.tensor([2]), torch.tensor([0.0]), torch.tensor([2.0]), 0.5, 0.5)
+    negative = td_loss(torch.tensor([2.0]), torch.tensor([0.0]), torch.tensor([2.0]), 0.5, 0.5)
     torch.testing.assert_close(negative, torch.tensor([0.5 * (0 + 1 - 2.0) ** 2]))
-    chosen = td_loss(q, torch.tensor([1]), torch.tensor([0.3]), torch.tensor([4.0]), 0.5, 1.0)
+    chosen = td_loss(torch.tensor([0.5]), torch.tensor([0.3]), torch.tensor([4.0]), 0.5, 1.0)
     torch.testing.assert_close(chosen, torch.tensor([(0.3 + 2 - 0.5) ** 2]))
 
 
 def test_no_gradient_through_the_target():
     value = torch.tensor([2.0], requires_grad=True)
     reward = torch.tensor([1.0], requires_grad=True)
-    q = torch.tensor([[0.0, 1.0]], requires_grad=True)
-    td_loss(q, torch.tensor([1]), reward, value, 0.5, 0.5).sum().backward()
+    q = torch.tensor([1.0], requires_grad=True)
+    td_loss(q, reward, value, 0.5, 0.5).sum().backward()
     assert value.grad is None
     assert reward.grad is None
     assert q.grad is not None
 
 
 def test_eq12_advantage_is_half_the_difference():
-    q = torch.tensor([[0.0, 3.0, 1.0], [0.0, 1.0, 4.0], [0.0, 50.0, 0.0]], requires_grad=True)
-    found = advantage(q, torch.tensor([1, 1, 1]), torch.tensor([2, 2, 2]), (0, 10))
+    positive = torch.tensor([3.0, 1.0, 50.0], requires_grad=True)
+    found = advantage(positive, torch.tensor([1.0, 4.0, 0.0]), (0, 10))
     assert found.tolist() == [1.0, 0.0, 10.0]  # the second is negative, the third too large
     assert not found.requires_grad
-
-
-@pytest.mark.parametrize("rows", [[0, 1], [1, 0]])
-def test_gather_reads_each_row_s_own_action(rows):
-    q = torch.tensor([[0.0, 1.0, 2.0], [0.0, 10.0, 20.0]])[rows]
-    found = td_loss(q, torch.tensor([1, 2]), torch.zeros(2), torch.zeros(2), 0.5, 1.0)
-    assert found.tolist() == [q[0, 1] ** 2, q[1, 2] ** 2]
