@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recbole.config
 import recbole.data.dataset
 import recbole.data.transform
@@ -26,6 +27,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_lea import config as lea_config
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.data.transform import TRANSFORMS
+from recbole_lea.le.processes import processes
 from recbole_lea.model import MODELS
 from recbole_lea.trainer import LEATrainer
 
@@ -97,7 +99,14 @@ def _construct_transform(original: Callable, config: Config) -> Any:
 
 
 def _init_logger(original: Callable, config: Config) -> None:
-    """RecBole keeps the log's path to itself; ``config["log_file"]`` remembers it."""
+    """RecBole keeps the log's path to itself; ``config["log_file"]`` remembers it.
+
+    Of several processes that build one LE, the main one logs.
+    """
+    if not processes().is_main_process:
+        logging.basicConfig(level=logging.ERROR)
+        config["log_file"] = None
+        return
     folder = Path("log") / config["model"]
     before = set(folder.glob("*.log"))
     original(config)
@@ -121,6 +130,38 @@ def _with_our_yaml(original: Callable) -> Callable:
             self.internal_config_dict["eval_args"] = lea_config.PAPER_EVAL_ARGS
 
     return load
+
+
+def evaluate_rows(trainer: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """RecBole's test of the best model, and what each row contributes to it.
+
+    RecBole's metrics average over the rows in ``TopkMetric.topk_result``.
+
+    Args:
+        trainer: after ``fit``.
+        data: the test loader.
+
+    Returns:
+        The test result, and the same names with values [n_rows], in the order of
+        ``data._dataset``.
+    """
+    rows: dict[str, np.ndarray] = {}
+    metrics = trainer.evaluator.metric_class.values()
+
+    def watched(metric: Any) -> Callable:
+        def topk_result(name: str, value: np.ndarray) -> dict[str, float]:
+            rows.update({f"{name}@{k}": value[:, k - 1] for k in metric.topk})
+            return type(metric).topk_result(metric, name, value)
+
+        return topk_result
+
+    for metric in metrics:
+        metric.topk_result = watched(metric)
+    try:
+        return dict(trainer.evaluate(data)), rows
+    finally:
+        for metric in metrics:
+            del metric.topk_result
 
 
 def plain(value: Any) -> Any:

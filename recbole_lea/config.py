@@ -82,6 +82,11 @@ def _clip(value: Any) -> bool:
     return numbers and all(_number(-1e9, 1e9)[0](v) for v in value) and value[0] <= value[1]
 
 
+def _llm_options(value: Any) -> bool:
+    ours = ("trust_remote_code", "dtype", "torch_dtype", "attn_implementation", "gguf_file")
+    return isinstance(value, dict) and not any(key in value for key in ours)
+
+
 _WARMUP = re.compile(r"(\d+) (epochs?|steps?)")
 _COUNT = _number(1, 10**9, int)
 _WEIGHT = _number(0, 1e6)
@@ -115,6 +120,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "state_layernorm": _FLAG,
     "lea_output_head": _one_of("tied", "dense"),
     "eval_protocol": _one_of("leave_one_out", "paper"),
+    "lea_split_seed": _number(0, 2**31, int),
     "lea_valid_steps": _optional(_COUNT),
     "lea_prepare": _optional(_TEXT),
     "lea_note": _optional(_TEXT),
@@ -123,10 +129,14 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_compare": _FLAG,
     "lea_llm": _TEXT,
     "lea_llm_dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "lea_llm_options": _optional((_llm_options, "keys of from_pretrained, such as device_map")),
+    "lea_compile": _one_of("auto", True, False),
     "lea_cache_dir": _TEXT,
+    "lea_stop_after": _optional(_one_of("items", "finetune", "states", "rewards", "feedback")),
     "lea_row_length": _number(16, 10**6, int),
     "lea_batch_rows": _COUNT,
     "lea_max_history": _COUNT,
+    "lea_history_hop": _number(0, 10**6, int),
     "lea_item_sentence": _TEXT,
     "lea_user_prompt": _TEXT,
     "lea_reward_prompt": _one_of("paper", "item_last"),

@@ -3,18 +3,22 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from typing import Any
 
+import yaml
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.quick_start import run
-from recbole.utils import init_seed, set_color
+from recbole.trainer import Trainer
+from recbole.utils import get_model, init_seed, set_color
 
-from recbole_lea.config import find_config_file
-from recbole_lea.data.dataset import LEADataset
+from recbole_lea.config import find_config_file, properties_folder
+from recbole_lea.data.dataset import LEADataset, StoppedAfter
+from recbole_lea.le.processes import processes
 from recbole_lea.model import MODELS
-from recbole_lea.trainer import StepTrainer
+from recbole_lea.trainer import LEATrainer, StepTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,9 @@ def main() -> dict[str, Any]:
     """RecBole's ``run_recbole.py`` for our models: the same flags, any ``--key=value``.
 
     Like RecBole's, it reads ``sys.argv``.
+
+    Returns:
+        RecBole's result; empty after ``lea_stop_after``.
     """
     parser = argparse.ArgumentParser(
         prog="run_recbole_lea.py",
@@ -39,9 +46,23 @@ def main() -> dict[str, Any]:
     options, _ = parser.parse_known_args()
     names = options.config_files.split() if options.config_files else []
     files = [find_config_file(name) for name in names]
-    result = run(options.model, options.dataset, config_file_list=files or None)
+    processes()  # takes its accelerator before RecBole hides all but one
+    try:
+        result = run(options.model, options.dataset, config_file_list=files or None)
+    except StoppedAfter:
+        logger.info("go on by: %s", shlex.join(_without_stop(sys.argv)))
+        return {}
     _report(options.model, options.dataset, files, result)
     return result
+
+
+def _without_stop(arguments: list[str]) -> list[str]:
+    """The command line that goes on where ``lea_stop_after`` ended."""
+    if arguments[0].endswith(".py"):
+        arguments = ["python", *arguments]
+    kept = [a for a in arguments if not a.startswith("--lea_stop_after=")]
+    # it stands in a YAML file, which the command line overrides
+    return kept if len(kept) < len(arguments) else [*kept, "--lea_stop_after=None"]
 
 
 def console() -> None:
@@ -85,28 +106,53 @@ def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
     Returns:
         ``model`` and ``test_result``.
     """
-    backbone = MODELS[config["model"]].backbone_class()
-    name = backbone.__name__
-    ours = {key: value for key, value in config.final_config_dict.items() if key in SHARED_KEYS}
-    ours["train_neg_sample_args"] = None
-    stock = Config(
-        model=name, dataset=config["dataset"], config_file_list=files or None, config_dict=ours
-    )
-    stock["transform"] = None
-    init_seed(stock["seed"], stock["reproducibility"])
-    loaders = data_preparation(stock, LEADataset(stock))
-    init_seed(stock["seed"], stock["reproducibility"])
-    model = backbone(stock, loaders[0]._dataset).to(stock["device"])
-    trainer = StepTrainer(stock, model)
+    stock = backbone_config(config, files)
+    trainer, loaders = prepare(stock)
     trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
     result = trainer.evaluate(loaders[2], load_best_model=True)
-    return {"model": name, "test_result": result}
+    return {"model": stock["model"], "test_result": result}
 
 
-# What the plain run must have in common: data, splits, budget and measures. The backbone's own
-# hyperparameters are RecBole's defaults or what the user gave.
+def backbone_config(config: Config, files: list[str]) -> Config:
+    """The config of the plain RecBole backbone that an LEA model's config compares with.
+
+    Args:
+        config: of the LEA model.
+        files: its YAML files.
+    """
+    name = MODELS[config["model"]].backbone_class().__name__
+    own = properties_folder() / "model" / f"{config['model']}.yaml"
+    own_keys = yaml.safe_load(own.read_text(encoding="utf-8"))
+    keys = {key: config[key] for key in (*SHARED_KEYS, *own_keys)}
+    stock = Config(
+        model=name, dataset=config["dataset"], config_file_list=files or None,
+        config_dict=keys | {"train_neg_sample_args": None},
+    )  # fmt: skip
+    stock["transform"] = None
+    return stock
+
+
+def prepare(config: Config) -> tuple[Trainer, tuple]:
+    """RecBole's ``run_recbole`` up to the training: data, model and trainer.
+
+    Args:
+        config: of an LEA model, or a plain one from ``backbone_config``.
+
+    Returns:
+        The trainer, and the loaders of training, validation and test data.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    loaders = data_preparation(config, LEADataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
+    trainer_class = LEATrainer if config["model"] in MODELS else StepTrainer
+    return trainer_class(config, model), loaders
+
+
+# What the plain run must have in common beside the backbone's own hyperparameters: data, splits,
+# budget and measures.
 SHARED_KEYS = (
-    "load_col", "lea_newest", "eval_protocol", "eval_args", "lea_valid_steps", "metrics", "topk",
-    "valid_metric", "epochs", "stopping_step", "train_batch_size", "eval_batch_size",
-    "learning_rate", "MAX_ITEM_LIST_LENGTH", "seed",
+    "load_col", "lea_newest", "eval_protocol", "lea_split_seed", "eval_args", "lea_valid_steps",
+    "metrics", "metric_decimal_place", "topk", "valid_metric", "epochs", "stopping_step",
+    "train_batch_size", "eval_batch_size", "learning_rate", "MAX_ITEM_LIST_LENGTH", "seed",
 )  # fmt: skip

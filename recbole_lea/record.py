@@ -1,10 +1,9 @@
 """``run.json``: what a run was and what came of it."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,9 @@ from recbole.utils import get_local_time
 
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.store import write_json
+from recbole_lea.le.versions import versions
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = (
-    "recbole_lea",
-    "recbole",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "numpy",
-    "pandas",
-)
 
 
 def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
@@ -43,7 +32,8 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
         "dataset": config["dataset"],
         "seed": config["seed"],
         "config": plain(config.final_config_dict),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "code": code_version(),
+        "versions": versions(),
         "stages": stages.stages,
         "fingerprints": {
             "dataset": dataset_fingerprint(dataset),
@@ -54,14 +44,38 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+# What cannot change a run's result: it plans, measures and reports.
+NOT_TRAINING = ("benchmark.py", "speed.py", "growth.py", "experiments")
+
+
+def code_version() -> dict[str, Any]:
+    """Which code this is.
+
+    Returns:
+        ``commit`` (None outside a checkout), ``clean``: whether the package and its YAML files
+        are as committed, and ``fingerprint``: a hex digest over the code that trains.
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in NOT_TRAINING:
+            digest.update(f"{name}\n".encode() + path.read_bytes())
+    commit, clean = None, False
+    if _git("ls-files", "--error-unmatch", "record.py"):  # not a virtual environment in one
+        commit = _git("rev-parse", "HEAD")
+        clean = _git("status", "--porcelain", "--", ".", "../properties", "../setup.cfg") == ""
+    return {"commit": commit, "clean": clean, "fingerprint": digest.hexdigest()}
+
+
+def _git(*arguments: str) -> str | None:
+    """git's answer in the package's folder, or None."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def dataset_fingerprint(dataset: Any) -> str:

@@ -8,24 +8,30 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import data_preparation
+from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_lea.data.dataset import LEADataset
+from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.le import finetune, tokenization
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.llm import load_llm, pick_device
-from recbole_lea.le.packing import pack
+from recbole_lea.le.llm import compile_layers, load_llm, pick_device
+from recbole_lea.le.packing import PromptRow, pack
 from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.prompts import Prompts
+from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
 from recbole_lea.model import MODELS
+from recbole_lea.trainer import fused
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +60,18 @@ def flops_per_token(model: Any) -> float:
 
 
 def matmul_rate(model: Any, tokens: int) -> float:
-    """FLOP/s of products of the decoder layer's own shapes, ``tokens`` rows at a time."""
-    layer = [p for p in model.get_decoder().layers[0].parameters() if p.dim() == 2]
-    inputs = [torch.randn(tokens, p.shape[1], dtype=p.dtype, device=p.device) for p in layer]
+    """FLOP/s of the decoder's own matrix products, ``tokens`` rows at a time, layer by layer."""
+    matrices = [p for p in model.get_decoder().layers.parameters() if p.dim() == 2]
+    widths = {p.shape[1] for p in matrices}
+    like = matrices[0]
+    rows = {w: torch.randn(tokens, w, dtype=like.dtype, device=like.device) for w in widths}
 
     def products() -> None:
-        for _ in range(len(model.get_decoder().layers)):
-            for x, p in zip(inputs, layer, strict=True):
-                x @ p.T
+        with torch.inference_mode():
+            for p in matrices:
+                torch.nn.functional.linear(rows[p.shape[1]], p)
 
-    flops = 2.0 * tokens * sum(p.numel() for p in layer) * len(model.get_decoder().layers)
-    return flops / best_of(products, 3)
+    return 2.0 * tokens * sum(p.numel() for p in matrices) / best_of(products, 3)
 
 
 def best_of(work: Callable[[], Any], n: int) -> float:
@@ -111,16 +118,17 @@ def plain_hidden(env: Environment, prompts: Sequence[Sequence[int]]) -> Tensor:
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
     mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-    output = env.decoder(
-        inputs_embeds=env.embed(ids.to(env.device), env.item_tokens),
-        attention_mask=mask.to(env.device),
-        use_cache=False,
-    )
+    with env.precision():
+        output = env.decoder(
+            inputs_embeds=env.embed(ids.to(env.device), env.item_tokens),
+            attention_mask=mask.to(env.device),
+            use_cache=False,
+        )
     return output.last_hidden_state[torch.arange(len(prompts)), lengths - 1].float()
 
 
 def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, Any]:
-    """Packed rewards against plain ones on the same prompts."""
+    """Packed rewards against plain ones: same prompts, LLM (adapter merged), dtype, attention."""
     prompts = [prompt for group in groups for prompt in group]
     settings = env.settings
     packed_tokens = sum(b.n_tokens for b in pack(groups, settings.row_length, settings.batch_rows))
@@ -142,14 +150,37 @@ def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, 
         "packed": dataclasses.asdict(ours),
         "plain": dataclasses.asdict(theirs),
         "speedup": theirs.seconds / ours.seconds,
-        "token_ratio": theirs.tokens / ours.tokens,
+        "token_ratio": sum(map(len, prompts)) / ours.tokens,
         "max_abs_diff": float(difference.max()),
         "reward_deviation": float(rewards["plain"].std()),
     }
 
 
+def compiled_rate(env: Environment, groups: list[list[list[int]]]) -> float:
+    """Tokens (no padding) per second of packed rewards with compiled layers."""
+    compile_layers(env.llm)
+    env.read(groups, env.reward_of)  # every shape once
+    settings = env.settings
+    tokens = sum(b.n_tokens for b in pack(groups, settings.row_length, settings.batch_rows))
+    return tokens / timed(lambda: env.read(groups, env.reward_of))
+
+
+def pool_ratio(env: Environment, pipeline: Pipeline, rows: int) -> float:
+    """Seconds of rewards with ten scored negatives over those with one."""
+    seconds = []
+    for pool in (1, 10):
+        drawn = sample_negatives(pipeline.sequences, len(pipeline.catalogue), pool, seed=0)
+        groups = reward_groups(env, pipeline.sequences, drawn)[:rows]
+        env.read(groups[: rows // 8], env.reward_of)
+        seconds.append(timed(lambda g=groups: env.read(g, env.reward_of)))
+    return seconds[1] / seconds[0]
+
+
 def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, float]:
-    """Steps of fine-tuning, packed against chosen and rejected prompts concatenated."""
+    """Steps of fine-tuning, packed against chosen and rejected prompts concatenated.
+
+    The plain loop has the same remedies: no upcast in peft, the same attention.
+    """
     settings = env.settings
     learned = [s for s in range(len(sequences)) if len(sequences.items[s]) > 1]
     rng = np.random.default_rng(0)
@@ -186,29 +217,58 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
     }
 
 
-def training_ratios(config: Config, steps: int) -> tuple[dict[str, float], dict[str, float]]:
+def training_ratios(
+    config: Config, state_dim: int, steps: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """A training step and full-sort scoring of each model against its plain RecBole backbone.
 
-    The LE's part is random numbers of the right shape: reading them costs the same.
+    The step is that of the costliest method, LEASR after the warm-up: LE states beside h_t, LE
+    rewards, both augmented losses. The LE's part is random numbers of the right shape: a step
+    costs the same whatever they hold.
+
+    Args:
+        config: of a model of ours on the dataset.
+        state_dim: width of the LE's states.
+        steps: runs of each that the median is taken over.
+
+    Returns:
+        Median ratios of seconds, ours over RecBole's, by model: training steps, scoring.
     """
     train_ratio, inference_ratio = {}, {}
+    keys = dict(config.external_config_dict) | {"q_weight": 1.0}
+    keys |= {"lea_state": None, "lea_reward": None, "lea_augmentation": None}
     for name, model_class in MODELS.items():
-        keys = dict(config.external_config_dict) | {"lea_method": "base"}
-        made = Config(model=name, dataset=config["dataset"], config_dict=keys)
-        init_seed(made["seed"], True)
-        loaders = data_preparation(made, LEADataset(made))
-        ours = model_class(made, loaders[0]._dataset)
-        stock = model_class.backbone_class()(made, loaders[0]._dataset)
-        ours.warmed_up = True
+        plain, costly = (
+            Config(model=name, dataset=config["dataset"], config_dict=keys | {"lea_method": method})
+            for method in ("base", "LEASR")  # base loads the data without an LE
+        )
+        init_seed(plain["seed"], True)
+        loaders = data_preparation(plain, LEADataset(plain))
+        data = loaders[0]._dataset
         batch, rows = next(iter(loaders[0])), next(iter(loaders[2]))[0]
-        steps_of = [_training_step(model, batch) for model in (ours, stock)]
-        train_ratio[name] = _ratio(*steps_of, steps)
+        batch.update(_random_feedback(len(batch), state_dim, data.num(data.iid_field)))
+        data.lea_feedback = SimpleNamespace(state_dim=state_dim)
+        ours = model_class(costly, data)
+        stock = model_class.backbone_class()(plain, data)
+        ours.warmed_up = True
+        adam = torch.optim.Adam
+        step = _training_step(ours, batch, fused(adam(ours.parameters())))  # as LEATrainer's
+        stock_step = _training_step(stock, batch, adam(stock.parameters()))
+        train_ratio[name] = _ratio(step, stock_step, steps)
         inference_ratio[name] = _ratio(*[_scoring(model, rows) for model in (ours, stock)], steps)
     return train_ratio, inference_ratio
 
 
-def _training_step(model: Any, batch: Any) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters())
+def _random_feedback(rows: int, state_dim: int, n_items: int) -> Interaction:
+    """What the transform adds to a batch under LEASR, as random numbers."""
+    numbers = ("reward", "negative_reward", "augmented_reward")
+    values = {name: torch.randn(rows) for name in numbers}
+    values |= {name: torch.randint(1, n_items, (rows,)) for name in ("negative", "augmented")}
+    values |= {name: torch.randn(rows, state_dim) for name in ("state", "next_state")}
+    return Interaction({FIELD_PREFIX + name: value for name, value in values.items()})
+
+
+def _training_step(model: Any, batch: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
@@ -253,35 +313,70 @@ def run(config: Config, rows: int) -> dict[str, Any]:
         n += len(tokens[user]) - 1
     pipeline = dataset._pipeline(chosen)
     report: dict[str, Any] = {"rows": n}
-    llm = load_llm(pipeline.settings.llm, pipeline.settings.llm_dtype, pick_device())
-    peak = matmul_rate(llm.model, pipeline.settings.row_length * pipeline.settings.batch_rows)
-    per_token = flops_per_token(llm.model)
-    costs, tunings = {}, {}
+    costs, tunings, compiled = {}, {}, {}
     for template in TEMPLATES:
         settings = dataclasses.replace(pipeline.settings, reward_prompt=template)
+        llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
+        per_token = flops_per_token(llm.model)
+        peak = matmul_rate(llm.model, settings.row_length * settings.batch_rows)
         env = _environment(llm, pipeline, settings)
-        groups = _reward_groups(env, pipeline)
-        with stages.stage(f"feedback {template}"):
-            costs[template] = feedback_cost(env, groups)
-        logger.info("feedback, %s: %s", template, costs[template])
+        groups = reward_groups(env, pipeline.sequences, pipeline.negatives)
         with stages.stage(f"fine-tuning {template}"):
             tunings[template] = finetune_cost(env, pipeline.sequences, steps=4)
         logger.info("fine-tuning, %s: %s", template, tunings[template])
-        llm = load_llm(settings.llm, settings.llm_dtype, pick_device())  # without the adapter
+        env.merge()
+        with stages.stage(f"feedback {template}"):
+            costs[template] = feedback_cost(env, groups)
+            if template == "item_last":
+                report["pool_of_10_ratio"] = pool_ratio(env, pipeline, len(groups))
+        logger.info("feedback, %s: %s", template, costs[template])
+        with stages.stage(f"compiled feedback {template}"):
+            compiled[template] = compiled_rate(env, groups)
     rate = {t: Cost(**costs[t]["packed"]).rate for t in TEMPLATES}
-    train_ratio, inference_ratio = training_ratios(config, steps=9)
+    train_ratio, inference_ratio = training_ratios(
+        config, pipeline.settings.state_dim or llm.width, steps=9
+    )
     return report | {
         "feedback_speedup": {t: costs[t]["speedup"] for t in TEMPLATES},
         "feedback_token_ratio": {t: costs[t]["token_ratio"] for t in TEMPLATES},
         "feedback_tokens_per_second": rate,
+        "compiled_tokens_per_second": compiled,
         "finetune_speedup": {t: tunings[t]["speedup"] for t in TEMPLATES},
-        "utilisation": {t: rate[t] * per_token / peak for t in TEMPLATES},
+        "utilisation": {t: compiled[t] * per_token / peak for t in TEMPLATES},
+        "utilisation_uncompiled": {t: rate[t] * per_token / peak for t in TEMPLATES},
         "train_step_ratio": train_ratio,
         "inference_ratio": inference_ratio,
         "max_abs_diff": {t: costs[t]["max_abs_diff"] for t in TEMPLATES},
         "reward_deviation": {t: costs[t]["reward_deviation"] for t in TEMPLATES},
+        "option_token_ratio": option_token_ratios(env, pipeline, llm.tokenizer),
         "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.stages.values()),
     }
+
+
+def option_token_ratios(env: Environment, pipeline: Pipeline, tokenizer: Any) -> dict[str, float]:
+    """Tokens of all feedback (states and rewards) under an option over those without it."""
+
+    def tokens(**changes: Any) -> int:
+        settings = dataclasses.replace(env.settings, **changes)
+        prompts = Prompts(tokenizer, env.vocab_size, settings)
+        sequences, n, row = pipeline.sequences, 0, 0
+        for items in sequences.items:
+            tree = PromptRow(10**9)
+            for t in range(1, len(items) + 1):
+                tree.insert([prompts.state(items[:t])])
+                if t < len(items):
+                    for action in (items[t], *pipeline.negatives[row]):
+                        tree.insert([prompts.reward(items[:t], action)])
+                    row += 1
+            n += len(tree.ids)
+        return n
+
+    plain = tokens()
+    options = {
+        "state_input: prompt": {"state_input": "prompt"},
+        "history_hop: 5": {"history_hop": 5},
+    }
+    return {name: tokens(**changes) / plain for name, changes in options.items()}
 
 
 def _environment(llm: Any, pipeline: Pipeline, settings: LESettings) -> Environment:
@@ -292,12 +387,12 @@ def _environment(llm: Any, pipeline: Pipeline, settings: LESettings) -> Environm
     return Environment(llm, start, settings).eval()
 
 
-def _reward_groups(env: Environment, pipeline: Pipeline) -> list[list[list[int]]]:
+def reward_groups(env: Environment, sequences: Sequences, negatives: np.ndarray) -> list:
+    """The reward prompts of each transition: the positive's and its negatives'."""
     groups, row = [], 0
-    for s, items in enumerate(pipeline.sequences.items):
+    for s, items in enumerate(sequences.items):
         for t in range(1, len(items)):
-            actions = [items[t], *pipeline.negatives[row]]
-            history = pipeline.sequences.history(s, t)
-            groups.append([env.prompts.reward(history, a) for a in actions])
+            history = sequences.history(s, t)
+            groups.append([env.prompts.reward(history, a) for a in (items[t], *negatives[row])])
             row += 1
     return groups

@@ -21,6 +21,14 @@ logger = logging.getLogger(__name__)
 _said_anomaly = False
 
 
+def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same optimiser; Adam as one kernel, without temporary arrays the size of the Q head."""
+    if isinstance(optimizer, torch.optim.Adam):
+        for group in optimizer.param_groups:
+            group["fused"] = True
+    return optimizer
+
+
 class _Batches:
     """The training loader; calls ``before_batch`` before each batch is collated."""
 
@@ -98,15 +106,24 @@ class LEATrainer(StepTrainer):
         self.steps = 0
         self.record: dict = {}
 
+    def _build_optimizer(self, **kwargs):
+        optimizer = super()._build_optimizer(**kwargs)
+        # under q_weight 0 every bit is RecBole's
+        return fused(optimizer) if self.model.q_weight != 0 else optimizer
+
     def fit(self, train_data, valid_data=None, **kwargs):
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
         self._train_data = train_data
         self.record = {}
         dataset = train_data._dataset
         self.stages = getattr(dataset, "lea_stages", self.stages)
-        self._prepare(train_data)
-        with self.stages.stage("training"):
-            result = super().fit(train_data, valid_data, **kwargs)
+        try:
+            self._prepare(train_data)
+            with self.stages.stage("training"):
+                result = super().fit(train_data, valid_data, **kwargs)
+        finally:
+            if pipeline := getattr(dataset, "lea_pipeline", None):
+                pipeline.release()
         if not self.model.warmed_up:
             self.logger.warning(
                 "training ended before the warm-up (%s): raise `epochs` or lower `warmup`",
@@ -119,6 +136,7 @@ class LEATrainer(StepTrainer):
             )
         self.record = record.start(self.config, dataset, self.stages)
         self.record["best_valid_result"] = dict(result[1] or {})
+        self.record["best_is_warmup"] = self._best_is_warmup
         self.record_folder = record.new_folder(self.config)
         record.write(self.record, self.record_folder)
         return result

@@ -12,12 +12,18 @@ from recbole_lea.model import MODELS
 from tests.conftest import ROOT, tiny_keys
 
 
-def run(*arguments, timeout=300):
+def run(*arguments, launcher=(), timeout=300):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run_recbole_lea.py"), *arguments],
+        [sys.executable, *launcher, str(ROOT / "run_recbole_lea.py"), *arguments],
         capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "100"},
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
+
+
+TWO_PROCESSES = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu"),
+    *("--num_processes", "2", "--main_process_port", "0"),
+)
 
 
 @pytest.fixture
@@ -53,6 +59,23 @@ def test_second_model_reuses_the_le(yaml_file):
         assert f"{stage}: computing" not in output
 
 
+def test_accelerate_launch_builds_the_le_together_and_trains_once(yaml_file):
+    code, output = run(
+        "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+        launcher=TWO_PROCESSES,
+    )  # fmt: skip
+    assert code == 0, output[-3000:]
+    assert output.count("test result") == 1
+    assert output.count("augmentation: share of positions chosen") == 1
+    assert len(list(Path("log").glob("*/*/run.json"))) == 1
+    code, output = run(
+        "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+        "--transform=lea_live", launcher=TWO_PROCESSES,
+    )  # fmt: skip
+    assert code != 0
+    assert "transform: lea_live asks the LLM within" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -69,3 +92,18 @@ def test_a_mistake_is_one_clear_line(yaml_file, arguments, message):
     assert code != 0
     assert message in output.strip().splitlines()[-1]
     assert "Traceback" not in output
+
+
+def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
+    code, output = run(
+        "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+        "--lea_stop_after=feedback",
+    )  # fmt: skip
+    assert code == 0, output[-3000:]
+    script = ROOT / "run_recbole_lea.py"
+    last = output.strip().splitlines()[-1]
+    assert last.endswith(
+        f"go on by: python {script} --model=SASRecSA2CLEA --dataset=tiny --config_files={yaml_file}"
+    )
+    assert "training" not in output.partition("lea_stop_after: feedback")[2]
+    assert not Path("saved").exists() or not list(Path("saved").iterdir())

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from recbole_lea import speed
+from recbole_lea.methods import METHODS
+from recbole_lea.model import MODELS
 from tests.le.helpers import SEQUENCES, environment
 
 
@@ -37,6 +39,22 @@ def test_report(tiny_config, rows):
     assert len(report["train_step_ratio"]) == len(report["inference_ratio"]) == 4
     assert max(report["max_abs_diff"].values()) < 1e-3
     assert json.dumps(report)
+
+
+def test_training_ratios_are_of_the_costliest_method(tiny_config, monkeypatch):
+    steps, measured = speed._training_step, []
+
+    def step(model, batch, optimizer):
+        measured.append(model)
+        return steps(model, batch, optimizer)
+
+    monkeypatch.setattr(speed, "_training_step", step)
+    train, inference = speed.training_ratios(tiny_config(lea_method="LER"), state_dim=8, steps=1)
+    assert list(train) == list(inference) == list(MODELS)
+    ours, stock = measured[::2], measured[1::2]
+    assert {m.switches for m in ours} == {METHODS["LEASR"]}
+    assert all(m.warmed_up and m.q_head.norm.normalized_shape == (8,) for m in ours)
+    assert [type(m).__name__ for m in stock] == ["SASRec", "SASRec", "GRU4Rec", "GRU4Rec"]
 
 
 def test_command_line_says_what_it_takes():

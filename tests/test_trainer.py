@@ -1,5 +1,6 @@
 """Warm-up, augmentation, checkpoints and the record of a run."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -107,8 +108,9 @@ def test_without_a_warm_up_early_stopping_is_recbole_s(tiny_config, monkeypatch)
 def test_a_best_model_of_the_warm_up_is_said(tiny_config, monkeypatch, caplog):
     caplog.set_level("INFO")
     never_better(monkeypatch)
-    train(tiny_config(epochs=4, warmup="2 epochs"))
+    trainer, _ = train(tiny_config(epochs=4, warmup="2 epochs"))
     assert "best validation result is from the warm-up" in caplog.text
+    assert trainer.record["best_is_warmup"] is True
 
 
 @pytest.mark.parametrize("epochs_before", [1, 3])
@@ -139,6 +141,25 @@ def test_same_seed_gives_the_same_result_with_and_without_the_cache(tiny_config)
     second, _ = train(config)  # the LE now comes from the cache
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("changes", "one_kernel"), [({}, True), ({"q_weight": 0}, None)])
+def test_fused_adam_updates_as_recbole_s(tiny_config, changes, one_kernel):
+    config = tiny_config(lea_method="base", weight_decay=0.1, **changes)
+    model = MODELS[config["model"]](
+        config, data_preparation(config, create_dataset(config))[0]._dataset
+    )
+    stock = copy.deepcopy(model)
+    optimizer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model).optimizer
+    assert {group["fused"] for group in optimizer.param_groups} == {one_kernel}
+    expected = torch.optim.Adam(stock.parameters(), lr=config["learning_rate"], weight_decay=0.1)
+    for _ in range(3):
+        for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+            p.grad = q.grad = torch.randn_like(p)
+        optimizer.step()
+        expected.step()
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_q_weight_0_trains_like_recbole_bit_for_bit(tiny_config):

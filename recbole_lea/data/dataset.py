@@ -11,6 +11,7 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_lea.data.item_text import read_item_texts
 from recbole_lea.data.transform import FIELD_PREFIX, TRANSFORMS
 from recbole_lea.le import Catalogue, LESettings, Pipeline
+from recbole_lea.le.processes import processes
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.le.stages import StageLog
 from recbole_lea.methods import Switches, switches
@@ -22,6 +23,21 @@ DONE = FIELD_PREFIX + "done"
 
 # float32 tells integers apart up to here
 EXACT_FLOAT32 = 2**24
+
+# What builds the LE up to a value of lea_stop_after
+BUILDERS = {
+    "items": Pipeline.item_tokens,
+    "finetune": Pipeline.environment,
+    "states": Pipeline.states,
+    "rewards": Pipeline.rewards,
+}
+
+
+class StoppedAfter(SystemExit):
+    """The end of a run with ``lea_stop_after``: exit code 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 class LEADataset(SequentialDataset):
@@ -91,7 +107,7 @@ class LEADataset(SequentialDataset):
         tokens = self.field2id_token[self.uid_field]
         # by token, so that the split does not depend on the order of the file
         order = sorted(np.unique(users), key=lambda user: str(tokens[user]))
-        shuffled = np.random.default_rng(self.config["seed"]).permutation(order)
+        shuffled = np.random.default_rng(self.config["lea_split_seed"]).permutation(order)
         cuts = self._calcu_split_ids(len(shuffled), [ratio / sum(ratios) for ratio in ratios])
         self._drop_unused_col()
         rows = [np.flatnonzero(np.isin(users, part)) for part in np.split(shuffled, cuts)]
@@ -110,8 +126,21 @@ class LEADataset(SequentialDataset):
         train.inter_feat[DONE] = self._ends(train)
         train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         rl_loss = getattr(self.config.model_class, "rl_loss", None)  # None: a stock model
-        if rl_loss and (chosen := switches(self.config, rl_loss)).needs_le:
-            self._attach_feedback(train, sequences, chosen)
+        if rl_loss:
+            chosen = switches(self.config, rl_loss)
+            stop = self.config["lea_stop_after"]
+            if stop == "feedback" and not chosen.needs_le:
+                raise ValueError(
+                    f"lea_stop_after: {stop}: lea_method {self.config['lea_method']} uses nothing "
+                    "of the LE; choose another method, or one stage to build"
+                )
+            if stop is not None or chosen.needs_le:
+                self._attach_feedback(train, sequences, chosen)
+            if not processes().is_main_process:
+                # the recommender trains in the main process alone
+                if train.lea_pipeline is not None:
+                    train.lea_pipeline.assist()
+                raise SystemExit(0)
         return datasets
 
     def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
@@ -123,11 +152,32 @@ class LEADataset(SequentialDataset):
                 f"`transform` is {transform}: set `transform: lea_feedback` (precomputed) or "
                 "`transform: lea_live`"
             )
+        if transform == "lea_live" and processes().num_processes > 1:
+            raise ValueError(
+                "transform: lea_live asks the LLM within the recommender's training, which runs in "
+                "one process: set transform: lea_feedback, or start without accelerate"
+            )
         pipeline = train.lea_pipeline = self._pipeline(sequences)
         ids = self.field2token_id[self.iid_field]
         train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
-        make = pipeline.live if transform == "lea_live" else pipeline.precomputed
-        train.lea_feedback = make(chosen.le_state, chosen.le_reward)
+        stop = self.config["lea_stop_after"]
+        if stop is None and chosen.augmented:
+            pipeline.require_llm(
+                f"lea_augmentation: {chosen.augmentation} (it asks the LLM after the warm-up)"
+            )
+        if stop in BUILDERS:
+            BUILDERS[stop](pipeline)
+        else:
+            make = pipeline.live if transform == "lea_live" else pipeline.precomputed
+            train.lea_feedback = make(chosen.le_state, chosen.le_reward)
+        if stop == "feedback" and chosen.augmented:
+            pipeline.environment()
+        if stop is not None:
+            logger.info(
+                "lea_stop_after: %s: finished: %s; to go on elsewhere, copy the folder %s to the "
+                "same place there", stop, ", ".join(pipeline.used), pipeline.folder,
+            )  # fmt: skip
+            raise StoppedAfter
 
     def _training_sequences(self, train) -> tuple[dict[str, list[str]], np.ndarray]:
         """Users' training items, and the map from row numbers to transitions."""

@@ -1,19 +1,23 @@
 """The LE: one adapted LLM that gives states, rewards and selections (paper section 3.2)."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft.helpers import disable_input_dtype_casting
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from recbole_lea.le.llm import LLM
 from recbole_lea.le.packing import PackedBatch, pack
+from recbole_lea.le.processes import collected, processes
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.settings import LESettings
+from recbole_lea.le.store import write_bytes
 
 
 class Environment(nn.Module):
@@ -34,6 +38,7 @@ class Environment(nn.Module):
         self.prompts = Prompts(llm.tokenizer, llm.vocab_size, settings)
         self.vocab_size = llm.vocab_size
         self.llm = llm.model
+        self.adapted = adapted
         if adapted:
             targets = settings.lora_targets
             config = LoraConfig(
@@ -63,13 +68,40 @@ class Environment(nn.Module):
     def hidden(self, batch: PackedBatch, item_tokens: Tensor | None = None) -> Tensor:
         """Last hidden state of every token of a packed batch [B * L, d]."""
         table = self.item_tokens if item_tokens is None else item_tokens
-        output = self.decoder(
-            inputs_embeds=self.embed(torch.from_numpy(batch.ids).to(self.device), table),
-            attention_mask=self._attention_mask(batch),
-            position_ids=torch.from_numpy(batch.positions).to(self.device),
-            use_cache=False,
-        )
-        return output.last_hidden_state.flatten(0, 1)
+        with self.precision():
+            output = self.decoder(
+                inputs_embeds=self.embed(torch.from_numpy(batch.ids).to(self.device), table),
+                attention_mask=self._attention_mask(batch),
+                position_ids=torch.from_numpy(batch.positions).to(self.device),
+                use_cache=False,
+            )
+        # a device_map may end on another device
+        return output.last_hidden_state.flatten(0, 1).to(self.device)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """The adapter's weights are float32 for the optimiser and multiply in the LLM's dtype.
+
+        By default peft casts every layer's input up to float32, which took a quarter of a step.
+        """
+        dtype = self.llm.dtype
+        if not self.adapted or dtype == torch.float32:
+            yield
+            return
+        with disable_input_dtype_casting(self.llm), torch.autocast(self.device.type, dtype):
+            yield
+
+    def merge(self) -> "Environment":
+        """Fold the trained adapter into the LLM's weights, for reading only.
+
+        An unmerged adapter triples the number of matrix products. A quantized LLM is left as
+        it is.
+        """
+        if self.adapted and not getattr(self.llm, "is_quantized", False):
+            self.llm = self.llm.merge_and_unload()
+            self.decoder = self.llm.get_decoder()
+            self.adapted = False
+        return self.eval()
 
     def _attention_mask(self, batch: PackedBatch) -> Tensor:
         """Ancestor mask as an additive bias [B, 1, L, L], which every attention kernel takes."""
@@ -87,8 +119,12 @@ class Environment(nn.Module):
 
     def label_scores_of(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the label words as the next token [N, d] -> [N, n_labels]."""
-        logits = self.llm.get_output_embeddings()(hidden.to(self.llm.dtype)).float()
+        logits = self.next_word_logits(hidden).float()
         return logits.log_softmax(-1)[:, self.prompts.labels]
+
+    def next_word_logits(self, hidden: Tensor) -> Tensor:
+        """LM head: last hidden states [N, d] -> logits [N, vocab_size] in the LLM's dtype."""
+        return self.llm.get_output_embeddings()(hidden.to(self.llm.dtype)).to(self.device)
 
     @torch.inference_mode()
     def read(
@@ -99,6 +135,8 @@ class Environment(nn.Module):
     ) -> np.ndarray:
         """Run prompts and apply ``readout`` to the hidden state at the end of each.
 
+        With several processes, each runs its share of the batches and gets all results.
+
         Args:
             groups: groups of prompts; those of one group share a row.
             readout: [N, d] float32 -> [N, ...].
@@ -108,13 +146,19 @@ class Environment(nn.Module):
             One row per prompt, in the given order, float32.
         """
         self.eval()
-        results = []
-        for batch in pack(groups, self.settings.row_length, self.settings.batch_rows):
-            hidden = self.at_reads(batch, self.hidden(batch))
-            results.append(readout(hidden).float().cpu().numpy())
+        state, read = processes(), []
+        packed = pack(groups, self.settings.row_length, self.settings.batch_rows)
+        for number, batch in enumerate(packed):
+            if number % state.num_processes == state.process_index:
+                hidden = self.at_reads(batch, self.hidden(batch))
+                read.append((batch.prompts, readout(hidden).float().cpu().numpy()))
             if progress is not None:
                 progress.advance(len(batch.prompts), batch.n_tokens)
-        return np.concatenate(results) if results else np.zeros((0,), dtype=np.float32)
+        read = collected(read)
+        if not read:
+            return np.zeros((0,), dtype=np.float32)
+        order = np.concatenate([prompts for prompts, _ in read]).argsort()
+        return np.concatenate([values for _, values in read])[order]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Adapter and score head, the tensors that fine-tuning changes."""
@@ -144,9 +188,7 @@ class Environment(nn.Module):
 
     def save(self, path: Path) -> None:
         """Adapter and score head together, as safetensors, atomically."""
-        partial = path.with_suffix(".partial")
-        save_file(self.trained_state(), partial)
-        partial.replace(path)
+        write_bytes(path, save(self.trained_state()))
 
     def load(self, path: Path) -> None:
         """Read what ``save`` wrote."""

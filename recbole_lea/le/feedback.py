@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
-from recbole_lea.le.store import ArrayStore
+from recbole_lea.le.store import ArrayStore, pieces, take
 
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
 SHARD = 1024
@@ -98,7 +98,7 @@ class Computation:
             values = self.environment.read(
                 groups(*bounds[shard : shard + 2]), readout, self.progress
             )
-            (name,) = self.store.bounds
+            (name,) = self.store.arrays
             self.store.write(shard, {name: values})
 
 
@@ -140,9 +140,10 @@ class RewardScale:
 
     @classmethod
     def fit(cls, kind: str, scores: np.ndarray) -> "RewardScale":
-        """Take mean and deviation from training scores."""
-        values = np.asarray(scores, dtype=np.float64)
-        return cls(kind, float(values.mean()), max(float(values.std()), 1e-8))
+        """Take mean and deviation from training scores, without loading them whole."""
+        mean = sum(part.sum(dtype=np.float64) for part in pieces(scores)) / scores.size
+        squares = sum(np.square(part.astype(np.float64) - mean).sum() for part in pieces(scores))
+        return cls(kind, float(mean), max(float(np.sqrt(squares / scores.size)), 1e-8))
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Scores -> rewards."""
@@ -223,7 +224,7 @@ class Feedback:
 
 
 class PrecomputedFeedback(Feedback):
-    """Feedback read from memory-mapped arrays.
+    """Feedback read from arrays on disk; memory does not grow with what has been read.
 
     Args:
         states: [n_states, state_dim] or None.
@@ -247,13 +248,14 @@ class PrecomputedFeedback(Feedback):
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         sequence, t = self.locate(rows)
         first = self.sequences.state_starts[sequence] + t - 1
-        return _float(self.states[first]), _float(self.states[first + 1])
+        return _float(take(self.states, first)), _float(take(self.states, first + 1))
 
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         pool = self.negatives.shape[1]
         drawn = self.rng.integers(0, pool, size=len(rows))
-        positive = _float(self.rewards[rows, 0])
-        negative = _float(self.rewards[rows, 1 + drawn])
+        scores = take(self.rewards, rows)
+        positive = _float(scores[:, 0])
+        negative = _float(scores[np.arange(len(rows)), 1 + drawn])
         return positive, negative, self.negatives[rows, drawn]
 
 

@@ -1,30 +1,32 @@
 """Fine-tune the LE: reward model (Eq. 1) and state model (Eq. 2) share one adapter."""
 
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
 from recbole_lea.le.packing import pack
+from recbole_lea.le.processes import own_part, processes, sum_gradients
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
+from recbole_lea.le.store import read_record, write_bytes, write_record
 
 logger = logging.getLogger(__name__)
 
 # Consecutive transitions of one user that stand in a batch together, so that they share
 # their history's tokens. More saves little and makes batches less diverse.
 SEGMENT = 5
+
+CHECKPOINT = "checkpoint.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ def finetune(
     """Train adapter and score head; the environment holds the result.
 
     After each epoch a checkpoint is written, from which a killed run goes on to the same
-    result.
+    result. Several processes share each batch and sum their gradients.
 
     Returns:
         One record per epoch: mean losses and the evaluation on held-out sequences.
@@ -121,7 +123,7 @@ def finetune(
             epochs[epoch], desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar
         )
         # the same stream of dropout masks, whether or not the run was interrupted before
-        torch.manual_seed(settings.seed * 1000 + epoch)
+        torch.manual_seed((settings.seed * 1000 + epoch) * 1000 + processes().process_index)
         for batch in bar:
             for group in optimizer.param_groups:
                 group["lr"] = settings.finetune_lr * _schedule(step, n_steps, settings)
@@ -143,7 +145,8 @@ def finetune(
                 evaluation.accuracy, evaluation.margin, evaluation.hit_10, evaluation.ndcg_10,
             )  # fmt: skip
         history.append(record)
-        _save_checkpoint(environment, optimizer, step, history, folder)
+        if processes().is_main_process:
+            _save_checkpoint(environment, optimizer, step, history, folder)
     return history
 
 
@@ -175,32 +178,33 @@ def _train_step(
     table = environment.item_tokens
     positives = np.array([sequences.action(s, t) for s, t in batch])
     negatives = uniform_except(rng, positives, len(table), (len(batch),))
-    groups = _triples(environment, sequences, batch, positives, negatives)
+    own = own_part(range(len(batch)))
+    groups = _triples(environment, sequences, batch, positives, negatives)[own.start : own.stop]
     items = torch.from_numpy(positives).to(table.device)
+    parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
-    totals = np.zeros(3)
-    for packed in pack(groups, settings.row_length, settings.batch_rows, fill_batches=False):
+    totals = torch.zeros(3, device=table.device)
+    for packed in pack(groups, settings.row_length, settings.batch_rows):
         hidden = environment.at_reads(packed, environment.hidden(packed))
         positive = environment.reward_of(hidden[0::3])
         negative = environment.reward_of(hidden[1::3])
-        own = items[packed.prompts[0::3] // 3]
+        target = items[own.start + packed.prompts[0::3] // 3]
         reward = reward_loss(positive, negative)
         if settings.state_loss == "pairwise":
-            state = state_pairwise_loss(hidden[2::3], table, own, items)
+            state = state_pairwise_loss(hidden[2::3], table, target, items)
         else:
-            state = state_softmax_loss(hidden[2::3], table, own)
+            state = state_softmax_loss(hidden[2::3], table, target)
         loss = (reward + settings.state_weight * state).sum() / len(batch)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
         loss.backward()
-        right = (positive > negative).sum().item()
-        totals += [reward.sum().item(), state.sum().item(), right]
+        right = (positive > negative).sum()
+        totals += torch.stack([reward.sum(), state.sum(), right]).detach()
+    totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:
-        torch.nn.utils.clip_grad_norm_(
-            [p for p in environment.parameters() if p.requires_grad], settings.finetune_clip
-        )
+        torch.nn.utils.clip_grad_norm_(parameters, settings.finetune_clip)
     optimizer.step()
-    return tuple(totals / len(batch))
+    return tuple((totals / len(batch)).tolist())
 
 
 def _triples(environment, sequences, pairs, positives, negatives) -> list[list[list[int]]]:
@@ -257,25 +261,26 @@ def _save_checkpoint(environment, optimizer, step: int, history: list[dict], fol
     for i, moments in optimizer.state_dict()["state"].items():
         for name in ("exp_avg", "exp_avg_sq"):
             state[f"optimizer.{i}.{name}"] = moments[name].cpu().contiguous()
-    partial = folder / "checkpoint.partial"
-    metadata = {"step": str(step), "history": json.dumps(history)}
-    save_file(state, partial, metadata=metadata)
-    partial.replace(folder / "checkpoint.safetensors")
+    name = f"checkpoint-{len(history)}.safetensors"
+    write_bytes(folder / name, save(state))
+    write_record(folder / CHECKPOINT, {"step": step, "history": history}, [name])
+    for older in folder.glob("checkpoint-*.safetensors"):
+        if older.name != name:
+            older.unlink()
 
 
 def _load_checkpoint(environment, optimizer, folder: Path) -> tuple[int, list[dict]]:
-    """Restore the last finished epoch; (0, []) if there is none."""
-    path = folder / "checkpoint.safetensors"
-    if not path.is_file():
+    """Restore the last finished epoch; (0, []) if there is none, or it was altered."""
+    record = read_record(folder / CHECKPOINT)
+    if record is None:
         return 0, []
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
+    (name,) = record["files"]
+    state = load_file(folder / name)
     environment.load_trained_state(
         {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
     )
     restored = optimizer.state_dict()
-    step = int(metadata["step"])
+    step, history = record["step"], record["history"]
     restored["state"] = {
         i: {
             "step": torch.tensor(float(step)),
@@ -285,6 +290,5 @@ def _load_checkpoint(environment, optimizer, folder: Path) -> tuple[int, list[di
         for i in range(len(restored["param_groups"][0]["params"]))
     }
     optimizer.load_state_dict(restored)
-    history = json.loads(metadata["history"])
     logger.info("LE fine-tuning goes on after epoch %d", len(history) - 1)
     return step, history

@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from recbole_lea.le.processes import processes
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +112,8 @@ def fingerprint(spec: str, dtype: str) -> str:
 
 
 def pick_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    from accelerate import PartialState
-
-    return PartialState().device
+    """This process's accelerator if there is one, else the CPU."""
+    return processes().device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -132,29 +133,66 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_llm(spec: str, dtype: str, device: torch.device) -> LLM:
+def load_llm(
+    spec: str,
+    dtype: str,
+    device: torch.device,
+    options: Mapping[str, Any] | None = None,
+    compiled: bool = False,
+) -> LLM:
     """Load and freeze the LLM.
 
     Args:
         spec: see ``locate``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        device: where it runs.
+        device: where it runs, unless ``options`` has a ``device_map``.
+        options: passed to ``from_pretrained``, such as ``device_map`` or
+            ``quantization_config``.
+        compiled: let torch.compile fuse each layer.
 
     Raises:
         FileNotFoundError: see ``locate``.
+        ValueError: ``options`` needs a package that is not installed.
         OSError: the Hub name cannot be loaded, or the folder is not a model.
     """
     folder, gguf = locate(spec)
-    options = {"gguf_file": gguf} if gguf else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=pick_dtype(dtype, device),
-        attn_implementation="sdpa",  # the flash kernels take no tree mask
-        trust_remote_code=False,
-        **options,
-    )
+    file = {"gguf_file": gguf} if gguf else {}
+    options = dict(options or {})
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=pick_dtype(dtype, device),
+            # the flash kernels take no tree mask; on a CPU, sdpa is slower than plain products
+            attn_implementation="eager" if device.type == "cpu" else "sdpa",
+            trust_remote_code=False,
+            **file,
+            **options,
+        )
+    except ImportError as error:
+        raise ValueError(f"lea_llm_options {options}: {error}") from error
     model.requires_grad_(False)
     model.eval()
-    logger.info("LLM %s: %s, %s on %s", spec, type(model).__name__, model.dtype, device)
-    return LLM(model.to(device), tokenizer)
+    if "device_map" not in options and "quantization_config" not in options:
+        model.to(device)
+    if compiled:
+        compile_layers(model)
+    logger.info("LLM %s: %s, %s on %s", spec, type(model).__name__, model.dtype, model.device)
+    return LLM(model, tokenizer)
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each decoder layer in place: one compilation serves all of them.
+
+    Where torch.compile does not work (it needs a C++ compiler or Triton), the model stays as
+    it is and the log says so.
+    """
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=model.device))
+    except Exception as error:  # noqa: BLE001 - whatever the toolchain raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("lea_compile: torch.compile does not work here: %s", reason)
+        return
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            module.compile(dynamic=False)

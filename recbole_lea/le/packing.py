@@ -3,10 +3,11 @@
 A row of fixed length holds a forest. Each token sees its ancestors only and has its depth as
 position, so the hidden state at the end of a prompt is what the prompt alone would give,
 while common prefixes (the template, a user's history, everything before the action) stand in
-the row once. Rows all have the same shape, so the LLM meets one shape only.
+the row once. Rows have few lengths, so the LLM meets few shapes.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -91,53 +92,73 @@ class PackedBatch:
     n_tokens: int
 
 
+class _Open:
+    """The rows of one length that are being filled."""
+
+    def __init__(self, length: int, batch_rows: int) -> None:
+        self.length = length
+        self.batch_rows = batch_rows
+        self.clear()
+
+    def clear(self) -> None:
+        self.rows: list[PromptRow] = []
+        self.reads: list[int] = []  # row * L + column
+        self.prompts: list[int] = []
+
+    def batch(self) -> PackedBatch:
+        n_rows = min(self.batch_rows, 1 << (len(self.rows) - 1).bit_length())
+        padding = [PromptRow(self.length)] * (n_rows - len(self.rows))
+        return _batch(self.rows + padding, self.reads, self.prompts)
+
+
 def pack(
-    groups: Iterable[Sequence[Sequence[int]]],
-    row_length: int,
-    batch_rows: int,
-    fill_batches: bool = True,
+    groups: Iterable[Sequence[Sequence[int]]], row_length: int, batch_rows: int
 ) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.
 
+    A group that is too large for a row of ``row_length`` goes to rows of twice, four times ...
+    that length, of which a batch holds as many fewer. A batch that is not full has the next
+    power of two of rows. So a few shapes are all that the LLM meets.
+
     Args:
-        groups: groups of prompts (lists of token ids), in the order to be read back.
-        row_length: L, tokens a row.
-        batch_rows: B, rows a batch.
-        fill_batches: pad the last batch to B rows, so that all have the same shape.
+        groups: groups of prompts (lists of token ids).
+        row_length: L, tokens of the shortest row.
+        batch_rows: B, rows of that length a batch.
 
-    Raises:
-        ValueError: a group does not fit into one row.
+    Yields:
+        Batches in which each prompt has the number it has in the order of ``groups``.
     """
-    rows: list[PromptRow] = []
-    reads: list[tuple[int, int]] = []  # (row, column)
-    first_prompt = 0
+    buckets: list[_Open] = []
+    n_prompts = 0
     for group in groups:
-        last = rows[-1].insert(group) if rows else None
-        if last is None:
-            if len(rows) == batch_rows:
-                yield _batch(rows, reads, first_prompt, batch_rows)
-                first_prompt += len(reads)
-                rows, reads = [], []
-            rows.append(PromptRow(row_length))
-            last = rows[-1].insert(group)
+        for size in itertools.count():
+            if size == len(buckets):
+                buckets.append(_Open(row_length << size, max(1, batch_rows >> size)))
+            bucket = buckets[size]
+            last = bucket.rows[-1].insert(group) if bucket.rows else None
             if last is None:
-                size = max(len(prompt) for prompt in group)
-                raise ValueError(
-                    f"{len(group)} prompts of up to {size} tokens do not fit into a row of "
-                    f"{row_length}: raise lea_row_length, or lower lea_max_history or negative_pool"
-                )
-        reads.extend((len(rows) - 1, column) for column in last)
-    if rows:
-        yield _batch(rows, reads, first_prompt, batch_rows if fill_batches else len(rows))
+                row = PromptRow(bucket.length)
+                last = row.insert(group)
+                if last is None:
+                    continue
+                if len(bucket.rows) == bucket.batch_rows:
+                    yield bucket.batch()
+                    bucket.clear()
+                bucket.rows.append(row)
+            first = (len(bucket.rows) - 1) * bucket.length
+            bucket.reads.extend(first + column for column in last)
+            bucket.prompts.extend(range(n_prompts, n_prompts + len(last)))
+            n_prompts += len(last)
+            break
+    for bucket in buckets:
+        if bucket.rows:
+            yield bucket.batch()
 
 
-def _batch(
-    rows: list[PromptRow], reads: list[tuple[int, int]], first_prompt: int, n_rows: int
-) -> PackedBatch:
+def _batch(rows: list[PromptRow], reads: list[int], prompts: list[int]) -> PackedBatch:
     length = rows[0].length
     layouts = [row.layout() for row in rows]
-    layouts += [PromptRow(length).layout()] * (n_rows - len(rows))
-    parents = np.full((n_rows, length), -1, dtype=np.int64)
+    parents = np.full((len(rows), length), -1, dtype=np.int64)
     for r, row in enumerate(rows):
         own = np.asarray(row.parents)
         parents[r, : len(own)] = np.where(own >= 0, own + r * length, -1)
@@ -145,8 +166,8 @@ def _batch(
         ids=np.stack([layout[0] for layout in layouts]),
         positions=np.stack([layout[1] for layout in layouts]),
         mask=np.stack([layout[2] for layout in layouts])[:, None],
-        reads=np.array([row * length + column for row, column in reads], dtype=np.int64),
+        reads=np.array(reads, dtype=np.int64),
         parents=parents,
-        prompts=first_prompt + np.arange(len(reads)),
+        prompts=np.array(prompts, dtype=np.int64),
         n_tokens=sum(len(row.ids) for row in rows),
     )

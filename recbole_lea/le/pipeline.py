@@ -5,13 +5,14 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from scipy.stats import spearmanr
 from sklearn.decomposition import IncrementalPCA
 from tqdm import tqdm
 
@@ -21,20 +22,38 @@ from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import evaluation_of, finetune
 from recbole_lea.le.llm import LLM, fingerprint, load_llm, pick_device, pick_dtype
+from recbole_lea.le.processes import collected, from_main, own_part, processes
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
-from recbole_lea.le.store import ArrayStore, write_json
+from recbole_lea.le.store import (
+    DONE,
+    ArrayStore,
+    disk_full_at,
+    pieces,
+    read_record,
+    release,
+    write_array,
+    write_json,
+    write_record,
+)
+from recbole_lea.le.versions import versions
 
 logger = logging.getLogger(__name__)
 
 # Bumped when a stage computes something else from the same inputs.
-FORMAT = 1
+FORMAT = 2
+
+# Transitions from which on compiling the LLM (under a minute) pays.
+WORTH_COMPILING = 10_000
 
 # Items that are tokenized together: what a kill can lose, against the optimiser's batch.
 BUCKET = 256
+
+# Stages that end in files; the others fill an ArrayStore.
+FILES = {"items": ("tokens.npy",), "environment": ("adapter.safetensors", "history.json")}
 
 
 class Pipeline:
@@ -43,9 +62,15 @@ class Pipeline:
     A stage runs when it is first asked for, and is read back from the cache if it was
     finished under the same key before.
 
+    Raises:
+        FileNotFoundError: the LLM is neither here nor known from the cache; or a stage that the
+            cache lacks needs it.
+        DiskFull: the cache's disk has no room; what is finished is kept.
+
     Attributes:
         keys: stage -> cache key.
         used: the same for the stages that this run has asked for.
+        measured: what this run has seen of the LE's rewards and selections.
 
     Args:
         settings: all LE settings.
@@ -69,7 +94,7 @@ class Pipeline:
         self.catalogue = catalogue
         self.sequences = sequences
         self.stages = stages or StageLog()
-        self.progress_bar = progress_bar
+        self.progress_bar = progress_bar and processes().is_main_process
         self.folder = Path(settings.cache_dir) / dataset
         self.device = pick_device()
         self.negatives = sample_negatives(
@@ -78,16 +103,69 @@ class Pipeline:
         self._llm: LLM | None = None
         self._environment: Environment | None = None
         self.used: dict[str, str] = {}
+        self.measured: dict[str, Any] = {}
+        self._checked: set[str] = set()
+        self._main = processes().is_main_process
+        identity = self._identify_llm() if self._main else None
+        self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
         self.keys = self._stage_keys()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the LLM, which is loaded again when it is needed."""
-        return self.__dict__ | {"_llm": None, "_environment": None}
+        """Without the LLM, which is loaded again when it is needed; files are checked again."""
+        return self.__dict__ | {"_llm": None, "_environment": None, "_checked": set()}
+
+    def _identify_llm(self) -> tuple[str, str, str | None]:
+        """What ``lea_llm`` and ``lea_llm_dtype`` stand for, here or where the cache was made.
+
+        ``llm.json`` remembers it, so that a copied cache is recognised on a machine without the
+        LLM, or where ``auto`` is another dtype.
+
+        Returns:
+            Fingerprint and dtype, and what is wrong where the LLM is not on this machine.
+        """
+        s, path = self.settings, self.folder / "llm.json"
+        name = {"llm": s.llm, "llm_dtype": s.llm_dtype}
+        known = (read_record(path) or {"known": []})["known"]
+        recorded = next((entry for entry in known if entry | name == entry), None)
+        dtype = str(pick_dtype(s.llm_dtype, self.device)).removeprefix("torch.")
+        try:
+            found = fingerprint(s.llm, f"torch.{dtype}")
+            if recorded and recorded["dtype"] != dtype:
+                as_recorded = fingerprint(s.llm, f"torch.{recorded['dtype']}")
+                if as_recorded == recorded["fingerprint"]:
+                    logger.info(
+                        "lea_llm_dtype: %s is %s here, but the cache was made with %s: using that",
+                        s.llm_dtype, dtype, recorded["dtype"],
+                    )  # fmt: skip
+                    return as_recorded, recorded["dtype"], None
+        except OSError as error:
+            if recorded is None:
+                raise
+            logger.info("the LLM is not here: using what the cache was made with (%s)", error)
+            return recorded["fingerprint"], recorded["dtype"], str(error)
+        entry = name | {"dtype": dtype, "fingerprint": found}
+        if entry != recorded:
+            with _locked(self.folder):
+                known = (read_record(path) or {"known": []})["known"]
+                others = [other for other in known if other | name != other]
+                write_record(path, {"known": [*others, entry]})
+        return found, dtype, None
+
+    def require_llm(self, purpose: str) -> None:
+        """Make sure that the LLM is on this machine.
+
+        Args:
+            purpose: what needs it, for the message.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        if self._no_llm is not None:
+            raise FileNotFoundError(f"{purpose} needs the LLM: {self._no_llm}")
 
     def _stage_keys(self) -> dict[str, str]:
         """Stage -> cache key, each over its own inputs and the stages before it."""
         s = self.settings
-        self.llm_fingerprint = fingerprint(s.llm, str(pick_dtype(s.llm_dtype, self.device)))
         sentences, self.without_text = self.catalogue.sentences(s.item_sentence)
         self.sentences = sentences
         if self.without_text:
@@ -100,14 +178,19 @@ class Pipeline:
             tokens=self.catalogue.tokens,
             sentences=sentences,
             settings=_subset(s, "item_"),
+            quantization=(s.llm_options or {}).get("quantization_config"),
             seed=s.seed if s.item_init == "random" else None,
         )
-        prompts = {"prompt": s.user_prompt, "max_history": s.max_history}
+        prompts = {
+            "prompt": s.user_prompt,
+            "max_history": s.max_history,
+            "history_hop": s.history_hop,
+        }
         learning = _subset(s, "finetune_")
         del learning["finetune_eval"]  # it measures only
         environment = _key(
             items=items,
-            sequences=self.sequences.fingerprint(),
+            sequences=self.sequences.fingerprint,
             prompts=prompts | {"action": action_prompt(s)[0], "state_input": s.state_input},
             settings=learning | _subset(s, "lora_") | _subset(s, "state_loss"),
             state_weight=s.state_weight,
@@ -126,8 +209,13 @@ class Pipeline:
     def llm(self) -> LLM:
         """The LLM, loaded on first use."""
         if self._llm is None:
+            self.require_llm(f"what the cache {self.folder} lacks")
             with self.stages.stage("load LLM"):
-                self._llm = load_llm(self.settings.llm, self.settings.llm_dtype, self.device)
+                s = self.settings
+                compiled = s.compile
+                if compiled == "auto":
+                    compiled = self.sequences.n_transitions >= WORTH_COMPILING
+                self._llm = load_llm(s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
         return self._llm
 
     @property
@@ -139,10 +227,15 @@ class Pipeline:
         """Item tokens [n_items, d], float32, in catalogue order."""
         with self._stage("items", "item tokenization", self.llm) as folder:
             if folder is not None:
-                self._tokenize(folder)
+                self._finish("items", losses=self._tokenize(folder))
         return np.load(self._folder("items") / "tokens.npy", allow_pickle=False)
 
-    def _tokenize(self, folder: Path) -> None:
+    def _tokenize(self, folder: Path) -> list[float] | None:
+        """Write ``tokens.npy``.
+
+        Returns:
+            The mean sentence loss before and after, in the main process.
+        """
         llm, s, n = self.llm(), self.settings, len(self.catalogue)
         plain = Environment(llm, torch.zeros(n, llm.width), s, adapted=False)
         ids, cut = tokenization.sentence_ids(self.sentences, plain, llm.tokenizer)
@@ -152,33 +245,35 @@ class Pipeline:
         # items of similar length together; the order decides nothing else
         order = sorted(range(n), key=lambda i: (len(ids[i]), i))
         starts = list(range(0, n, BUCKET))
-        bounds = {name: [*starts, n] for name in ("ordered", "losses")}
-        store = ArrayStore(
-            folder,
-            {"ordered": ((n, llm.width), "float32"), "losses": ((n, 2), "float32")},
-            bounds,
-            {"key": self.keys["items"]},
-        )
+        arrays = {"ordered": ((n, llm.width), "float32"), "losses": ((n, 2), "float32")}
+        store = ArrayStore(folder, arrays, [*starts, n], self.keys["items"])
         missing = store.missing()
         total = sum(min(BUCKET, n - starts[b]) for b in missing) * (s.item_iterations + 1)
         with tqdm(
             desc="item tokenization", unit=" item-steps", total=total, disable=not self.progress_bar
         ) as bar:
-            for b in missing:
+
+            def tokenized(b: int) -> tuple[int, np.ndarray, np.ndarray]:
                 members = order[starts[b] : starts[b] + BUCKET]
                 local = [
                     [llm.vocab_size + i if t >= llm.vocab_size else t for t in ids[item]]
                     for i, item in enumerate(members)
                 ]
-                vectors, losses = tokenization.tokenize_bucket(plain, local, start[members], s, bar)
-                store.write(b, {"ordered": vectors, "losses": losses})
+                return b, *tokenization.tokenize_bucket(plain, local, start[members], s, bar)
+
+            at_once = processes().num_processes
+            for first in range(0, len(missing), at_once):
+                own = own_part(missing[first : first + at_once])
+                for b, vectors, losses in collected([tokenized(b) for b in own]):
+                    store.write(b, {"ordered": vectors, "losses": losses})
+        if not self._main:
+            return None
         losses = store.array("losses").mean(0)
         logger.info("item tokenization: mean sentence loss %.3f -> %.3f over %d items", *losses, n)
         tokens = np.empty((n, llm.width), dtype=np.float32)
         tokens[order] = store.array("ordered")
-        partial = folder / "tokens.partial.npy"
-        np.save(partial, tokens)
-        partial.replace(folder / "tokens.npy")
+        write_array(folder / "tokens.npy", tokens)
+        return losses.tolist()
 
     def environment(self) -> Environment:
         """The fine-tuned LE."""
@@ -186,6 +281,7 @@ class Pipeline:
             return self._environment
         tokens = torch.from_numpy(self.item_tokens())
         llm = self.llm()
+        self._save_sequences()
         title = "LE fine-tuning"
         # a run that reads the LE from the cache must draw the same numbers afterwards
         with torch.random.fork_rng(), self._stage("environment", title, self.llm) as folder:
@@ -194,19 +290,27 @@ class Pipeline:
                 history = finetune(
                     environment, self.sequences, self.settings, folder, self.progress_bar
                 )
-                write_json(folder / "history.json", history)
-                environment.save(folder / "adapter.safetensors")
+                if self._main:
+                    write_json(folder / "history.json", history)
+                    environment.save(folder / "adapter.safetensors")
+                self._finish("environment")
         environment.load(self._folder("environment") / "adapter.safetensors")
-        self._environment = environment.eval()
+        self._environment = environment.merge()
         return environment
 
     def diagnostics(self) -> dict[str, Any]:
-        """The last epoch's record of the fine-tuning, if the LE has been built."""
-        path = self._folder("environment") / "history.json"
-        return json.loads(path.read_text(encoding="utf-8"))[-1] if path.is_file() else {}
+        """The fine-tuning's last record, if the LE has been built, and ``measured``."""
+        record = {}
+        if self._is_done("environment"):
+            path = self._folder("environment") / "history.json"
+            record = json.loads(path.read_text(encoding="utf-8"))[-1]
+        return record | self.measured
 
     def _report_quality(self) -> None:
         """Say in every run, the LE built or reused, how good it is on held-out sequences."""
+        built = from_main((self._folder("environment") / DONE).is_file())
+        if built and self._no_llm is None and not self._is_done("environment"):
+            self.environment()  # its files were altered since the feedback was computed
         record = self.diagnostics()
         if "accuracy" not in record:
             logger.warning("no training sequence was left to measure the LE on")
@@ -224,25 +328,29 @@ class Pipeline:
 
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
-        full = self._computed(
+        dim = self.settings.state_dim
+        return self._full_states() if dim is None else self._projected(dim)
+
+    def _full_states(self) -> np.ndarray:
+        return self._computed(
             "states", "states", "states", (self.sequences.n_states, self.llm_width),
             fb.Computation.states, dtype="float16",
         )  # fmt: skip
-        dim = self.settings.state_dim
-        return full if dim is None else self._projected(full, dim)
 
-    def _projected(self, full: np.ndarray, dim: int) -> np.ndarray:
+    def _projected(self, dim: int) -> np.ndarray:
         """PCA of the training states to ``state_dim`` (row 17)."""
-        if dim > min(full.shape):
+        n, width = self.sequences.n_states, self.llm_width
+        if dim > min(n, width):
             raise ValueError(
-                f"state_dim is {dim}, but {full.shape[0]} states of width {full.shape[1]} "
-                f"allow at most {min(full.shape)}"
+                f"state_dim is {dim}, but {n} states of width {width} allow at most {min(n, width)}"
             )
-        path = self._folder("projection") / "states.npy"
-        with self._stage("projection", f"projection to {dim}", lambda: None) as folder:
-            if folder is not None:
-                project(full, dim, path)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        step = max(4096, dim)
+        # the last part is never smaller than the number of components
+        cuts = [*range(0, max(1, n - step), step), n]
+        return self._filled(
+            "projection", f"projection to {dim}", "states", (n, dim), "float16", cuts,
+            self._full_states, lambda store: project(self._full_states(), store),
+        )  # fmt: skip
 
     def rewards(self) -> np.ndarray:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
@@ -250,7 +358,7 @@ class Pipeline:
         actions = np.concatenate([positives[:, None], self.negatives], axis=1)
         return self._computed(
             "rewards", "rewards", "rewards", actions.shape,
-            lambda computation: computation.rewards(actions),
+            lambda computation: computation.rewards(actions), actions=actions,
         )  # fmt: skip
 
     def select(
@@ -265,8 +373,24 @@ class Pipeline:
         Returns:
             Chosen LE item indices [n_transitions] and their reward scores or None.
         """
-        s = self.settings
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
+        if self._main:
+            from_main((candidates, want_rewards))
+        return self._selected(candidates, want_rewards)
+
+    def assist(self) -> None:
+        """In the other processes: take part in ``select`` until the main one says ``release``."""
+        while (asked := from_main(None)) is not None:
+            self._selected(*asked)
+
+    def release(self) -> None:
+        """In the main process: let the others go."""
+        from_main(None)
+
+    def _selected(
+        self, candidates: np.ndarray, want_rewards: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        s = self.settings
         self.keys["selection"] = _key(
             environment=self.keys["environment"],
             prompt=s.selection_prompt + s.selection_suffix,
@@ -275,28 +399,34 @@ class Pipeline:
         )
         scores = self._computed(
             "selection", "augmentation", "label_scores", candidates.shape,
-            lambda computation: computation.label_scores(candidates),
+            lambda computation: computation.label_scores(candidates), actions=candidates,
         )  # fmt: skip
         chosen, share = fb.choose(scores, candidates, s.selection_calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
         )
         truth = np.concatenate([items[1:] for items in self.sequences.items])
+        listed = float((candidates == truth[:, None]).any(1).mean())
+        right = float((chosen == truth).mean())
+        self.measured |= {
+            "positions_chosen": share.tolist(), "true_item_listed": listed,
+            "true_item_chosen": right,
+        }  # fmt: skip
         logger.info(
             "augmentation: share of positions chosen: %s; the true next item is in %.3f of the "
-            "lists and is chosen in %.3f", shares, (candidates == truth[:, None]).any(1).mean(),
-            (chosen == truth).mean(),
+            "lists and is chosen in %.3f", shares, listed, right,
         )  # fmt: skip
         if not want_rewards:
             return chosen, None
         self.keys["selection_rewards"] = _key(
             selection=self.keys["selection"], calibration=s.selection_calibration
         )
+        actions = chosen[:, None]
         rewards = self._computed(
-            "selection_rewards", "rewards of the chosen actions", "action_rewards", chosen.shape,
-            lambda computation: computation.rewards(chosen[:, None]),
+            "selection_rewards", "rewards of the chosen actions", "rewards", actions.shape,
+            lambda computation: computation.rewards(actions), actions=actions,
         )  # fmt: skip
-        return chosen, rewards
+        return chosen, rewards[:, 0]
 
     def _computed(
         self,
@@ -306,30 +436,28 @@ class Pipeline:
         shape: tuple[int, ...],
         compute: Callable[[fb.Computation], None],
         dtype: str = "float32",
+        actions: np.ndarray | None = None,
     ) -> np.ndarray:
-        """One array of the LE's answers, memory-mapped; missing or altered shards are computed."""
+        """One array of the LE's answers, memory-mapped; missing or altered shards are computed.
+
+        The actions that were judged are stored beside it.
+        """
         starts = self.sequences.state_starts
         if array != "states":
             starts = self.sequences.transition_starts
         rows = starts[fb.shard_bounds(self.sequences)]
+        given = {} if actions is None else {"actions": actions.astype(np.int32)}
 
-        def open_store(folder: Path) -> ArrayStore:
-            meta = {"users": len(self.sequences), "format": FORMAT}
-            return ArrayStore(folder, {array: (shape, dtype)}, {array: rows}, meta)
+        def fill(store: ArrayStore) -> None:
+            prompts = int(np.diff(rows)[store.missing()].sum())
+            if array == "rewards":
+                prompts *= shape[1]
+            with PromptBar(title, prompts, self.progress_bar) as bar:
+                compute(fb.Computation(self.environment(), self.sequences, store, bar))
 
-        def finished(folder: Path) -> bool:
-            return not open_store(folder).missing()
-
-        with self._stage(stage, title, self.environment, finished) as folder:
-            if folder is not None:
-                store = open_store(folder)
-                prompts = int(np.diff(rows)[store.missing()].sum())
-                if array == "rewards":
-                    prompts *= shape[1]
-                with PromptBar(title, prompts, self.progress_bar) as bar:
-                    compute(fb.Computation(self.environment(), self.sequences, store, bar))
-        path = self._folder(stage) / f"{array}.npy"
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return self._filled(
+            stage, title, array, shape, dtype, rows, self.environment, fill, given
+        )  # fmt: skip
 
     def precomputed(self, want_states: bool, want_rewards: bool) -> fb.PrecomputedFeedback:
         """Feedback read from disk, computed first where it is not there."""
@@ -340,19 +468,31 @@ class Pipeline:
         scale = None
         if rewards is not None:
             scale = fb.RewardScale.fit(self.settings.reward_scale, rewards)
+            right = sum(int((part[:, :1] > part[:, 1:]).sum()) for part in pieces(rewards))
             logger.info(
                 "rewards: mean %.3f, deviation %.3f; positive above negative in %.3f",
-                scale.mean, scale.deviation, float((rewards[:, :1] > rewards[:, 1:]).mean()),
+                scale.mean, scale.deviation, right / rewards[:, 1:].size,
             )  # fmt: skip
+            self.measured["reward_popularity"] = self._popularity_correlation(rewards)
         return fb.PrecomputedFeedback(
             states, rewards, self.negatives, scale=scale,
             state_dim=None if states is None else states.shape[1], **self._common(),
         )  # fmt: skip
 
+    def _popularity_correlation(self, rewards: np.ndarray) -> float | None:
+        """Spearman correlation of a negative's reward with its item's count in training.
+
+        Of the negatives, as they are drawn uniformly and not by popularity.
+        """
+        counts = np.bincount(np.concatenate(self.sequences.items), minlength=len(self.catalogue))
+        correlation = float(spearmanr(rewards[:, 1:], counts[self.negatives], axis=None).statistic)
+        return None if np.isnan(correlation) else correlation
+
     def live(self, want_states: bool, want_rewards: bool) -> fb.LiveFeedback:
         """Feedback computed by the LLM during training."""
         if self.settings.state_dim is not None:
             raise ValueError("state_dim needs all states beforehand: use transform lea_feedback")
+        self.require_llm("transform lea_live")
         environment = self.environment()
         live = fb.LiveFeedback(
             environment, scale=None, state_dim=self.llm().width if want_states else None,
@@ -373,67 +513,158 @@ class Pipeline:
     def _folder(self, stage: str) -> Path:
         return self.folder / f"{stage}-{self.keys[stage][:16]}"
 
+    def _locked(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+        """Hold a cache folder against other runs; the main process holds it for all of this one."""
+        return _locked(folder) if self._main else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def _stage(
         self,
         stage: str,
         title: str,
         needs: Callable[[], Any],
-        finished: Callable[[Path], bool] = lambda folder: (folder / "done.json").is_file(),
+        finished: Callable[[], bool] | None = None,
     ) -> Iterator[Path | None]:
         """Yield the stage's folder if there is work to do, None if it is finished.
 
-        ``needs`` is called before the stage's clock starts, so that no stage counts another.
+        Files are checked once, by the main process. ``needs`` is called before the stage's clock
+        starts, so that no stage counts another.
         """
         self.used[stage] = self.keys[stage]
         folder = self._folder(stage)
-        done = folder / "done.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if finished(folder):
+        if folder.name in self._checked:
+            yield None
+            return
+        with self._locked(folder):
+            if finished() if finished else self._is_done(stage):
+                if stage in FILES and self._main:
+                    _tidy(folder, FILES[stage])
                 logger.info("%s: reused from %s", title, folder)
                 yield None
-                return
-            needs()
-            logger.info("%s: computing into %s", title, folder)
-            with self.stages.stage(title):
-                yield folder
-            content = {"key": self.keys[stage], "settings": dataclasses.asdict(self.settings)}
-            write_json(done, content)
+            else:
+                needs()
+                logger.info("%s: computing into %s", title, folder)
+                with self.stages.stage(title):
+                    yield folder
+        from_main(None)  # nobody goes on before the files are there
+        self._checked.add(folder.name)
+
+    def _filled(
+        self,
+        stage: str,
+        title: str,
+        array: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        bounds: Sequence[int],
+        needs: Callable[[], Any],
+        fill: Callable[[ArrayStore], None],
+        given: dict[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """The stage's array, memory-mapped, after ``fill`` has written the missing shards."""
+        self._save_sequences()
+        folder, key, store = self._folder(stage), self.keys[stage], None
+
+        def finished() -> bool:
+            nonlocal store  # opened under the lock: another run may be filling it until then
+            arrays = {array: (shape, dtype)}
+            store = ArrayStore(folder, arrays, bounds, key, self._made_from(stage), given)
+            return not store.missing()
+
+        with self._stage(stage, title, needs, finished) as work:
+            if work is not None:
+                fill(store)
+        return np.load(folder / f"{array}.npy", mmap_mode="r", allow_pickle=False)
+
+    def _made_from(self, stage: str) -> dict[str, Any]:
+        """What a stage's manifest tells about its origin."""
+        settings = dataclasses.asdict(self.settings)
+        del settings["cache_dir"]  # a cache may be copied
+        return {
+            "stage": stage,
+            "key": self.keys[stage],
+            "sequences": None if stage == "items" else self._sequences_folder.name,
+            "fingerprints": {
+                "llm": self.llm_fingerprint,
+                "items": self.keys["items"],
+                "sequences": None if stage == "items" else self.sequences.fingerprint,
+            },
+            "llm_dtype": self.llm_dtype,
+            "settings": settings,
+            "versions": versions(),
+        }
+
+    @property
+    def _sequences_folder(self) -> Path:
+        return self.folder / f"sequences-{self.sequences.fingerprint[:16]}"
+
+    def _save_sequences(self) -> None:
+        """Write the users, items and sequences by which the stages' rows are found."""
+        folder = self._sequences_folder
+        if folder.name not in self._checked:
+            with self._locked(folder):
+                if self._main and read_record(folder / DONE) is None:
+                    self.sequences.save(folder)
+            self._checked.add(folder.name)
+
+    def _finish(self, stage: str, **more: Any) -> None:
+        """Declare a stage of ``FILES`` finished."""
+        if not self._main:
+            return
+        folder = self._folder(stage)
+        write_record(folder / DONE, self._made_from(stage) | more, FILES[stage])
+        _tidy(folder, FILES[stage])
+
+    def _is_done(self, stage: str) -> bool:
+        """Whether a stage of ``FILES`` is finished and unaltered."""
+        folder = self._folder(stage)
+        if folder.name in self._checked:
+            return True
+        record = read_record(folder / DONE) if self._main else None
+        return from_main(record is not None and record.get("key") == self.keys[stage])
 
 
-def project(full: np.ndarray, dim: int, path: Path) -> None:
-    """Write the first ``dim`` principal components of ``full`` [n, d], float16, part by part."""
-    pca = IncrementalPCA(dim)
-    step = max(4096, dim)
-    # the last part is never smaller than the number of components
-    cuts = [*range(0, max(1, len(full) - step), step), len(full)]
-    parts = list(zip(cuts[:-1], cuts[1:], strict=True))
-    for start, end in parts:
-        pca.partial_fit(np.asarray(full[start:end], dtype=np.float32))
+def project(full: np.ndarray, store: ArrayStore) -> None:
+    """Fill ``states`` with the first principal components of ``full`` [n, d], shard by shard."""
+    pca = IncrementalPCA(store.arrays["states"][0][1])
+
+    def part(shard: int) -> np.ndarray:
+        values = np.array(full[slice(*store.bounds[shard : shard + 2])], dtype=np.float32)
+        release(full)
+        return values
+
+    for shard in range(len(store.bounds) - 1):
+        pca.partial_fit(part(shard))
     kept = 100 * pca.explained_variance_ratio_.sum()
-    logger.info("state_dim %d keeps %.1f %% of the states' variance", dim, kept)
-    partial = path.with_suffix(".partial")
-    projected = np.lib.format.open_memmap(partial, "w+", np.float16, (len(full), dim))
-    for start, end in parts:
-        projected[start:end] = pca.transform(np.asarray(full[start:end], dtype=np.float32))
-    projected.flush()
-    partial.replace(path)
+    logger.info("state_dim %d keeps %.1f %% of the states' variance", pca.n_components, kept)
+    for shard in store.missing():
+        store.write(shard, {"states": pca.transform(part(shard))})
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the stage's folder; the operating system frees the lock of a killed run."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another run is computing %s: waiting for it", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    """Hold a cache folder, made if needed; the operating system frees a killed run's lock."""
+    with disk_full_at(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another run is computing %s: waiting for it", folder)
+            lock.acquire()
+        try:
+            for partial in folder.glob("*.partial"):  # of a killed run
+                partial.unlink()
+            yield
+        finally:
+            lock.release()
+
+
+def _tidy(folder: Path, files: Iterable[str]) -> None:
+    """Remove what a finished stage was made from (shards, checkpoints)."""
+    for path in folder.iterdir():
+        if path.name not in (DONE, "lock", *files):
+            path.unlink()
 
 
 def _subset(settings: LESettings, prefix: str) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Prompts:
     def __init__(self, tokenizer: Any, vocab_size: int, settings: LESettings) -> None:
         self.vocab_size = vocab_size
         self.max_history = settings.max_history
+        self.history_hop = settings.history_hop
         self.state_input = settings.state_input
         self.user = Template(
             settings.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True
@@ -87,8 +88,19 @@ class Prompts:
         """Virtual token ids of LE item indices."""
         return [self.vocab_size + int(item) for item in items]
 
+    def window(self, history: Sequence[int]) -> Sequence[int]:
+        """The part of x_{1:t} that the LE sees.
+
+        The newest ``max_history`` items; with a ``history_hop`` of h, the first of them moves
+        on only every h steps, so that the prompts in between share all but their last item.
+        """
+        start = max(0, len(history) - self.max_history)
+        if self.history_hop:
+            start -= start % self.history_hop
+        return history[start:]
+
     def _user_prompt(self, history: Sequence[int]) -> list[int]:
-        return self.user.fill(history=self.item_ids(history[-self.max_history :]))
+        return self.user.fill(history=self.item_ids(self.window(history)))
 
     def reward(self, history: Sequence[int], item: int) -> list[int]:
         """Reward prompt "p_t p_a"; the reward is read at its last token (Eq. 1)."""
@@ -104,7 +116,7 @@ class Prompts:
             prompt = self._user_prompt(history)
             tail = len(self.user.pieces[-1])
             return prompt[: len(prompt) - tail] if tail else prompt
-        return self.item_ids(history[-self.max_history :])
+        return self.item_ids(self.window(history))
 
     def select(self, history: Sequence[int], items: Sequence[int]) -> list[int]:
         """Augmentation prompt "p_t p_l"; the label is read after its last token."""

@@ -1,11 +1,15 @@
 """Training sequences and their transitions, by LE item index."""
 
+import functools
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.store import DONE, write_array, write_json, write_record
 
 
 class Sequences:
@@ -25,6 +29,7 @@ class Sequences:
 
     def __init__(self, tokens: Mapping[str, Sequence[str]], catalogue: Catalogue) -> None:
         self.users = sorted(tokens)
+        self.item_tokens = catalogue.tokens
         self.items: list[np.ndarray] = []
         for user in self.users:
             if len(tokens[user]) == 0:
@@ -61,13 +66,24 @@ class Sequences:
         """a_t = x_{t+1}."""
         return int(self.items[sequence][t])
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest over users and items."""
-        digest = hashlib.sha256()
+        """Hex digest over users, their items, and the item tokens."""
+        digest = hashlib.sha256(json.dumps(self.item_tokens).encode())
         for user, items in zip(self.users, self.items, strict=True):
             digest.update(f"{user}\n".encode())
             digest.update(items.tobytes())
         return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the sequences in open formats; ``store.py`` says how to read them."""
+        write_json(folder / "users.json", self.users)
+        write_json(folder / "items.json", self.item_tokens)
+        write_array(folder / "offsets.npy", self.state_starts)
+        write_array(folder / "sequences.npy", np.concatenate(self.items).astype(np.int32))
+        content = {"users": len(self), "items": len(self.item_tokens), "states": self.n_states}
+        files = ("users.json", "items.json", "offsets.npy", "sequences.npy")
+        write_record(folder / DONE, content | {"fingerprint": self.fingerprint}, files)
 
 
 def sample_negatives(sequences: Sequences, n_items: int, pool: int, seed: int) -> np.ndarray:

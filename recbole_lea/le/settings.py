@@ -15,6 +15,8 @@ class LESettings:
 
     llm: str
     llm_dtype: str
+    llm_options: dict[str, Any] | None
+    compile: str | bool
     item_sentence: str
     user_prompt: str
     reward_prompt: str
@@ -24,6 +26,7 @@ class LESettings:
     selection_suffix: str
     selection_labels: tuple[str, ...]
     max_history: int
+    history_hop: int
     item_init: str
     item_iterations: int
     item_lr: float

@@ -118,7 +118,7 @@ def _losses(
         owner = torch.from_numpy(owners).to(table.device)
         with torch.set_grad_enabled(backward):
             hidden = environment.hidden(batch, table)[batch.parents.flat[nodes]]
-            logits = environment.llm.get_output_embeddings()(hidden)  # [N, V]
+            logits = environment.next_word_logits(hidden)  # [N, V]
             counts = torch.bincount(owner, minlength=len(table))
             sums = torch.zeros(len(table), device=table.device)
             sums = sums.index_add(0, owner, sentence_loss(logits, targets))

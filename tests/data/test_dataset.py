@@ -1,5 +1,8 @@
 """Rows, order and splits: the LE's feedback reaches the right training rows and no others."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -135,8 +138,6 @@ def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset):
 
 def test_ml_100k_leave_one_out_follows_the_time_stamps(tmp_path):
     """RecBole's own cast changes the test item of 149 of 943 users."""
-    from pathlib import Path
-
     import recbole
     from recbole.config import Config
 
@@ -214,3 +215,60 @@ def test_live_transform_draws_fresh_negatives(tiny_config):
     draws = torch.stack([next(iter(train))["lea_negative"][:1] for _ in range(12)])
     assert len(set(draws.flatten().tolist())) > 1
     assert "lea_reward" not in next(iter(test))[0].interaction
+
+
+@pytest.mark.parametrize(
+    ("stop", "method", "finished"),
+    [
+        ("items", "base", {"items"}),
+        ("finetune", "base", {"items", "environment"}),
+        ("states", "LER", {"items", "environment", "states"}),
+        ("rewards", "LES", {"items", "environment", "rewards"}),
+        ("feedback", "LEA", {"items", "environment"}),
+        ("feedback", "LEASR", {"items", "environment", "states", "rewards"}),
+    ],
+)
+def test_run_stops_after_a_stage(tiny_config, caplog, stop, method, finished):
+    caplog.set_level("INFO")
+    config = tiny_config(lea_stop_after=stop, lea_method=method)
+    with pytest.raises(SystemExit) as end:
+        data_preparation(config, create_dataset(config))
+    assert end.value.code == 0
+    stages = {f.name.partition("-")[0] for f in Path("lea_cache/tiny").iterdir() if f.is_dir()}
+    assert stages - {"sequences"} == finished
+    assert f"lea_stop_after: {stop}: finished: " in caplog.text
+    assert "copy the folder lea_cache/tiny" in caplog.text
+
+
+def test_run_goes_on_after_it_was_stopped(tiny_config, caplog):
+    """A dataset that RecBole saved brings its own config along, and would stop again."""
+    config = tiny_config(lea_stop_after="feedback", save_dataset=True)
+    with pytest.raises(SystemExit):
+        data_preparation(config, create_dataset(config))
+    caplog.set_level("INFO")
+    config = tiny_config(save_dataset=True)
+    data_preparation(config, create_dataset(config))
+    assert "states: reused from" in caplog.text
+    assert "computing into" not in caplog.text
+
+
+def test_nothing_to_stop_after_is_an_error(tiny_config):
+    config = tiny_config(lea_stop_after="feedback", lea_method="base")
+    with pytest.raises(ValueError, match="uses nothing of the LE"):
+        data_preparation(config, create_dataset(config))
+
+
+def test_augmentation_without_the_llm_fails_before_training(tiny_config, tiny_llm, tmp_path):
+    """On a machine that has a copied cache but no LLM; a method without augmentation runs."""
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_llm, llm)
+    config = tiny_config(lea_llm=str(llm), lea_stop_after="feedback")
+    with pytest.raises(SystemExit):
+        data_preparation(config, create_dataset(config))
+    llm.rename(tmp_path / "gone")
+    config = tiny_config(lea_llm=str(llm))
+    with pytest.raises(FileNotFoundError, match="lea_augmentation: both .* needs the LLM"):
+        data_preparation(config, create_dataset(config))
+    config = tiny_config(lea_llm=str(llm), lea_augmentation="none")
+    train, _, _ = data_preparation(config, create_dataset(config))
+    assert "lea_state" in next(iter(train))

@@ -29,7 +29,7 @@ def test_no_sequence_is_in_two_splits_and_every_interaction_is_evaluated(tiny_co
     assert evaluated == len(raw[user]) - 1
 
 
-def test_split_follows_the_seed_and_not_the_order_of_the_file(tiny_config, tiny_dataset):
+def test_split_follows_its_own_seed_and_not_the_order_of_the_file(tiny_config, tiny_dataset):
     first = [users_of(loader) for loader in split(tiny_config(eval_protocol="paper",
                                                               lea_method="base"))]  # fmt: skip
     path = tiny_dataset / "tiny.inter"
@@ -40,10 +40,12 @@ def test_split_follows_the_seed_and_not_the_order_of_the_file(tiny_config, tiny_
     assert again == first
     seeds = {
         frozenset(users_of(split(tiny_config(eval_protocol="paper", lea_method="base",
-                                             seed=seed))[2]))
+                                             lea_split_seed=seed))[2]))
         for seed in range(6)
     }  # fmt: skip
     assert len(seeds) > 1
+    other = split(tiny_config(eval_protocol="paper", lea_method="base", seed=3))
+    assert [users_of(loader) for loader in other] == first
 
 
 def test_the_le_sees_training_sequences_alone(tiny_config):

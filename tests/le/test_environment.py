@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_lea.le.llm import compile_layers
 from recbole_lea.le.packing import pack
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
@@ -27,10 +28,18 @@ def all_prompts(env):
     return prompts
 
 
+WINDOWS = {
+    "sliding": {"max_history": 4},
+    "hopping": {"max_history": 3, "history_hop": 3},
+    "state in the prompt": {"max_history": 4, "state_input": "prompt"},
+    "item last": {"max_history": 4, "reward_prompt": "item_last"},
+}
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("batch_rows", [1, 3])
-def test_packed_equals_one_prompt_at_a_time(settings, attention, batch_rows):
-    env = environment(settings(max_history=4, batch_rows=batch_rows))
+@pytest.mark.parametrize("window", WINDOWS)
+def test_packed_equals_one_prompt_at_a_time(settings, attention, window):
+    env = environment(settings(row_length=32, batch_rows=3, **WINDOWS[window]))
     env.decoder.set_attn_implementation(attention)
     prompts = all_prompts(env)
     packed = env.read([[p] for p in prompts], lambda hidden: hidden)
@@ -116,3 +125,45 @@ def test_pad_and_eos_ids_within_a_prompt_are_ordinary_tokens(settings):
         found = env.read([[prompt], [plain]], lambda hidden: hidden)
         np.testing.assert_allclose(found[0], alone(env, prompt).numpy(), rtol=1e-3, atol=1e-5)
         assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_merged_adapter_gives_the_same_rewards(settings):
+    env = environment(settings())
+    prompts = [[p] for p in all_prompts(env)]
+    before = env.read(prompts, env.reward_of)
+    merged = env.merge()
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    np.testing.assert_allclose(merged.read(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
+
+
+def test_adapter_learns_in_float32_under_a_bfloat16_llm(settings):
+    env = environment(settings(llm_dtype="bfloat16")).train()
+    prompts = all_prompts(env)[:4]
+    hidden = env.at_reads(batch := next(pack([prompts], 96, 1)), env.hidden(batch))
+    env.reward_of(hidden).sum().backward()
+    trained = [p for name, p in env.named_parameters() if "lora_" in name]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_compiled_layers_give_the_same_rewards(settings, caplog):
+    env = environment(settings())
+    prompts = [[p] for p in all_prompts(env)[:12]]
+    before = env.read(prompts, env.reward_of)
+    compile_layers(env.llm.base_model.model)
+    if "torch.compile does not work here" in caplog.text:
+        pytest.skip(caplog.text)
+    layers = env.decoder.layers
+    assert all(layer._compiled_call_impl is not None for layer in layers)
+    np.testing.assert_allclose(env.read(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_the_model_stays_as_it_is(settings, caplog, monkeypatch):
+    def refuse(function):
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    env = environment(settings())
+    compile_layers(env.llm.base_model.model)
+    assert "does not work here: no C++ compiler" in caplog.text
+    assert all(layer._compiled_call_impl is None for layer in env.decoder.layers)

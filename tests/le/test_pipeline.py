@@ -3,10 +3,14 @@
 import json
 import logging
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from recbole_lea.le import pipeline as pipeline_module
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
@@ -213,3 +217,113 @@ def test_the_readme_s_example_runs(tiny_llm):
     exec(code.replace("items =", keys, 1), scope)
     assert scope["states"].shape == (7, 32)
     assert scope["rewards"].shape == (4, 2)
+
+
+@pytest.fixture
+def moved_llm(tiny_llm, tmp_path):
+    """A copy of the LLM, and a function that takes it away."""
+    folder = tmp_path / "llm"
+    shutil.copytree(tiny_llm, folder)
+    return str(folder), lambda: folder.rename(tmp_path / "gone")
+
+
+def test_a_copied_cache_is_used_without_the_llm(settings, moved_llm, tmp_path, log):
+    llm, remove = moved_llm
+    first = pipeline(settings(llm=llm))
+    feedback = first.precomputed(want_states=True, want_rewards=True)
+    states = np.array(feedback.states)
+    shutil.copytree(tmp_path / "cache", tmp_path / "elsewhere")
+    remove()
+    computed(log)
+    there = settings(llm=llm, cache_dir=str(tmp_path / "elsewhere"))
+    copy = pipeline(there)
+    assert "the LLM is not here: using what the cache was made with" in log.text
+    assert copy.llm_fingerprint == first.llm_fingerprint
+    again = copy.precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == []
+    np.testing.assert_array_equal(again.states, states)
+    with pytest.raises(FileNotFoundError, match="the augmentation needs the LLM: .*no such"):
+        copy.require_llm("the augmentation")
+    with pytest.raises(FileNotFoundError, match="lea_live needs the LLM"):
+        copy.live(want_states=True, want_rewards=False)
+    more = settings(llm=llm, cache_dir=str(tmp_path / "elsewhere"), negative_pool=3)
+    with pytest.raises(FileNotFoundError, match="what the cache .*tiny lacks needs the LLM"):
+        pipeline(more).rewards()
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        pipeline(settings(llm=llm, cache_dir=str(tmp_path / "empty")))
+
+
+def test_a_copied_cache_keeps_the_dtype_that_auto_was(settings, monkeypatch, log):
+    monkeypatch.setattr(pipeline_module, "pick_dtype", lambda name, device: torch.bfloat16)
+    first = pipeline(settings(llm_dtype="auto"))
+    first.rewards()
+    monkeypatch.setattr(pipeline_module, "pick_dtype", lambda name, device: torch.float32)
+    computed(log)
+    second = pipeline(settings(llm_dtype="auto"))
+    second.rewards()
+    assert computed(log) == []
+    assert second.keys == first.keys
+    assert second.llm().model.dtype == torch.bfloat16
+    assert pipeline(settings(llm_dtype="float32")).keys != first.keys
+
+
+def test_another_llm_under_the_same_name_is_another_le(settings, moved_llm):
+    llm, _ = moved_llm
+    keys = pipeline(settings(llm=llm)).keys
+    path = Path(llm, "model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    assert pipeline(settings(llm=llm)).keys["items"] != keys["items"]
+
+
+def test_manifests_say_where_the_arrays_come_from(settings):
+    p = pipeline(settings(negative_pool=2))
+    p.precomputed(want_states=True, want_rewards=True)
+    for stage, name in (("states", "states"), ("rewards", "rewards")):
+        manifest = json.loads((p._folder(stage) / "manifest.json").read_text())
+        array = np.load(p._folder(stage) / f"{name}.npy")
+        assert manifest["arrays"][name] == {"shape": list(array.shape), "dtype": array.dtype.name}
+        assert manifest["key"] == p.keys[stage]
+        assert manifest["fingerprints"]["llm"] == p.llm_fingerprint
+        assert manifest["versions"]["torch"]
+        assert (p.folder / manifest["sequences"] / "users.json").is_file()
+
+
+def test_a_finished_stage_leaves_no_intermediate_files(settings):
+    pipeline(settings(finetune_epochs=2)).environment()
+    p = pipeline(settings(finetune_epochs=2))
+    for stage in ("items", "environment"):  # as after a kill at the very end
+        (p._folder(stage) / "manifest.json").write_text("{}")
+    p.environment()
+    for stage, files in (
+        ("items", {"tokens.npy"}),
+        ("environment", {"adapter.safetensors", "history.json"}),
+    ):
+        assert {f.name for f in p._folder(stage).iterdir()} == files | {"done.json", "lock"}
+
+
+def test_correlation_of_rewards_with_popularity(settings):
+    le = pipeline(settings(negative_pool=2))
+    counts = np.bincount(np.concatenate(SEQUENCES.items), minlength=len(CATALOGUE))
+    positive = np.zeros((SEQUENCES.n_transitions, 1))
+    popular = np.hstack([positive, counts[le.negatives]])
+    assert le._popularity_correlation(popular) == pytest.approx(1)
+    assert le._popularity_correlation(-popular) == pytest.approx(-1)
+    assert le._popularity_correlation(np.zeros_like(popular)) is None
+    le.precomputed(want_states=False, want_rewards=True)
+    assert le.diagnostics()["reward_popularity"] == le._popularity_correlation(le.rewards())
+
+
+def test_altered_le_is_trained_again_even_where_its_feedback_is_there(settings, log):
+    first = pipeline(settings())
+    first.precomputed(want_states=True, want_rewards=True)
+    path = first._folder("environment") / "history.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"accuracy", b"Accuracy"))
+    computed(log)
+    second = pipeline(settings())
+    second.precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == ["LE fine-tuning"]
+    assert path.read_bytes() == whole
+    path.parent.rename(path.parent.with_name("taken-away"))  # not needed any more: no error
+    pipeline(settings()).precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == []

@@ -47,6 +47,16 @@ def test_state_input_prompt_is_the_user_prompt_up_to_the_last_item(tokenizer, se
     assert text(tokenizer, prompts.state([4, 5]), vocab) == "The films : <4> <5>"
 
 
+def test_a_hopping_window_starts_anew_every_h_steps(tokenizer, settings):
+    keys = {"max_history": 4, "history_hop": 3}
+    prompts = Prompts(tokenizer, len(tokenizer), settings(**keys))
+    windows = [list(prompts.window(range(t))) for t in range(1, 12)]
+    assert windows[:6] == [list(range(t)) for t in range(1, 7)]  # 4 to 6 items from the start
+    assert [(w[0], len(w)) for w in windows[6:]] == [(3, 4), (3, 5), (3, 6), (6, 4), (6, 5)]
+    sliding = Prompts(tokenizer, len(tokenizer), settings(max_history=4))
+    assert list(sliding.window(range(9))) == [5, 6, 7, 8]
+
+
 @pytest.mark.parametrize("bad", ["no placeholder", "{item} and {item}", "{item} {history}"])
 def test_template_needs_its_placeholder_once(tokenizer, bad):
     with pytest.raises(ValueError, match="lea_action_prompt"):

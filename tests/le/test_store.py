@@ -1,66 +1,254 @@
-"""Arrays that are filled shard by shard."""
+"""Arrays that are filled shard by shard, and the files beside them."""
+
+import errno
+import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from recbole_lea.le.store import ArrayStore
+from recbole_lea.le import store as store_module
+from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.store import (
+    ArrayStore,
+    DiskFull,
+    pieces,
+    read_record,
+    read_rewards,
+    read_state,
+    take,
+    write_array,
+    write_bytes,
+    write_record,
+)
+from tests.le.helpers import CATALOGUE, SEQUENCES
 
-SPEC = {"a": ((5, 2), "float32"), "b": ((7,), "int64")}
-BOUNDS = {"a": [0, 2, 5], "b": [0, 3, 7]}
+SPEC = {"a": ((5, 2), "float32"), "b": ((5,), "int64")}
+BOUNDS = [0, 2, 5]
+GIVEN = np.arange(10, dtype=np.int32).reshape(5, 2)
 
 
-def open_store(folder, meta=None):
-    return ArrayStore(folder, SPEC, BOUNDS, meta or {"key": "x"})
+def open_store(folder, key="x"):
+    return ArrayStore(folder, SPEC, BOUNDS, key, {"versions": {}}, {"given": GIVEN})
 
 
-def fill(store, shard):
-    a0, a1 = BOUNDS["a"][shard : shard + 2]
-    b0, b1 = BOUNDS["b"][shard : shard + 2]
-    store.write(
-        shard, {"a": np.full((a1 - a0, 2), shard + 0.5, np.float32), "b": np.arange(b0, b1)}
-    )
+def fill(store, *shards):
+    for shard in shards:
+        start, end = BOUNDS[shard : shard + 2]
+        values = np.full((end - start, 2), shard + 0.5, np.float32)
+        store.write(shard, {"a": values, "b": np.arange(start, end)})
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_goes_on_where_it_stopped(tmp_path):
-    store = open_store(tmp_path)
+    store = open_store(tmp_path / "s")
     assert store.missing() == [0, 1]
     fill(store, 1)
-    again = open_store(tmp_path)
+    again = open_store(tmp_path / "s")
     assert again.missing() == [0]
     fill(again, 0)
-    assert open_store(tmp_path).missing() == []
-    assert again.array("b").tolist() == list(range(7))
+    assert open_store(tmp_path / "s").missing() == []
+    assert again.array("b").tolist() == list(range(5))
     assert again.array("a")[4].tolist() == [1.5, 1.5]
+    np.testing.assert_array_equal(again.array("given"), GIVEN)
 
 
-def test_altered_shard_is_computed_again(tmp_path, caplog):
-    store = open_store(tmp_path)
-    fill(store, 0)
-    fill(store, 1)
-    path = tmp_path / "b.npy"
+def test_interrupted_or_not_the_files_are_the_same(tmp_path):
+    fill(open_store(tmp_path / "whole"), 0, 1)
+    fill(open_store(tmp_path / "parts"), 1)
+    fill(open_store(tmp_path / "parts"), 0)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("name", ["a", "b", "given"])
+def test_altered_shard_is_computed_again(tmp_path, caplog, name):
+    fill(open_store(tmp_path), 0, 1)
+    whole = contents(tmp_path)
+    path = tmp_path / f"{name}.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert open_store(tmp_path).missing() == [1]
+    again = open_store(tmp_path)
+    assert again.missing() == [1]
     assert "shard 1" in caplog.text
+    fill(again, 1)
+    assert contents(tmp_path) == whole
 
 
-def test_lost_array_starts_over(tmp_path):
-    store = open_store(tmp_path)
-    fill(store, 0)
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda content: content[:-1], [1]),  # truncated
+        (lambda content: content[:-25], [0, 1]),
+        (lambda content: content[:20], [0, 1]),  # within the header
+        (lambda content: b"", [0, 1]),
+        (lambda content: content + b"more", []),
+        (lambda content: b"X" + content[1:], []),  # broken header, whole data
+    ],
+)
+def test_truncated_or_broken_array_is_reported_and_repaired(tmp_path, caplog, damage, lost):
+    fill(open_store(tmp_path), 0, 1)
+    whole = contents(tmp_path)
+    path = tmp_path / "a.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    again = open_store(tmp_path)
+    assert again.missing() == lost
+    assert f"{path} is truncated or has another header" in caplog.text
+    fill(again, *lost)
+    assert contents(tmp_path) == whole
+
+
+def test_lost_array_is_computed_again(tmp_path):
+    fill(open_store(tmp_path), 0)
     (tmp_path / "a.npy").unlink()
     assert open_store(tmp_path).missing() == [0, 1]
 
 
-def test_other_contents_are_refused(tmp_path):
-    open_store(tmp_path)
-    with pytest.raises(ValueError, match="meta differ"):
-        open_store(tmp_path, {"key": "y"})
+def test_other_contents_are_computed_again(tmp_path, caplog):
+    fill(open_store(tmp_path), 0, 1)
+    assert open_store(tmp_path, key="y").missing() == [0, 1]
+    assert "belongs to other arrays" in caplog.text
+
+
+def test_manifest_tells_what_the_arrays_are(tmp_path):
+    fill(open_store(tmp_path), 0, 1)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["arrays"]["a"] == {"shape": [5, 2], "dtype": "float32"}
+    assert manifest["arrays"]["given"] == {"shape": [5, 2], "dtype": "int32"}
+    assert (manifest["bounds"], manifest["key"]) == (BOUNDS, "x")
+    assert all(len(checksum) == 64 for checksum in manifest["shards"])
 
 
 def test_nan_is_refused(tmp_path):
     store = open_store(tmp_path)
-    values = {"a": np.full((2, 2), np.nan, np.float32), "b": np.arange(3)}
+    values = {"a": np.full((2, 2), np.nan, np.float32), "b": np.arange(2)}
     with pytest.raises(ValueError, match="NaN"):
         store.write(0, values)
     assert store.missing() == [0, 1]
+
+
+def test_space_is_taken_before_the_first_shard(tmp_path, monkeypatch):
+    """A file that only looks as large as it is would fail in the middle."""
+    n = 2**18
+    store = ArrayStore(tmp_path, {"a": ((n,), "float32")}, [0, 10, n], "x")
+    store.write(0, {"a": np.zeros(10)})
+    found = os.stat(tmp_path / "a.npy")
+    assert found.st_blocks * 512 >= n * 4
+
+    def full(descriptor, start, size):
+        os.ftruncate(descriptor, size // 2)  # some file systems take what there is
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    other = ArrayStore(tmp_path / "other", {"a": ((n,), "float32")}, [0, 10, n], "x")
+    with pytest.raises(DiskFull, match=r"no space left in .*other for 1,048,\d+ bytes.*lea_cache"):
+        other.write(0, {"a": np.zeros(10)})
+    assert os.stat(tmp_path / "other" / "a.npy").st_size < 1000
+    monkeypatch.undo()
+    other.write(0, {"a": np.ones(10)})
+    assert other.array("a")[:11].tolist() == [1.0] * 10 + [0.0]
+
+
+def test_no_room_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    write_bytes(path, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match="for 3 bytes"):
+        write_bytes(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    assert path.read_bytes() == b"old"
+
+
+def test_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    """Killed before the last moment, the old one is still there."""
+    path = tmp_path / "f"
+    write_bytes(path, b"old")
+
+    def killed(self, target):
+        assert self.read_bytes() == b"new"
+        assert path.read_bytes() == b"old"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(path, b"n", b"ew")
+    assert path.read_bytes() == b"old"
+
+
+def test_arrays_are_plain_npy(tmp_path):
+    array = np.arange(6, dtype=np.float16).reshape(2, 3)
+    write_array(tmp_path / "x.npy", array.T)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy", allow_pickle=False), array.T)
+
+
+def test_record_and_its_files_are_checked(tmp_path, caplog):
+    path = tmp_path / "done.json"
+    assert read_record(path) is None
+    assert caplog.text == ""
+    (tmp_path / "f").write_bytes(b"content")
+    write_record(path, {"key": "x"}, ["f"])
+    assert read_record(path)["key"] == "x"
+    whole = path.read_bytes()
+    for i in range(0, len(whole), 7):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        assert read_record(path) is None
+    for broken in (b"", whole[:-20], b"[]", b"1", b"{}", b"\xff\xfe"):
+        path.write_bytes(broken)
+        assert read_record(path) is None
+    path.write_bytes(whole)
+    caplog.clear()
+    (tmp_path / "f").write_bytes(b"Content")
+    assert read_record(path) is None
+    assert f"{tmp_path / 'f'} is missing or was altered" in caplog.text
+
+
+def test_record_of_another_format_is_ignored(tmp_path, monkeypatch):
+    write_record(tmp_path / "r.json", {"key": "x"})
+    monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
+    assert read_record(tmp_path / "r.json") is None
+
+
+def test_rows_of_a_map_are_read_from_its_file(tmp_path):
+    array = np.arange(24, dtype=np.float16).reshape(6, 2, 2)
+    write_array(tmp_path / "x.npy", array)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    rows = np.array([5, 0, 0, 3])
+    for whole in (mapped, array, mapped[:, 1]):  # a view of a map is none
+        np.testing.assert_array_equal(take(whole, rows), np.asarray(whole)[rows])
+
+
+def test_pieces_are_the_whole():
+    array = np.arange(25).reshape(-1, 1)
+    np.testing.assert_array_equal(np.concatenate(list(pieces(array, rows=10))), array)
+
+
+def test_feedback_is_read_by_tokens(settings):
+    """Against the pipeline's own arrays, for every user and position."""
+    p = Pipeline(settings(negative_pool=2), CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
+    states, rewards = p.states(), p.rewards()
+    (states_folder,) = p.folder.glob("states-*")
+    (rewards_folder,) = p.folder.glob("rewards-*")
+    state_rows, transition_rows = iter(states), iter(zip(rewards, p.negatives, strict=True))
+    for user, items in zip(SEQUENCES.users, SEQUENCES.items, strict=True):
+        for n in range(1, len(items) + 1):
+            np.testing.assert_array_equal(read_state(states_folder, user, n), next(state_rows))
+        for n in range(1, len(items)):
+            scores, negatives = next(transition_rows)
+            expected = dict(zip([items[n], *negatives], scores.tolist(), strict=True))
+            found = read_rewards(rewards_folder, user, n)
+            assert found == {CATALOGUE.tokens[i]: score for i, score in expected.items()}
+            assert next(iter(found)) == CATALOGUE.tokens[items[n]]
+    with pytest.raises(KeyError, match="'nobody'"):
+        read_state(states_folder, "nobody", 1)
+    with pytest.raises(IndexError, match="1 to 2 items, not 3"):
+        read_state(states_folder, "u0", 3)
+    with pytest.raises(IndexError, match="1 to 1 items, not 2"):
+        read_rewards(rewards_folder, "u0", 2)
