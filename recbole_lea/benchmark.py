@@ -1,35 +1,174 @@
-"""``python -m recbole_lea.benchmark --speed``: measurements, kept beside the code they measure."""
+"""``python -m recbole_lea.benchmark``: the paper's tables and figures, and measurements of speed.
+
+``--table 2 --dataset industrial --seeds 5`` does all runs of a table that are not finished yet and
+writes the report into ``results/industrial/``; ``--speed`` and ``--growth`` print one JSON object.
+"""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+logger = logging.getLogger(__name__)
+
 
 def main() -> None:
-    """Parse the command line and print the result as one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m recbole_lea.benchmark", description=__doc__)
-    parser.add_argument("--speed", action="store_true", required=True, help="measure speed")
+    """Parse the command line and do what it asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_lea.benchmark",
+        description="The paper's tables and figures on a dataset, or measurements of speed. With "
+        "--table and --figure, any --key=value of the YAML files goes to all runs.",
+        allow_abbrev=False,  # --seed is a key, not short for --seeds
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, choices=(2, 3, 4, 5), help="table of the paper")
+    what.add_argument("--figure", type=int, choices=(4, 5), help="figure of the paper")
+    what.add_argument("--speed", action="store_true", help="measure speed")
+    what.add_argument("--growth", action="store_true", help="feedback for up to a million rows")
     parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--rows", type=int, default=400, help="training transitions to sample")
-    options, _ = parser.parse_known_args()
-    sys.argv = sys.argv[:1]  # RecBole would read them as its own
+    parser.add_argument("--seeds", type=int, default=5, help="reported runs a method")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--dry-run", action="store_true", help="list what is to be done, and stop")
+    parser.add_argument(
+        "--rerun-old", action="store_true", help="repeat runs made by another training code"
+    )
+    parser.add_argument("--search", default="properties/benchmark.yaml", help="the search")
+    parser.add_argument("--results", default="results", help="folder of the reports")
+    parser.add_argument("--config_files", default="", help="YAML files, separated by blanks")
+    parser.add_argument("--rows", type=int, default=400, help="--speed: transitions to sample")
+    options, rest = parser.parse_known_args()
+    command = shlex.join(["python", "-m", "recbole_lea.benchmark", *sys.argv[1:]])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.speed or options.growth:
+        print(json.dumps(_measure(options, rest)))
+        return
+    try:
+        failed = _reproduce(options, rest, command)
+    except (ValueError, OSError) as error:
+        if os.environ.get("LEA_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error} (LEA_TRACEBACK=1 shows where)")
+    sys.exit(f"{failed} runs failed; their run.log says why" if failed else 0)
+
+
+def _measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    sys.argv = [sys.argv[0], *arguments]  # what RecBole is to read
 
     from recbole.config import Config
 
     import recbole_lea  # noqa: F401
-    from recbole_lea import speed
+    from recbole_lea import growth, speed
+    from recbole_lea.le import LESettings
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = Config(
         "SASRecSA2CLEA",
         options.dataset,
         config_dict={"lea_method": "base", "show_progress": False},
     )
-    print(json.dumps(speed.run(config, options.rows)))
+    if options.growth:
+        return growth.run(LESettings.from_config(config.final_config_dict))
+    return speed.run(config, options.rows)
+
+
+def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) -> int:
+    """Do the runs and write the report; returns how many runs failed."""
+    if options.seeds < 1 or options.jobs < 1:
+        raise ValueError("--seeds and --jobs have to be 1 or more")
+    given = _keys(arguments)
+    sys.argv = [sys.argv[0], *arguments]  # what RecBole is to read
+
+    from recbole_lea.config import find_config_file
+    from recbole_lea.experiments import plan
+    from recbole_lea.experiments.runner import Benchmark
+
+    search = plan.Search.read(find_config_file(options.search), given)
+    if options.table:
+        name, methods = f"table{options.table}", plan.table(options.table)
+    else:
+        name, methods = f"figure{options.figure}", plan.figure(options.figure, search.sweeps)
+    own = {"model", "dataset", "seed"}.union(*({*m.keys, *m.changes} for m in methods))
+    for key in given:
+        if key in own or key == "lea_stop_after":
+            why = "the runs differ in it" if key in own else "the runs would end before the test"
+            raise ValueError(f"--{key} cannot be given for all runs of {name}: {why}")
+    benchmark = Benchmark(
+        options.dataset,
+        methods,
+        search,
+        range(1, options.seeds + 1),
+        Path(options.results),
+        tuple(str(Path(find_config_file(f)).absolute()) for f in options.config_files.split()),
+        tuple(arguments),
+        options.jobs,
+        options.rerun_old,
+    )
+    if options.dry_run:
+        print(f"{name} on {options.dataset}\n{benchmark.plan()}")
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so end the runs
+    with _alone(benchmark.folder):
+        failed = benchmark.run()
+        _report(benchmark, name, command)
+    return len(failed)
+
+
+def _keys(arguments: Sequence[str]) -> list[str]:
+    keys = []
+    for argument in arguments:
+        parts = argument.removeprefix("--").split("=")
+        if not argument.startswith("--") or len(parts) != 2:
+            raise ValueError(
+                f"{argument}: not an option; keys of all runs are given as --key=value"
+            )
+        keys.append(parts[0])
+    return keys
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"another benchmark is working in {folder}: wait for it, or give another --results"
+        ) from None
+
+
+def _report(benchmark, name: str, command: str) -> None:
+    from recbole_lea.experiments import plots, report
+
+    les = [content for run in benchmark.environments() if (content := run.record())]
+    left_out = {m.label: m.missing for m in benchmark.methods if m.missing}
+    made = report.Report(
+        name,
+        benchmark.dataset,
+        command,
+        benchmark.outcomes(),
+        les,
+        left_out,
+        len(benchmark.seeds),
+    )
+    if not made.done:
+        logger.error("no method has a finished test: there is nothing to report")
+        return
+    made.write(benchmark.folder, plots.draw(made, benchmark.folder))
+    report.write_overview(benchmark.results)
+    for reason in made.reasons:
+        logger.warning("not final: %s", reason)
+    logger.info("report: %s", benchmark.folder / f"{name}.md")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,253 @@
+"""What each table and figure of the paper compares (section 5), and the search all methods get."""
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recbole_lea.methods import Switches, switches
+
+DROPOUT = {
+    "SASRec": ("hidden_dropout_prob", "attn_dropout_prob"),
+    "GRU4Rec": ("dropout_prob",),
+}
+
+# Keys of the search that every method has; the others depend on its losses.
+COMMON = ("learning_rate", "dropout")
+OPTIONAL = ("q_weight", "w_ah", "w_aq")
+
+# Table 3's names for the losses that the LE's choice joins.
+AUGMENTATIONS = {"sv": "supervised", "q": "Q", "sv+q": "both"}
+
+TABLES = {
+    2: {
+        "none": ("Normal",),
+        "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
+        "SA2C": ("SA2C", "LEAR", "LEAS", "LEAS'R", "LEASR"),
+    },
+    3: {"none": ("Normal", "sv"), "SA2C": ("SA2C", "sv", "q", "sv+q")},
+    4: {"SA2C": ("SA2C", "LER", "LEA", "LEAR")},
+    5: {"SA2C": ("SA2C", "LES'", "LES")},
+}
+FIGURES = (4, 5)
+BOTH_BACKBONES = (2, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of a table, or one point of a figure.
+
+    Attributes:
+        backbone: ``SASRec`` or ``GRU4Rec``.
+        framework: ``none``, ``SNQN`` or ``SA2C``.
+        name: as the paper has it; ``RecBole`` is RecBole's own class.
+        keys: what makes the method, as RecBole config keys; they are tuned.
+        baseline: name of the row that it is compared with, on the same backbone.
+        changes: keys set after tuning: the point of a sweep or an ablation.
+        missing: why it cannot be run, if so.
+    """
+
+    backbone: str
+    framework: str
+    name: str
+    keys: Mapping[str, Any]
+    baseline: str | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    missing: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Unique within a table or figure."""
+        framework = "" if self.framework in ("none", self.name) else f"{self.framework} "
+        return f"{self.backbone} {framework}{self.name}"
+
+    @property
+    def baseline_label(self) -> str | None:
+        """The baseline's label."""
+        return self.baseline and f"{self.backbone} {self.baseline}"
+
+    @property
+    def stock(self) -> bool:
+        """Whether RecBole's own class is trained."""
+        return self.name == "RecBole"
+
+    @property
+    def model(self) -> str:
+        """The model class; with the RL part off, SNQN's and SA2C's are the same."""
+        return f"{self.backbone}{'SNQN' if self.framework == 'none' else self.framework}LEA"
+
+    @property
+    def switches(self) -> Switches:
+        """What the LE contributes."""
+        config = dict.fromkeys(("lea_state", "lea_reward", "lea_augmentation"))
+        return switches({"q_weight": 1.0} | config | dict(self.keys), self.framework)
+
+
+def table(number: int) -> list[Method]:
+    """The rows of a table of the paper, each baseline before what is compared with it.
+
+    Plain RecBole stands first: where the output head is tied, ``Normal`` has to equal it.
+    """
+    rows = []
+    for backbone in DROPOUT if number in BOTH_BACKBONES else ("SASRec",):
+        rows.append(_method(backbone, "none", "RecBole"))
+        for framework, names in TABLES[number].items():
+            rows += [_method(backbone, framework, name) for name in names]
+    known = {row.label for row in rows}
+    return [
+        row if row.baseline_label in known else dataclasses.replace(row, baseline=None)
+        for row in rows
+    ]
+
+
+def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
+    if framework == "none":
+        keys = {"lea_method": "base", "q_weight": 0}
+        baseline = None if name in ("Normal", "RecBole") else "Normal"
+    else:
+        keys, baseline = {"lea_method": name}, framework
+        if name == framework:
+            keys, baseline = {"lea_method": "base"}, "Normal"
+    if name == "sv+q":  # on the paper's Industry data, Table 3's sv+q is Table 4's LEA
+        keys = {"lea_method": "LEA"}
+    elif name in AUGMENTATIONS:
+        keys |= {"lea_method": "base", "lea_augmentation": AUGMENTATIONS[name]}
+    return Method(backbone, framework, name, keys, baseline, **more)
+
+
+def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
+    """The points of a figure of the paper: SA2C on SASRec.
+
+    Args:
+        number: 4 or 5.
+        sweeps: the values, as ``Search.sweeps`` has them.
+    """
+    base, lear, les = (_method("SASRec", "SA2C", name) for name in ("SA2C", "LEASR", "LES"))
+    base = dataclasses.replace(base, baseline=None)
+
+    def point(parent: Method, name: str, baseline: str, **more: Any) -> Method:
+        return dataclasses.replace(parent, name=name, baseline=baseline, **more)
+
+    if number == 4:
+        return [base] + [
+            point(lear, f"LEASR {key}={value:g}", "SA2C", changes={key: value})
+            for key in ("w_ah", "w_aq")
+            for value in sweeps[key]
+        ]
+    fractions = [
+        point(lear, f"LEASR {value:.0%} of the data", "SA2C",
+              changes={"lea_finetune_fraction": value})
+        for value in sweeps["lea_finetune_fraction"]
+    ]  # fmt: skip
+    other = sweeps["other_llm"]
+    no_llm = "no second LLM is named: set other_llm in the benchmark's YAML file"
+    return [
+        base,
+        *fractions,
+        lear,
+        point(lear, "LEASR -IT", "SA2C LEASR", missing=(
+            "the LE has no mode yet in which an item is its title instead of its token")),
+        point(lear, "LEASR other LLM", "SA2C LEASR", changes={"lea_llm": other},
+              missing=None if other else no_llm),
+        les,
+        point(les, "LES -SM", "SA2C LES", changes={"lea_state_weight": 0.0}),
+    ]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The search on validation that every method gets, baselines included.
+
+    Attributes:
+        trials: configurations tried for each method.
+        tuning_seed: of all trials; never a reported seed.
+        grid: key -> values; ``dropout`` stands for the backbone's own dropout keys.
+        sweeps: values of figures 4 and 5.
+    """
+
+    trials: int
+    tuning_seed: int
+    grid: Mapping[str, list]
+    sweeps: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path, fixed: Collection[str] = ()) -> "Search":
+        """Read the YAML file.
+
+        Args:
+            path: such as ``properties/benchmark.yaml``.
+            fixed: keys that the user set for all runs; they leave the grid.
+
+        Raises:
+            ValueError: a part is missing or unknown, or there are fewer points than trials.
+        """
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        parts = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or set(content) != parts:
+            raise ValueError(f"{path} has to have exactly the keys {', '.join(sorted(parts))}")
+        grid = dict(content["grid"])
+        unknown = set(grid) - {*COMMON, *OPTIONAL}
+        if unknown:
+            raise ValueError(
+                f"{path}: the grid has the unknown key {sorted(unknown)[0]}; it may have "
+                f"{', '.join((*COMMON, *OPTIONAL))}"
+            )
+        dropouts = {key for keys in DROPOUT.values() for key in keys}
+        for key in list(grid):
+            if key in fixed or (key == "dropout" and dropouts & set(fixed)):
+                del grid[key]
+        search = cls(content["trials"], content["tuning_seed"], grid, content["sweeps"])
+        if not isinstance(search.trials, int) or search.trials < 1:
+            raise ValueError(f"{path}: trials is {search.trials!r}, but has to be 1 or more")
+        points = len(search._common())
+        if search.trials > points:
+            raise ValueError(
+                f"{path}: trials is {search.trials}, but {' and '.join(COMMON)} have only {points} "
+                "combinations (keys given on the command line leave the grid), and a baseline "
+                "would get fewer trials than the methods: lower trials or add values"
+            )
+        return search
+
+    def _common(self) -> list[dict[str, Any]]:
+        keys = [key for key in COMMON if key in self.grid]
+        values = itertools.product(*(self.grid[key] for key in keys))
+        return [dict(zip(keys, point, strict=True)) for point in values]
+
+    def points(self, method: Method) -> list[dict[str, Any]]:
+        """The method's trials, as RecBole keys.
+
+        Trial i has the same learning rate and dropout for every method, drawn without
+        replacement; a loss weight takes each of its values equally often.
+        """
+        rng = np.random.default_rng(self.tuning_seed)
+        common = self._common()
+        chosen = [common[i] for i in rng.permutation(len(common))[: self.trials]]
+        extra = {key: self._spread(key) for key in self._optional(method)}
+        points = []
+        for i, point in enumerate(chosen):
+            point = point | {key: values[i] for key, values in extra.items()}
+            dropout = point.pop("dropout", None)
+            if dropout is not None:
+                point |= dict.fromkeys(DROPOUT[method.backbone], dropout)
+            points.append(point)
+        return points
+
+    def _optional(self, method: Method) -> list[str]:
+        augmentation = method.switches.augmentation
+        used = {
+            "q_weight": method.framework != "none",
+            "w_ah": augmentation in ("supervised", "both"),
+            "w_aq": augmentation in ("Q", "both"),
+        }
+        return [key for key in OPTIONAL if used[key] and key in self.grid]
+
+    def _spread(self, key: str) -> list[Any]:
+        rng = np.random.default_rng([self.tuning_seed, zlib.crc32(key.encode())])
+        values = self.grid[key]
+        blocks = -(-self.trials // len(values))
+        return [values[i] for _ in range(blocks) for i in rng.permutation(len(values))]

@@ -1,0 +1,209 @@
+"""One run of a benchmark, in a process: ``python -m recbole_lea.experiments.run FOLDER``.
+
+FOLDER holds ``spec.json``; ``run.json``, written last, says that the run is finished. A test
+also leaves ``users.npz``: each test user's number of rows and mean of every metric.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from recbole.config import Config
+from recbole.utils import init_seed
+
+from recbole_lea import record
+from recbole_lea.compat import evaluate_rows, plain
+from recbole_lea.data.dataset import LEADataset
+from recbole_lea.quick_start import backbone_config, prepare
+
+# RecBole rounds to 4 places: too coarse for a difference between two seeds.
+DECIMALS = 8
+
+# Keys that cannot change a result, and so are no part of a run's identity.
+VOLATILE = {
+    "gpu_id", "use_gpu", "worker", "device", "state", "data_path", "checkpoint_dir",
+    "show_progress", "save_dataset", "save_dataloaders", "dataset_save_path",
+    "dataloaders_save_path", "log_wandb", "wandb_project", "loss_decimal_place", "lea_prepare",
+    "lea_note", "lea_compare", "lea_cache_dir", "lea_compile", "lea_stop_after",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a run is.
+
+    Attributes:
+        kind: ``le`` builds the LE's feedback, ``trial`` trains and validates, ``test`` also tests.
+        model: one of ours.
+        stock: train RecBole's own backbone of that model instead.
+        dataset: its name.
+        seed: of the training.
+        keys: config keys of this run.
+        config_files: YAML files of all runs.
+        arguments: ``--key=value`` of all runs.
+    """
+
+    kind: str
+    model: str
+    stock: bool
+    dataset: str
+    seed: int
+    keys: dict[str, Any]
+    config_files: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def config(self) -> Config:
+        """RecBole's config; the caller's ``sys.argv`` has to hold ``arguments``."""
+        keys = {"seed": self.seed, "metric_decimal_place": DECIMALS, "show_progress": False}
+        config = Config(
+            self.model, self.dataset, list(self.config_files) or None, dict(self.keys) | keys
+        )
+        return backbone_config(config, list(self.config_files)) if self.stock else config
+
+    def identity(self, data: str) -> tuple[str, dict[str, Any]]:
+        """What a finished run is known by.
+
+        Args:
+            data: fingerprint of the dataset's files.
+
+        Returns:
+            A hex digest over the data and the keys that differ from their defaults, so that a
+            key that is new in the program makes no other run of it; and the values of all keys,
+            which a finished run has to have had as far as it knew them.
+        """
+        config = self.config()
+        values = _lasting(config.final_config_dict)
+        defaults = _lasting(config.internal_config_dict)
+        own = {key: value for key, value in values.items() if defaults.get(key) != value}
+        content = [self.kind, data, own]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest, values
+
+
+def _lasting(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in plain(values).items() if key not in VOLATILE}
+
+
+def main() -> None:
+    """Do the run whose folder is given, unless it is finished."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
+    folder = Path(sys.argv[1])
+    content = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+    spec = Spec(**content)
+    sys.argv = [sys.argv[0], *spec.arguments]
+    # a run whose benchmark was killed may still be going on
+    with FileLock(folder / "lock"):
+        if not (folder / "run.json").is_file():
+            execute(spec, folder)
+
+
+def execute(spec: Spec, folder: Path) -> None:
+    """Do a run; ``folder`` gets its results."""
+    start, folder = time.perf_counter(), folder.absolute()
+    code = record.code_version()  # before the training: the files may change meanwhile
+    config = spec.config()
+    given = plain(config.final_config_dict)
+    config["data_path"] = str(Path(config["data_path"]).absolute())
+    if not spec.stock:
+        config["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())
+        if Path(config["lea_llm"]).exists():
+            config["lea_llm"] = str(Path(config["lea_llm"]).absolute())
+    # RecBole leaves checkpoints and TensorBoard's files where it works
+    work, home = folder / "work", Path.cwd()
+    work.mkdir(parents=True, exist_ok=True)
+    os.chdir(work)
+    try:
+        content = _le(config) if spec.kind == "le" else _training(config, spec.kind, folder)
+    finally:
+        os.chdir(home)
+    shutil.rmtree(work)
+    seconds = round(time.perf_counter() - start, 3)
+    record.write(
+        content
+        | {"kind": spec.kind, "config": given, "code": code, "seconds": seconds}
+        | {"device": _device(config), "threads": torch.get_num_threads()},
+        folder,
+    )
+
+
+def _device(config: Config) -> str:
+    device = torch.device(config["device"])
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _le(config: Config) -> dict[str, Any]:
+    """Build the feedback that the config asks for, and the LE itself for the augmentation."""
+    init_seed(config["seed"], config["reproducibility"])
+    splits = LEADataset(config).build()
+    if config["lea_augmentation"] != "none":
+        splits[0].lea_pipeline.environment()
+    stages = splits[0].lea_stages
+    return record.start(config, splits[0], stages) | {"data": _counts(splits)}
+
+
+def _training(config: Config, kind: str, folder: Path) -> dict[str, Any]:
+    trainer, (train, valid, test) = prepare(config)
+    curve: list[list[float]] = []
+    stages = train._dataset.lea_stages
+    with stages.stage("training"):
+        score, result = trainer.fit(
+            train, valid, callback_fn=lambda epoch, value: curve.append([int(epoch), float(value)])
+        )
+    content = {
+        "best_valid_score": float(score),
+        "best_valid_result": dict(result),
+        "valid_curve": curve,
+        "best_is_warmup": getattr(trainer, "record", {}).get("best_is_warmup", False),
+        "data": _counts([loader._dataset for loader in (train, valid, test)]),
+    }
+    if kind == "test":
+        with stages.stage("test"):
+            content["test_result"], rows = evaluate_rows(trainer, test)
+        users = by_user(test._dataset, rows)
+        content["data"]["test users"] = len(users["users"])
+        partial = folder / "users.partial.npz"
+        np.savez_compressed(partial, **users)
+        partial.replace(folder / "users.npz")
+    return record.start(config, train._dataset, stages) | content
+
+
+def _counts(splits: list[Any]) -> dict[str, int]:
+    train, valid, test = splits
+    return {
+        "users": train.user_num - 1,
+        "items": train.item_num - 1,
+        "training transitions": len(train),
+        "validation rows": len(valid),
+        "test rows": len(test),
+    }
+
+
+def by_user(dataset: Any, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Means over each user's rows.
+
+    Args:
+        dataset: the test split.
+        rows: metric -> values [n_rows] in the split's order.
+
+    Returns:
+        ``users`` (tokens, sorted) [U], ``rows`` (how many) [U], and each metric [U].
+    """
+    ids = dataset.inter_feat[dataset.uid_field].numpy()
+    tokens = np.asarray(dataset.id2token(dataset.uid_field, ids), dtype=str)
+    users, owner, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+    sums = {name: np.bincount(owner, weights=value) for name, value in rows.items()}
+    return {"users": users, "rows": counts} | {n: total / counts for n, total in sums.items()}
+
+
+if __name__ == "__main__":
+    main()

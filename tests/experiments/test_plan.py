@@ -1,0 +1,142 @@
+"""The plan compares what the paper compares, and gives every method the same search."""
+
+import csv
+
+import pytest
+import yaml
+
+from recbole_lea.config import properties_folder
+from recbole_lea.experiments.plan import Search, figure, table
+from recbole_lea.model import MODELS
+
+SEARCH = properties_folder() / "benchmark.yaml"
+
+
+def search_file(tmp_path, **changes):
+    content = yaml.safe_load(open(SEARCH, encoding="utf-8")) | changes
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_rows_are_the_paper_s_and_recbole_s_own(number):
+    path = properties_folder() / "paper_results.csv"
+    with path.open(encoding="utf-8") as file:
+        paper = {
+            (row["backbone"], row["framework"], row["method"])
+            for row in csv.DictReader(file)
+            if row["table"] == str(number)
+        }
+    rows = table(number)
+    keys = [(row.backbone, row.framework, row.name) for row in rows]
+    assert {key for key in keys if key[2] != "RecBole"} == paper
+    assert len(set(keys)) == len(keys) == len({row.label for row in rows})
+    assert {key[0] for key in keys if key[2] == "RecBole"} == {key[0] for key in paper}
+    assert all(row.model in MODELS for row in rows)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_a_baseline_comes_before_what_is_compared_with_it(number):
+    seen = set()
+    for row in table(number):
+        assert row.baseline is None or row.baseline_label in seen
+        seen.add(row.label)
+    assert any(row.baseline for row in table(number))
+
+
+def test_methods_are_what_the_paper_calls_them():
+    rows = {row.label: row for row in [*table(2), *table(3), *table(4), *table(5)]}
+    assert rows["SASRec SA2C"].switches.needs_le is False
+    assert rows["SASRec Normal"].keys["q_weight"] == 0
+    assert rows["SASRec sv"].keys["q_weight"] == 0
+    augmentation = {label: row.switches.augmentation for label, row in rows.items()}
+    assert augmentation["SASRec sv"] == augmentation["SASRec SA2C sv"] == "supervised"
+    assert augmentation["SASRec SA2C q"] == "Q"
+    assert rows["SASRec SA2C sv+q"].keys == rows["SASRec SA2C LEA"].keys
+    assert rows["GRU4Rec SA2C LES'"].switches.state == "LE"
+    assert rows["SASRec SNQN LEASR"].baseline_label == "SASRec SNQN"
+    assert rows["SASRec SA2C"].model == "SASRecSA2CLEA"
+    assert rows["SASRec RecBole"].stock
+
+
+def test_every_method_gets_the_same_search():
+    search = Search.read(SEARCH)
+    rows = table(2)
+    first = search.points(rows[0])
+    common = ("learning_rate", "hidden_dropout_prob")
+    assert len({tuple(point[key] for key in common) for point in first}) == search.trials
+    for row in rows:
+        points = search.points(row)
+        assert len(points) == search.trials
+        dropout = "dropout_prob" if row.backbone == "GRU4Rec" else "hidden_dropout_prob"
+        for own, other in zip(points, first, strict=True):
+            assert own["learning_rate"] == other["learning_rate"]
+            assert own[dropout] == other["hidden_dropout_prob"]
+    of = {row.label: set(search.points(row)[0]) for row in [*rows, *table(3)]}
+    plain = {"learning_rate", "hidden_dropout_prob", "attn_dropout_prob"}
+    assert of["SASRec RecBole"] == of["SASRec Normal"] == plain
+    assert of["SASRec sv"] == plain | {"w_ah"}
+    assert of["SASRec SA2C"] == plain | {"q_weight"}
+    assert of["SASRec SA2C q"] == plain | {"q_weight", "w_aq"}
+    assert of["GRU4Rec SA2C LEASR"] == {
+        "learning_rate", "dropout_prob", "q_weight", "w_ah", "w_aq"
+    }  # fmt: skip
+
+
+def test_a_loss_weight_takes_its_values_equally_often(tmp_path):
+    search = Search.read(search_file(tmp_path, trials=6))
+    leasr = next(row for row in table(2) if row.label == "SASRec SA2C LEASR")
+    values = [point["w_ah"] for point in search.points(leasr)]
+    assert sorted(values) == [0.05, 0.05, 0.1, 0.1, 0.2, 0.2]
+
+
+def test_the_search_follows_its_seed(tmp_path):
+    row = table(4)[0]
+    points = Search.read(SEARCH).points(row)
+    assert points == Search.read(SEARCH).points(row)
+    assert points != Search.read(search_file(tmp_path, tuning_seed=7)).points(row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed", "message"),
+    [
+        ({"trials": 17}, [], "only 16 combinations"),
+        ({}, ["learning_rate"], "only 4 combinations"),
+        ({"grid": {"hidden_size": [64]}}, [], "unknown key hidden_size"),
+        ({"extra": 1}, [], "exactly the keys"),
+        ({"trials": 0}, [], "trials is 0"),
+    ],
+)
+def test_a_wrong_search_is_refused(tmp_path, changes, fixed, message):
+    with pytest.raises(ValueError, match=message):
+        Search.read(search_file(tmp_path, **changes), fixed)
+
+
+def test_a_key_given_for_all_runs_leaves_the_search(tmp_path):
+    search = Search.read(search_file(tmp_path, trials=4), ["hidden_dropout_prob", "w_ah"])
+    leasr = next(row for row in table(2) if row.label == "SASRec SA2C LEASR")
+    assert set(search.points(leasr)[0]) == {"learning_rate", "q_weight", "w_aq"}
+
+
+def test_figure_4_sweeps_both_weights():
+    sweeps = Search.read(SEARCH).sweeps
+    points = figure(4, sweeps)
+    assert points[0].label == "SASRec SA2C"
+    for key in ("w_ah", "w_aq"):
+        assert [p.changes[key] for p in points if key in p.changes] == sweeps[key]
+    assert {p.baseline_label for p in points[1:]} == {"SASRec SA2C"}
+
+
+def test_figure_5_has_fractions_and_ablations():
+    sweeps = Search.read(SEARCH).sweeps
+    points = {p.name: p for p in figure(5, sweeps)}
+    fractions = [p.changes.get("lea_finetune_fraction") for p in points.values()]
+    assert [f for f in fractions if f] == [0.05, 0.1, 0.2, 0.5, 1.0]
+    assert points["LES -SM"].changes == {"lea_state_weight": 0.0}
+    assert points["LES -SM"].baseline_label == points["LES"].label
+    assert "title" in points["LEASR -IT"].missing
+    assert "other_llm" in points["LEASR other LLM"].missing
+    named = {p.name: p for p in figure(5, {**sweeps, "other_llm": "/models/x"})}
+    assert named["LEASR other LLM"].missing is None
+    assert named["LEASR other LLM"].changes == {"lea_llm": "/models/x"}

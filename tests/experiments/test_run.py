@@ -1,0 +1,167 @@
+"""One run: what it leaves, and what it is known by."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_lea.compat import evaluate_rows
+from recbole_lea.config import properties_folder
+from recbole_lea.experiments.run import Spec, by_user, execute, main
+from recbole_lea.quick_start import prepare
+from tests.experiments.helpers import METRICS, tiny_yaml
+
+
+@pytest.fixture
+def spec(tiny_dataset, tiny_llm, tmp_path):
+    files = (tiny_yaml(tiny_llm, tmp_path),)
+
+    def make(kind="test", model="SASRecSA2CLEA", stock=False, seed=3, **keys):
+        return Spec(kind, model, stock, "tiny", seed, {"lea_method": "base"} | keys, files)
+
+    return make
+
+
+def done(spec, folder):
+    execute(spec, Path(folder))
+    return json.loads((Path(folder) / "run.json").read_text())
+
+
+def test_rows_are_what_recbole_averages(tiny_config):
+    config = tiny_config(lea_method="base", metric_decimal_place=8, topk=list(range(1, 13)))
+    trainer, (train, valid, test) = prepare(config)
+    trainer.fit(train, valid, verbose=False)
+    result, rows = evaluate_rows(trainer, test)
+    assert list(rows) == list(result) and "mrr@12" in rows
+    for name, values in rows.items():
+        assert values.shape == (len(test._dataset),)
+        assert values.mean() == pytest.approx(result[name], abs=1e-7)
+    data = test._dataset[np.arange(len(test._dataset))]
+    scores = trainer.model.full_sort_predict(data).detach()
+    scores[:, 0] = -np.inf
+    rank = (scores > scores.gather(1, data["item_id"][:, None])).sum(1).numpy()
+    assert rows["hit@5"].tolist() == (rank < 5).tolist()
+    expected = np.where(rank < 10, 1 / np.log2(rank + 2.0), 0)
+    assert rows["ndcg@10"] == pytest.approx(expected)
+    assert dict(trainer.evaluate(test)) == result  # and RecBole's evaluator is as before
+
+
+def test_by_user_is_the_mean_of_the_user_s_rows(tiny_config):
+    config = tiny_config(lea_method="base", eval_protocol="paper")
+    test = prepare(config)[1][2]._dataset
+    values = np.arange(len(test), dtype=float)
+    found = by_user(test, {"hit@10": values})
+    tokens = test.id2token("user_id", test.inter_feat["user_id"].numpy())
+    assert found["users"].tolist() == sorted(set(tokens))
+    for user, n, mean in zip(found["users"], found["rows"], found["hit@10"], strict=True):
+        own = values[tokens == user]
+        assert (n, mean) == (len(own), own.mean())
+
+
+def test_a_test_leaves_all_that_the_report_needs(spec):
+    content = done(spec(lea_method="LEASR"), "run")
+    assert list(content["test_result"]) == METRICS
+    assert [epoch for epoch, _ in content["valid_curve"]] == [0, 1]
+    assert content["best_valid_score"] == max(score for _, score in content["valid_curve"])
+    assert content["seed"] == content["config"]["seed"] == 3
+    assert content["data"]["users"] == 12 and content["data"]["test users"] == 12
+    assert {"training", "test", "augmentation"} <= set(content["stages"])
+    assert set(content["code"]) == {"commit", "clean", "fingerprint"}
+    assert len(content["le"]["positions_chosen"]) == 5
+    assert sum(content["le"]["positions_chosen"]) == pytest.approx(1)
+    assert 0 <= content["le"]["true_item_chosen"] <= content["le"]["true_item_listed"] <= 1
+    assert -1 <= content["le"]["reward_popularity"] <= 1
+    with np.load("run/users.npz", allow_pickle=False) as users:
+        assert set(users) == {"users", "rows", *METRICS}
+        mean = (users["hit@20"] * users["rows"]).sum() / users["rows"].sum()
+    assert mean == pytest.approx(content["test_result"]["hit@20"], abs=1e-7)
+    assert sorted(path.name for path in Path("run").iterdir()) == ["run.json", "users.npz"]
+    assert not Path("saved").exists() and not Path("log").exists()
+
+
+def test_a_trial_never_sees_the_test_data(spec, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a trial was tested")
+
+    monkeypatch.setattr("recbole_lea.experiments.run.evaluate_rows", refuse)
+    content = done(spec("trial"), "run")
+    assert "test_result" not in content
+    assert not Path("run/users.npz").exists()
+    with pytest.raises(AssertionError):
+        done(spec("test"), "other")
+
+
+def test_normal_is_recbole_s_own_also_when_tuned(spec):
+    keys = {"q_weight": 0, "learning_rate": 0.01, "hidden_dropout_prob": 0.1, "n_layers": 1}
+    ours = done(spec(**keys), "ours")
+    stock = done(spec(stock=True, **keys), "stock")
+    assert stock["model"] == "SASRec"
+    assert stock["config"]["n_layers"] == 1
+    for part in ("valid_curve", "test_result", "best_valid_result"):
+        assert ours[part] == stock[part]
+
+
+def test_an_le_run_builds_what_the_methods_want(spec):
+    keys = {"lea_state": "hidden", "lea_reward": "LE", "lea_augmentation": "both"}
+    content = done(spec("le", **keys), "le")
+    assert {"item tokenization", "LE fine-tuning", "rewards"} <= set(content["stages"])
+    assert "states" not in content["stages"]
+    assert "accuracy" in content["le"]
+    later = done(spec(lea_method="LEAR"), "later")
+    assert not {"LE fine-tuning", "rewards"} & set(later["stages"])
+
+
+def test_identity_is_all_that_the_result_depends_on(spec, tiny_llm, tmp_path):
+    def key(own, data="data"):
+        return own.identity(data)[0]
+
+    own = spec(learning_rate=0.01)
+    assert key(own) == key(spec(learning_rate=0.01))
+    others = [
+        spec(learning_rate=0.02), spec("trial", learning_rate=0.01),
+        spec(stock=True, learning_rate=0.01), spec(seed=4, learning_rate=0.01),
+    ]  # fmt: skip
+    assert len({*map(key, others), key(own, "other data"), key(own)}) == 6
+    # neither paths nor progress bars
+    moved = dataclasses.replace(own, keys=own.keys | {"lea_cache_dir": "x", "use_gpu": True})
+    assert moved.identity("data") == own.identity("data")
+    assert own.identity("data")[1]["epochs"] == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    more_epochs = dataclasses.replace(own, config_files=(tiny_yaml(tiny_llm, other, epochs=9),))
+    assert key(more_epochs) != key(own)
+
+
+def test_a_new_key_makes_no_other_run(spec, monkeypatch):
+    from recbole_lea import compat
+
+    before, values = spec().identity("data")
+    folder = Path("properties")
+    shutil.copytree(properties_folder(), folder)
+    monkeypatch.setattr(compat.lea_config, "properties_folder", lambda: folder)
+    with (folder / "lea.yaml").open("a") as file:
+        file.write("lea_new: 3\n")
+    after, new_values = spec().identity("data")
+    assert after == before
+    assert new_values == values | {"lea_new": 3}
+
+
+def test_a_run_is_a_process_and_is_done_once(spec, monkeypatch):
+    folder = Path("run")
+    folder.mkdir()
+    content = dataclasses.asdict(spec("trial"))
+    (folder / "spec.json").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "recbole_lea.experiments.run", "run"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    first = (folder / "run.json").read_bytes()
+    assert json.loads(first)["kind"] == "trial"
+    monkeypatch.setattr(sys, "argv", ["run", "run"])
+    monkeypatch.setattr("recbole_lea.experiments.run.execute", None)
+    main()
+    assert (folder / "run.json").read_bytes() == first

@@ -1,0 +1,239 @@
+"""Which runs are started, in which order, and that none is repeated."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_lea.experiments import runner
+from recbole_lea.experiments.plan import Search, table
+from recbole_lea.experiments.run import Spec
+from recbole_lea.experiments.runner import Benchmark, Run, duration, execute
+from tests.experiments.helpers import CODE, METRICS, run_json, tiny_yaml
+
+SEARCH = Search(
+    trials=2,
+    tuning_seed=2020,
+    grid={"learning_rate": [0.01, 0.02], "q_weight": [0.5], "w_ah": [0.1]},
+    sweeps={},
+)
+
+
+@pytest.fixture
+def benchmark(tiny_dataset, tiny_llm, tmp_path):
+    files = (tiny_yaml(tiny_llm, tmp_path),)
+
+    def make(number=4, seeds=(1, 2), **changes):
+        options = {"search": SEARCH, "config_files": files} | changes
+        return Benchmark("tiny", table(number), seeds=seeds, results=Path("results"), **options)
+
+    return make
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Runs are only noted; trials with the higher learning rate are better."""
+    runs = []
+
+    def fake(pending, jobs):
+        for run in pending:
+            runs.append(run)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            rate = run.spec.keys.get("learning_rate", 0)
+            content = run_json(0.1, kind=run.spec.kind, best_valid_score=rate, seed=run.spec.seed)
+            content["config"] = {**run.values, "valid_metric_bigger": True}
+            (run.folder / "run.json").write_text(json.dumps(content))
+            users = {"users": np.array(["a", "b"]), "rows": np.array([1, 1])}
+            np.savez(run.folder / "users.npz", **users, **dict.fromkeys(METRICS, np.zeros(2)))
+        return []
+
+    monkeypatch.setattr(runner, "execute", fake)
+    return runs
+
+
+def test_le_then_trials_then_tests_of_the_best(benchmark, started):
+    own = benchmark()
+    assert own.run() == []
+    kinds = [run.spec.kind for run in started]
+    assert kinds == ["le"] + ["trial"] * 10 + ["test"] * 10  # 5 methods, RecBole's own among them
+    for run in started:
+        if run.spec.kind == "trial":
+            assert run.spec.seed == SEARCH.tuning_seed
+        if run.spec.kind == "test":
+            assert run.spec.keys["learning_rate"] == 0.02
+            assert run.spec.seed in (1, 2)
+
+
+def test_a_smaller_metric_can_be_the_better_one(benchmark, started, monkeypatch):
+    original = runner.Run.record
+
+    def smaller(run):
+        content = original(run)
+        if content:
+            content["config"]["valid_metric_bigger"] = False
+        return content
+
+    monkeypatch.setattr(runner.Run, "record", smaller)
+    benchmark().run()
+    assert {r.spec.keys["learning_rate"] for r in started if r.spec.kind == "test"} == {0.01}
+
+
+def test_finished_runs_are_not_repeated_and_shared_by_tables(benchmark, started):
+    benchmark().run()
+    n = len(started)
+    benchmark().run()
+    assert len(started) == n
+    benchmark(seeds=(1, 2, 3)).run()
+    assert [run.spec.seed for run in started[n:]] == [3] * 5
+    n = len(started)
+    benchmark(3).run()  # its SA2C and sv+q (LEA) are there
+    names = {run.spec.keys.get("lea_method") for run in started[n:] if run.spec.kind == "test"}
+    assert names == {"base"}
+    n_new = sum(run.spec.kind == "test" for run in started[n:])
+    assert n_new == 2 * len({"Normal", "sv", "SA2C sv", "SA2C q"})
+
+
+def test_one_le_for_all_methods_with_all_that_they_want(benchmark):
+    (le,) = benchmark(4).environments()
+    wanted = {key: le.spec.keys[key] for key in ("lea_state", "lea_reward", "lea_augmentation")}
+    assert wanted == {"lea_state": "hidden", "lea_reward": "LE", "lea_augmentation": "both"}
+    (le,) = benchmark(5).environments()
+    assert le.spec.keys["lea_state"] == "both" and le.spec.keys["lea_reward"] == "constant"
+
+
+def test_runs_of_other_code_are_repeated_on_request(benchmark, started):
+    benchmark().run()
+    n = len(started)
+    again = benchmark(rerun_old=True)
+    assert again.code != CODE["fingerprint"]
+    again.run()
+    assert len(started) == 2 * n
+
+
+def test_a_run_under_another_default_is_repeated(benchmark, started):
+    own = benchmark()
+    own.run()
+    n = len(started)
+    run = own.tests(own.methods[1])[0]
+    content = json.loads((run.folder / "run.json").read_text())
+    del content["config"]["gamma"]  # a key that the program did not have then
+    (run.folder / "run.json").write_text(json.dumps(content))
+    own.run()
+    assert len(started) == n
+    content["config"]["gamma"] = 0.9
+    (run.folder / "run.json").write_text(json.dumps(content))
+    own.run()
+    assert started[n:] == [run]
+
+
+def test_one_trial_is_no_search(benchmark, started):
+    search = Search(1, 2020, {"learning_rate": [0.01, 0.02]}, {})
+    benchmark(search=search).run()
+    assert {run.spec.kind for run in started} == {"le", "test"}
+
+
+def test_a_method_with_a_missing_trial_is_not_tested(benchmark, started):
+    own = benchmark()
+    own.run()
+    ler = next(method for method in own.methods if method.name == "LER")
+    (own.trials(ler)[0].folder / "run.json").unlink()
+    outcomes = {outcome.method.name: outcome for outcome in own.outcomes()}
+    assert outcomes["LER"].chosen is None and not outcomes["LER"].records
+    assert sorted(outcomes["LEA"].records) == [1, 2]
+    assert len(outcomes["LEA"].trials) == 2 and len(outcomes["LER"].trials) == 1
+
+
+def test_the_tuning_seed_is_never_reported(benchmark):
+    with pytest.raises(ValueError, match="tuning seed 2020 is among the reported"):
+        benchmark(seeds=(2019, 2020))
+
+
+def test_missing_data_are_named(benchmark):
+    Path("dataset/tiny/tiny.item").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny\.item.*--data_path"):
+        benchmark()
+
+
+def test_plan_counts_and_estimates(benchmark, started):
+    own = benchmark()
+    text = own.plan()
+    assert text.splitlines()[0].split() == ["LE", "1", "of", "1"]
+    assert "trials 2 of 2, tests 2 of 2" in text
+    assert "21 runs of kinds of which none has finished" in text
+    own.run()
+    more = benchmark(seeds=(1, 2, 3)).plan()
+    assert "trials 0 of 2, tests 1 of 3" in more
+    assert "LE" in more and "0 of 1" in more
+    # 60 s a run, 40 + 100 + 40 + 40 interactions in the finished runs' data
+    seconds = 60 / 220 * own._interactions()
+    assert f"tests 1 of 3  about {duration(seconds)}" in more
+
+
+def spec_run(name, **keys):
+    return Run(Spec("test", "SASRecSA2CLEA", False, "tiny", 1, keys), Path(name), {})
+
+
+CHILD = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+keys = json.loads((folder / "spec.json").read_text())["keys"]
+if "fail" in keys:
+    print("ValueError: no such luck")
+    sys.exit(1)
+if "silent" not in keys:
+    (folder / "run.json").write_text("{}")
+"""
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(caplog):
+    caplog.set_level("INFO")
+    runs = [spec_run("a"), spec_run("b", fail=1), spec_run("c", silent=1), spec_run("d")]
+    failed = execute(runs, 2, [sys.executable, "-c", CHILD])
+    assert {run.folder.name for run in failed} == {"b", "c"}
+    assert "b/run.log\n  ValueError: no such luck" in caplog.text
+    assert "4 of 4" in caplog.text
+    assert all(Path(name, "run.json").is_file() for name in "ad")
+
+
+def test_jobs_share_the_cores():
+    code = """
+import os, pathlib, sys
+pathlib.Path(sys.argv[1], "run.json").write_text(os.environ["OMP_NUM_THREADS"])
+"""
+    runs = [spec_run("a"), spec_run("b")]
+    execute(runs, 2, [sys.executable, "-c", code])
+    cores = len(runner.os.sched_getaffinity(0))
+    assert int(Path("a/run.json").read_text()) == max(1, cores // 2)
+
+
+def test_an_interrupted_benchmark_ends_its_runs(monkeypatch):
+    code = "import time; time.sleep(60)"
+    children = []
+    original = runner.subprocess.Popen
+
+    def watched(*args, **kwargs):
+        children.append(original(*args, **kwargs))
+        if len(children) == 2:
+            raise KeyboardInterrupt
+        return children[-1]
+
+    monkeypatch.setattr(runner.subprocess, "Popen", watched)
+    with pytest.raises(KeyboardInterrupt):
+        execute([spec_run("a"), spec_run("b")], 2, [sys.executable, "-c", code])
+    assert children[0].wait(timeout=30) != 0
+    children[1].kill()
+
+
+def test_a_broken_run_json_is_named():
+    run = spec_run("a")
+    run.folder.mkdir()
+    (run.folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a/run\.json is not valid JSON.*delete a"):
+        run.record()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (120, "2 min"), (3720, "1 h 2 min")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
