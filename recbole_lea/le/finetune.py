@@ -184,7 +184,7 @@ def _train_step(
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
     totals = torch.zeros(3, device=table.device)
-    for packed in pack(groups, settings.row_length, settings.batch_rows):
+    for packed in pack(groups, settings.row_length, settings.batch_rows, fill_batches=False):
         hidden = environment.at_reads(packed, environment.hidden(packed))
         positive = environment.reward_of(hidden[0::3])
         negative = environment.reward_of(hidden[1::3])

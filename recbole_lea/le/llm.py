@@ -195,4 +195,4 @@ def compile_layers(model: Any) -> None:
         return
     for module in model.modules():
         if type(module).__name__ in model._no_split_modules:
-            module.compile(dynamic=False)
+            module.compile(dynamic=False)  # a graph for any shape is a quarter slower

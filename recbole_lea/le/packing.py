@@ -95,9 +95,10 @@ class PackedBatch:
 class _Open:
     """The rows of one length that are being filled."""
 
-    def __init__(self, length: int, batch_rows: int) -> None:
+    def __init__(self, length: int, batch_rows: int, filled: bool) -> None:
         self.length = length
         self.batch_rows = batch_rows
+        self.filled = filled
         self.clear()
 
     def clear(self) -> None:
@@ -106,24 +107,27 @@ class _Open:
         self.prompts: list[int] = []
 
     def batch(self) -> PackedBatch:
-        n_rows = min(self.batch_rows, 1 << (len(self.rows) - 1).bit_length())
-        padding = [PromptRow(self.length)] * (n_rows - len(self.rows))
+        n_missing = self.batch_rows - len(self.rows) if self.filled else 0
+        padding = [PromptRow(self.length)] * n_missing
         return _batch(self.rows + padding, self.reads, self.prompts)
 
 
 def pack(
-    groups: Iterable[Sequence[Sequence[int]]], row_length: int, batch_rows: int
+    groups: Iterable[Sequence[Sequence[int]]],
+    row_length: int,
+    batch_rows: int,
+    fill_batches: bool = True,
 ) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.
 
     A group that is too large for a row of ``row_length`` goes to rows of twice, four times ...
-    that length, of which a batch holds as many fewer. A batch that is not full has the next
-    power of two of rows. So a few shapes are all that the LLM meets.
+    that length, of which a batch holds as many fewer. So a few shapes are all that the LLM meets.
 
     Args:
         groups: groups of prompts (lists of token ids).
         row_length: L, tokens of the shortest row.
         batch_rows: B, rows of that length a batch.
+        fill_batches: pad the last batch of a length, so that all of them have the same shape.
 
     Yields:
         Batches in which each prompt has the number it has in the order of ``groups``.
@@ -133,7 +137,8 @@ def pack(
     for group in groups:
         for size in itertools.count():
             if size == len(buckets):
-                buckets.append(_Open(row_length << size, max(1, batch_rows >> size)))
+                rows = max(1, batch_rows >> size)
+                buckets.append(_Open(row_length << size, rows, fill_batches))
             bucket = buckets[size]
             last = bucket.rows[-1].insert(group) if bucket.rows else None
             if last is None:

@@ -29,18 +29,18 @@ def test_what_does_not_fit_leaves_the_row_as_it_was():
 
 def test_group_that_needs_more_than_a_row_gets_a_longer_one():
     groups = [[[1, 2]], [[1, 2, 3, 4, 5], [6, 7, 8, 9]], [[3]]]
-    short, long = pack(groups, row_length=4, batch_rows=2)
+    short, long = pack(groups, row_length=4, batch_rows=2, fill_batches=False)
     assert (short.ids.shape, long.ids.shape) == ((1, 4), (1, 16))
     assert (short.prompts.tolist(), long.prompts.tolist()) == ([0, 3], [1, 2])
     assert long.ids.ravel()[long.reads].tolist() == [5, 9]
 
 
-def test_batches_have_few_shapes():
+def test_the_last_batch_is_filled_or_smaller():
     groups = [[[i, i, i]] for i in range(7)]
-    shapes = [batch.ids.shape for batch in pack(groups, row_length=3, batch_rows=4)]
-    assert shapes == [(4, 3), (4, 3)]
-    shapes = [batch.ids.shape for batch in pack(groups[:5], row_length=3, batch_rows=4)]
-    assert shapes == [(4, 3), (1, 3)]
+    for fill, last in ((True, 4), (False, 3)):
+        batches = list(pack(groups, row_length=3, batch_rows=4, fill_batches=fill))
+        assert [batch.ids.shape for batch in batches] == [(4, 3), (last, 3)]
+        assert [len(batch.reads) for batch in batches] == [4, 3]
 
 
 @given(
