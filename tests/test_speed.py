@@ -16,16 +16,20 @@ from tests.le.helpers import SEQUENCES, environment
 def test_plain_rewards_equal_packed_ones(settings):
     env = environment(settings())
     prompts = [env.prompts.reward(SEQUENCES.history(s, t), 3) for s in (2, 6) for t in range(1, 4)]
-    rewards, tokens = speed.plain_rewards(env, prompts)
+    rewards = speed.plain_rewards(env, prompts)
     packed = env.read([[prompt] for prompt in prompts], env.reward_of)
     np.testing.assert_allclose(rewards, packed, rtol=1e-4, atol=1e-6)
-    assert tokens == len(prompts) * max(map(len, prompts))  # one padded batch
 
 
 def test_flops_are_two_per_weight(settings):
     env = environment(settings())
     layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     assert speed.flops_per_token(env.llm.base_model.model) >= 2 * layers
+
+
+def test_same_ranking_counts_pairs():
+    assert speed.same_ranking(np.array([1.0, 2, 3]), np.array([1.0, 2, 3.5])) == 1
+    assert speed.same_ranking(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("rows", [12])
@@ -38,6 +42,7 @@ def test_report(tiny_config, rows):
     assert report["feedback_token_ratio"]["item_last"] > 1
     assert len(report["train_step_ratio"]) == len(report["inference_ratio"]) == 4
     assert max(report["max_abs_diff"].values()) < 1e-3
+    assert min(report["same_ranking"].values()) > 0.99
     assert json.dumps(report)
 
 

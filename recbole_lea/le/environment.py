@@ -94,10 +94,11 @@ class Environment(nn.Module):
     def merge(self) -> "Environment":
         """Fold the trained adapter into the LLM's weights, for reading only.
 
-        An unmerged adapter triples the number of matrix products. A quantized LLM is left as
-        it is.
+        An unmerged adapter triples the number of matrix products. An LLM whose weights are
+        stored as integers is left as it is. (``is_quantized`` does not tell: a GGUF file is, but
+        its weights are floats once loaded.)
         """
-        if self.adapted and not getattr(self.llm, "is_quantized", False):
+        if self.adapted and all(p.is_floating_point() for p in self.llm.parameters()):
             self.llm = self.llm.merge_and_unload()
             self.decoder = self.llm.get_decoder()
             self.adapted = False

@@ -93,5 +93,6 @@ def test_real_smollm2_through_every_stage(settings):
     scores = np.load(next(p.folder.glob("selection-*/label_scores.npy")))
     assert np.isfinite(scores).all()
     assert (scores.std(axis=1) > 0.01).all()  # the LLM tells the labels apart
+    assert not any("lora_" in name for name, _ in p.environment().named_parameters())  # merged
     # a label word is among the LLM's likely next tokens, or the prompt does not ask for one
     assert scores.max() > np.log(1 / 100)
