@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--search", default="properties/benchmark.yaml", help="the search")
     parser.add_argument("--results", default="results", help="folder of the reports")
     parser.add_argument("--config_files", default="", help="YAML files, separated by blanks")
+    parser.add_argument("--methods", default="", help="rows to run now, separated by commas")
     parser.add_argument("--rows", type=int, default=400, help="--speed: transitions to sample")
     options, rest = parser.parse_known_args()
     command = shlex.join(["python", "-m", "recbole_lea.benchmark", *sys.argv[1:]])
@@ -110,6 +111,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
         tuple(arguments),
         options.jobs,
         options.rerun_old,
+        tuple(name.strip() for name in options.methods.split(",") if name.strip()),
     )
     if options.dry_run:
         print(f"{name} on {options.dataset}\n{benchmark.plan()}")

@@ -194,11 +194,14 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
         both = [group[0] for group in groups] + [group[1] for group in groups]
         optimizer.zero_grad()
         rewards = env.reward_of(plain_hidden(env, both))
-        states = plain_hidden(env, [group[2] for group in groups])
+        inputs = [group[2] for group in groups]
+        last = torch.tensor([ids[-1] - env.vocab_size for ids in inputs], device=env.device)
+        states = env.state_head.query(env.state_of(plain_hidden(env, inputs), last))
         n = len(batch)
         loss = finetune.reward_loss(rewards[:n], rewards[n:]).mean()
         items = torch.from_numpy(positives).to(env.device)
-        losses = finetune.state_softmax_loss(states, env.item_tokens, items)
+        table = env.state_head.key(env.item_tokens)
+        losses = finetune.state_softmax_loss(states, table, items)
         (loss + settings.state_weight * losses.mean()).backward()
         optimizer.step()
 

@@ -101,6 +101,10 @@ class Benchmark:
         arguments: ``--key=value`` of all runs.
         jobs: runs at a time.
         rerun_old: repeat finished runs whose training code was another.
+        only: labels of the rows to run now; empty for all. The report has whatever is finished.
+
+    Raises:
+        ValueError: a reported seed is the tuning seed, or ``only`` names no row of the table.
     """
 
     dataset: str
@@ -112,6 +116,7 @@ class Benchmark:
     arguments: tuple[str, ...] = ()
     jobs: int = 1
     rerun_old: bool = False
+    only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.search.tuning_seed in self.seeds:
@@ -119,6 +124,10 @@ class Benchmark:
                 f"the tuning seed {self.search.tuning_seed} is among the reported seeds: what was "
                 "chosen on it would be reported as found; change tuning_seed"
             )
+        labels = [method.label for method in self.methods]
+        for name in self.only:
+            if name not in labels:
+                raise ValueError(f"no row is called {name!r}; there are: {', '.join(labels)}")
         self.folder = self.results / self.dataset
         self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
         self.code = record.code_version()["fingerprint"]
@@ -182,7 +191,7 @@ class Benchmark:
     def environments(self) -> list[Run]:
         """One run for each LE, which builds all that the methods want of it."""
         wants: dict[str, dict[str, Any]] = {}
-        for method in self._possible():
+        for method in self._wanted():
             switches = method.switches
             if not switches.needs_le:
                 continue
@@ -208,6 +217,9 @@ class Benchmark:
     def _possible(self) -> list[Method]:
         return [method for method in self.methods if method.missing is None]
 
+    def _wanted(self) -> list[Method]:
+        return [m for m in self._possible() if not self.only or m.label in self.only]
+
     def pending(self, runs: Iterable[Run]) -> list[Run]:
         """The runs to be done, each once."""
         return [run for run in {run.folder: run for run in runs}.values() if not self._done(run)]
@@ -227,7 +239,7 @@ class Benchmark:
         failed = self._phase("LE", self.environments())
         if failed:
             return failed
-        methods = self._possible()
+        methods = self._wanted()
         failed = self._phase("trial", [r for m in methods for r in self.trials(m)])
         return failed + self._phase("test", [r for m in methods for r in self.tests(m)])
 
@@ -278,6 +290,8 @@ class Benchmark:
         for method in self.methods:
             if method.missing:
                 lines.append(f"  {method.label:<36}left out: {method.missing}")
+                continue
+            if self.only and method.label not in self.only:
                 continue
             trials, tests = self.trials(method), self.tests(method)
             trials_left = len(self.pending(trials))

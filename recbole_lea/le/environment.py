@@ -17,11 +17,14 @@ from recbole_lea.le.processes import collected, processes
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.settings import LESettings
+from recbole_lea.le.state import STATE_HEADS
 from recbole_lea.le.store import write_bytes
+
+HEADS = ("score_head", "state_head")
 
 
 class Environment(nn.Module):
-    """LLM + LoRA adapter (phi) + score head (theta) + item tokens.
+    """LLM + LoRA adapter (phi) + score head (theta) + state head + item tokens.
 
     Args:
         llm: the frozen LLM.
@@ -52,6 +55,7 @@ class Environment(nn.Module):
         self.decoder = llm.model.get_decoder()
         self.register_buffer("item_tokens", item_tokens.to(llm.model.device), persistent=False)
         self.score_head = nn.Linear(llm.width, 1, device=llm.model.device)
+        self.state_head = STATE_HEADS[settings.state_head](llm.width).to(llm.model.device)
 
     @property
     def device(self) -> torch.device:
@@ -114,11 +118,27 @@ class Environment(nn.Module):
         """Hidden state at the end of each prompt of the batch, float32 [N, d]."""
         return hidden[torch.from_numpy(batch.reads).to(self.device)].float()
 
-    def reward_of(self, hidden: Tensor) -> Tensor:
+    def items_at_reads(self, batch: PackedBatch) -> Tensor:
+        """Item at the end of each prompt [N]; negative where a word stands there."""
+        return torch.from_numpy(batch.ids.flat[batch.reads] - self.vocab_size).to(self.device)
+
+    def reward_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Score head: last hidden states [N, d] -> rewards [N] (Eq. 1)."""
         return self.score_head(hidden).squeeze(-1)
 
-    def label_scores_of(self, hidden: Tensor) -> Tensor:
+    def state_of(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """State head: last hidden states [N, d] at items x_t [N] -> states s'_t [N, d] (Eq. 3).
+
+        Where a word stands (a negative item), the result means nothing.
+        """
+        return self.state_head(hidden, self.item_tokens[items.clamp(min=0)])
+
+    def state_scores_of(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """How near every item is to the state: as ``state_of`` -> [N, n_items] (Eq. 2)."""
+        states = self.state_head.query(self.state_of(hidden, items))
+        return states @ self.state_head.key(self.item_tokens).T
+
+    def label_scores_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Log-probabilities of the label words as the next token [N, d] -> [N, n_labels]."""
         logits = self.next_word_logits(hidden).float()
         return logits.log_softmax(-1)[:, self.prompts.labels]
@@ -131,7 +151,7 @@ class Environment(nn.Module):
     def read(
         self,
         groups: Iterable[Sequence[Sequence[int]]],
-        readout: Callable[[Tensor], Tensor],
+        readout: Callable[[Tensor, Tensor], Tensor],
         progress: PromptBar | None = None,
     ) -> np.ndarray:
         """Run prompts and apply ``readout`` to the hidden state at the end of each.
@@ -140,7 +160,8 @@ class Environment(nn.Module):
 
         Args:
             groups: groups of prompts; those of one group share a row.
-            readout: [N, d] float32 -> [N, ...].
+            readout: [N, d] float32 and the items at these positions [N] (negative for a word)
+                -> [N, ...].
             progress: advanced by each batch.
 
         Returns:
@@ -152,7 +173,8 @@ class Environment(nn.Module):
         for number, batch in enumerate(packed):
             if number % state.num_processes == state.process_index:
                 hidden = self.at_reads(batch, self.hidden(batch))
-                read.append((batch.prompts, readout(hidden).float().cpu().numpy()))
+                values = readout(hidden, self.items_at_reads(batch))
+                read.append((batch.prompts, values.float().cpu().numpy()))
             if progress is not None:
                 progress.advance(len(batch.prompts), batch.n_tokens)
         read = collected(read)
@@ -162,9 +184,10 @@ class Environment(nn.Module):
         return np.concatenate([values for _, values in read])[order]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Adapter and score head, the tensors that fine-tuning changes."""
+        """Adapter and heads, the tensors that fine-tuning changes."""
         state = {f"adapter.{k}": v for k, v in get_peft_model_state_dict(self.llm).items()}
-        state |= {f"score_head.{k}": v for k, v in self.score_head.state_dict().items()}
+        for head in HEADS:
+            state |= {f"{head}.{k}": v for k, v in getattr(self, head).state_dict().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -183,12 +206,12 @@ class Environment(nn.Module):
         if missing:
             raise KeyError(f"the saved LE lacks {sorted(missing)[0]} ({len(missing)} tensors)")
         set_peft_model_state_dict(self.llm, adapter)
-        self.score_head.load_state_dict(
-            {name: state[f"score_head.{name}"] for name in ("weight", "bias")}
-        )
+        for head in HEADS:
+            module = getattr(self, head)
+            module.load_state_dict({name: state[f"{head}.{name}"] for name in module.state_dict()})
 
     def save(self, path: Path) -> None:
-        """Adapter and score head together, as safetensors, atomically."""
+        """Adapter and heads together, as safetensors, atomically."""
         write_bytes(path, save(self.trained_state()))
 
     def load(self, path: Path) -> None:

@@ -66,7 +66,7 @@ class Computation:
                 for t in range(1, len(self.sequences.items[s]) + 1):
                     yield [self.prompts.state(self.sequences.history(s, t))]
 
-        self._fill(groups, _identity)
+        self._fill(groups, self.environment.state_of)
 
     def rewards(self, actions: np.ndarray) -> None:
         """Reward of each given action (Eq. 5): [n_transitions, k] for items [n_transitions, k]."""
@@ -86,12 +86,12 @@ class Computation:
                 yield [self.prompts.select(self.sequences.history(s, t), candidates[row])]
 
         k = candidates.shape[1]
-        self._fill(groups, lambda hidden: self.environment.label_scores_of(hidden)[:, :k])
+        self._fill(groups, lambda *ends: self.environment.label_scores_of(*ends)[:, :k])
 
     def _fill(
         self,
         groups: Callable[[int, int], Iterator[list[list[int]]]],
-        readout: Callable[[Tensor], Tensor],
+        readout: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         bounds = shard_bounds(self.sequences)
         for shard in self.store.missing():
@@ -277,7 +277,7 @@ class LiveFeedback(Feedback):
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         state, history = self.environment.prompts.state, self.sequences.history
         groups = [[state(history(s, t)), state(history(s, t + 1))] for s, t in self._pairs(rows)]
-        read = _float(self.environment.read(groups, _identity))
+        read = _float(self.environment.read(groups, self.environment.state_of))
         return read[0::2], read[1::2]
 
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -300,7 +300,3 @@ class LiveFeedback(Feedback):
 
 def _float(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden

@@ -175,7 +175,7 @@ def _train_step(
 ) -> tuple[float, float, float]:
     """One optimiser step; returns mean reward loss, state loss and pairwise accuracy."""
     environment.train()
-    table = environment.item_tokens
+    table, head = environment.item_tokens, environment.state_head
     positives = np.array([sequences.action(s, t) for s, t in batch])
     negatives = uniform_except(rng, positives, len(table), (len(batch),))
     own = own_part(range(len(batch)))
@@ -190,10 +190,12 @@ def _train_step(
         negative = environment.reward_of(hidden[1::3])
         target = items[own.start + packed.prompts[0::3] // 3]
         reward = reward_loss(positive, negative)
+        last = environment.items_at_reads(packed)[2::3]
+        states = head.query(environment.state_of(hidden[2::3], last))
         if settings.state_loss == "pairwise":
-            state = state_pairwise_loss(hidden[2::3], table, target, items)
+            state = state_pairwise_loss(states, head.key(table), target, items)
         else:
-            state = state_softmax_loss(hidden[2::3], table, target)
+            state = state_softmax_loss(states, head.key(table), target)
         loss = (reward + settings.state_weight * state).sum() / len(batch)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
@@ -237,8 +239,8 @@ def evaluate(
     negatives = uniform_except(rng, positives, len(table), (len(pairs),))
     groups = _triples(environment, sequences, pairs, positives, negatives)
 
-    def readout(hidden: Tensor) -> Tensor:
-        scores = hidden @ table.T  # [N, n_items]
+    def readout(hidden: Tensor, items: Tensor) -> Tensor:
+        scores = environment.state_scores_of(hidden, items)  # [N, n_items]
         return torch.cat([environment.reward_of(hidden)[:, None], scores], dim=1)
 
     read = environment.read(groups, readout, progress)

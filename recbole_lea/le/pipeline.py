@@ -44,7 +44,7 @@ from recbole_lea.le.versions import versions
 logger = logging.getLogger(__name__)
 
 # Bumped when a stage computes something else from the same inputs.
-FORMAT = 2
+FORMAT = 3
 
 # Transitions from which on compiling the LLM (under a minute) pays.
 WORTH_COMPILING = 10_000
@@ -194,6 +194,7 @@ class Pipeline:
             prompts=prompts | {"action": action_prompt(s)[0], "state_input": s.state_input},
             settings=learning | _subset(s, "lora_") | _subset(s, "state_loss"),
             state_weight=s.state_weight,
+            state_head=s.state_head,
             seed=s.seed,
         )
         keys = {

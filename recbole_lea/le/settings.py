@@ -47,6 +47,7 @@ class LESettings:
     state_loss: str
     state_weight: float
     state_input: str
+    state_head: str
     row_length: int
     batch_rows: int
     cache_dir: str

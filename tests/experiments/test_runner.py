@@ -66,6 +66,21 @@ def test_le_then_trials_then_tests_of_the_best(benchmark, started):
             assert run.spec.seed in (1, 2)
 
 
+def test_named_rows_alone_are_run_and_all_finished_ones_reported(benchmark, started):
+    benchmark(only=["SASRec RecBole"]).run()
+    assert {run.spec.stock for run in started} == {True}
+    n = len(started)
+    own = benchmark(only=["SASRec SA2C"])
+    assert own.run() == []
+    assert {run.spec.keys["lea_method"] for run in started[n:]} == {"base"}
+    finished = [o.method.label for o in own.outcomes() if o.records]
+    assert finished == ["SASRec RecBole", "SASRec SA2C"]
+    plan = own.plan()
+    assert "SASRec SA2C " in plan and "LEAR" not in plan
+    with pytest.raises(ValueError, match="no row is called 'SA2C'; there are: SASRec RecBole"):
+        benchmark(only=["SA2C"])
+
+
 def test_a_smaller_metric_can_be_the_better_one(benchmark, started, monkeypatch):
     original = runner.Run.record
 

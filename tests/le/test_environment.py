@@ -42,7 +42,7 @@ def test_packed_equals_one_prompt_at_a_time(settings, attention, window):
     env = environment(settings(row_length=32, batch_rows=3, **WINDOWS[window]))
     env.decoder.set_attn_implementation(attention)
     prompts = all_prompts(env)
-    packed = env.read([[p] for p in prompts], lambda hidden: hidden)
+    packed = env.read([[p] for p in prompts], lambda hidden, items: hidden)
     for prompt, state in zip(prompts, packed, strict=True):
         expected = alone(env, prompt).numpy()
         assert np.abs(state - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -98,11 +98,12 @@ def test_a_saved_le_without_a_tensor_is_refused(settings):
         env.load_trained_state(state)
 
 
-def test_only_adapter_and_score_head_are_trained(settings):
+def test_only_adapter_and_heads_are_trained(settings):
     env = environment(settings())
     trained = {name for name, p in env.named_parameters() if p.requires_grad}
     assert trained
-    assert all("lora_" in name or name.startswith("score_head") for name in trained)
+    heads = ("score_head.", "state_head.")
+    assert all("lora_" in name or name.startswith(heads) for name in trained)
 
 
 def test_label_scores_are_log_probabilities_of_the_label_words(settings):
@@ -122,7 +123,7 @@ def test_pad_and_eos_ids_within_a_prompt_are_ordinary_tokens(settings):
     plain = env.prompts.state([3, 4, 5])
     for odd in (pad, eos):
         prompt = [*plain[:1], odd, *plain[1:]]
-        found = env.read([[prompt], [plain]], lambda hidden: hidden)
+        found = env.read([[prompt], [plain]], lambda hidden, items: hidden)
         np.testing.assert_allclose(found[0], alone(env, prompt).numpy(), rtol=1e-3, atol=1e-5)
         assert np.abs(found[0] - found[1]).max() > 1e-3
 

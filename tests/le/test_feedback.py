@@ -116,7 +116,8 @@ def test_live_feedback_equals_the_model_asked_directly(settings, state_input):
         rewards = env.read([prompts], env.reward_of)
         np.testing.assert_allclose(found["reward"][row], rewards[0], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found["negative_reward"][row], rewards[1], rtol=1e-4, atol=1e-6)
-        next_state = env.read([[env.prompts.state(SEQUENCES.history(s, t + 1))]], lambda h: h)
+        prompt = env.prompts.state(SEQUENCES.history(s, t + 1))
+        next_state = env.read([[prompt]], env.state_of)
         np.testing.assert_allclose(found["next_state"][row], next_state[0], rtol=1e-3, atol=1e-5)
 
 

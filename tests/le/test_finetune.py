@@ -88,10 +88,14 @@ def test_chance_is_judged_with_its_standard_error():
     assert dataclasses.replace(one, n=500).better_than_chance
 
 
-def test_evaluation_ranks_over_all_items(settings):
-    env = environment(settings())
-    state = env.read([[env.prompts.state(SEQUENCES.history(5, 3))]], lambda h: h)[0]
-    scores = env.item_tokens.numpy() @ state
+@pytest.mark.parametrize("state_head", ["residual", "none"])
+def test_evaluation_ranks_over_all_items(settings, state_head):
+    env = environment(settings(state_head=state_head))
+    state = env.read([[env.prompts.state(SEQUENCES.history(5, 3))]], env.state_of)[0]
+    tokens = env.item_tokens.numpy()
+    if state_head == "residual":  # cosines
+        tokens = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    scores = tokens @ state
     rank = int((scores > scores[SEQUENCES.action(5, 3)]).sum())
     found = ft.evaluate(env, SEQUENCES, [(5, 3)], seed=0)
     assert found.hit_10 == float(rank < 10)
