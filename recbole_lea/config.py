@@ -153,6 +153,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_finetune_fraction": (lambda v: _number(0, 1)[0](v) and v > 0, "above 0, at most 1"),
     "lea_finetune_epochs": _COUNT,
     "lea_finetune_batch_size": _COUNT,
+    "lea_finetune_negatives": _COUNT,
     "lea_finetune_lr": _number(0, 1),
     "lea_finetune_warmup": _number(0, 10**9, int),
     "lea_finetune_schedule": _one_of("cosine", "constant"),

@@ -190,7 +190,7 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
     def plain(batch: list) -> None:
         env.train()
         positives = np.array([sequences.action(s, t) for s, t in batch])
-        groups = finetune._triples(env, sequences, batch, positives, (positives + 1) % 9)
+        groups = finetune._prompts(env, sequences, batch, positives, (positives[:, None] + 1) % 9)
         both = [group[0] for group in groups] + [group[1] for group in groups]
         optimizer.zero_grad()
         rewards = env.reward_of(plain_hidden(env, both))
@@ -200,8 +200,7 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
         n = len(batch)
         loss = finetune.reward_loss(rewards[:n], rewards[n:]).mean()
         items = torch.from_numpy(positives).to(env.device)
-        table = env.state_head.key(env.item_tokens)
-        losses = finetune.state_softmax_loss(states, table, items)
+        losses = finetune.state_softmax_loss(states, env.state_head.keys, items)
         (loss + settings.state_weight * losses.mean()).backward()
         optimizer.step()
 

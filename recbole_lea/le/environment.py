@@ -55,7 +55,7 @@ class Environment(nn.Module):
         self.decoder = llm.model.get_decoder()
         self.register_buffer("item_tokens", item_tokens.to(llm.model.device), persistent=False)
         self.score_head = nn.Linear(llm.width, 1, device=llm.model.device)
-        self.state_head = STATE_HEADS[settings.state_head](llm.width).to(llm.model.device)
+        self.state_head = STATE_HEADS[settings.state_head](item_tokens).to(llm.model.device)
 
     @property
     def device(self) -> torch.device:
@@ -131,12 +131,11 @@ class Environment(nn.Module):
 
         Where a word stands (a negative item), the result means nothing.
         """
-        return self.state_head(hidden, self.item_tokens[items.clamp(min=0)])
+        return self.state_head(hidden, items.clamp(min=0))
 
     def state_scores_of(self, hidden: Tensor, items: Tensor) -> Tensor:
         """How near every item is to the state: as ``state_of`` -> [N, n_items] (Eq. 2)."""
-        states = self.state_head.query(self.state_of(hidden, items))
-        return states @ self.state_head.key(self.item_tokens).T
+        return self.state_head.query(self.state_of(hidden, items)) @ self.state_head.keys.T
 
     def label_scores_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Log-probabilities of the label words as the next token [N, d] -> [N, n_labels]."""

@@ -177,30 +177,32 @@ def _train_step(
     environment.train()
     table, head = environment.item_tokens, environment.state_head
     positives = np.array([sequences.action(s, t) for s, t in batch])
-    negatives = uniform_except(rng, positives, len(table), (len(batch),))
+    shape = (len(batch), settings.finetune_negatives)
+    negatives = uniform_except(rng, positives[:, None], len(table), shape)
     own = own_part(range(len(batch)))
-    groups = _triples(environment, sequences, batch, positives, negatives)[own.start : own.stop]
+    groups = _prompts(environment, sequences, batch, positives, negatives)[own.start : own.stop]
+    size = settings.finetune_negatives + 2  # prompts of a transition
     items = torch.from_numpy(positives).to(table.device)
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
     totals = torch.zeros(3, device=table.device)
     for packed in pack(groups, settings.row_length, settings.batch_rows, fill_batches=False):
         hidden = environment.at_reads(packed, environment.hidden(packed))
-        positive = environment.reward_of(hidden[0::3])
-        negative = environment.reward_of(hidden[1::3])
-        target = items[own.start + packed.prompts[0::3] // 3]
-        reward = reward_loss(positive, negative)
-        last = environment.items_at_reads(packed)[2::3]
-        states = head.query(environment.state_of(hidden[2::3], last))
+        rewards = environment.reward_of(hidden).view(-1, size)  # [N, 1 + K + 1]
+        positive, negative = rewards[:, :1], rewards[:, 1:-1]
+        target = items[own.start + packed.prompts[0::size] // size]
+        reward = reward_loss(positive, negative).mean(1)  # [N]
+        last = environment.items_at_reads(packed)[size - 1 :: size]
+        states = head.query(environment.state_of(hidden[size - 1 :: size], last))
         if settings.state_loss == "pairwise":
-            state = state_pairwise_loss(states, head.key(table), target, items)
+            state = state_pairwise_loss(states, head.keys, target, items)
         else:
-            state = state_softmax_loss(states, head.key(table), target)
+            state = state_softmax_loss(states, head.keys, target)
         loss = (reward + settings.state_weight * state).sum() / len(batch)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
         loss.backward()
-        right = (positive > negative).sum()
+        right = (positive > negative).float().mean(1).sum()
         totals += torch.stack([reward.sum(), state.sum(), right]).detach()
     totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:
@@ -209,19 +211,13 @@ def _train_step(
     return tuple((totals / len(batch)).tolist())
 
 
-def _triples(environment, sequences, pairs, positives, negatives) -> list[list[list[int]]]:
-    """For each transition its two reward prompts and its state input, in one row."""
-    groups = []
-    for (s, t), positive, negative in zip(pairs, positives, negatives, strict=True):
+def _prompts(environment, sequences, pairs, positives, negatives) -> list[list[list[int]]]:
+    """For each transition, in one row: the reward prompts of its actions, then its state input."""
+    groups, prompts = [], environment.prompts
+    for (s, t), positive, others in zip(pairs, positives, negatives, strict=True):
         history = sequences.history(s, t)
-        prompts = environment.prompts
-        groups.append(
-            [
-                prompts.reward(history, positive),
-                prompts.reward(history, negative),
-                prompts.state(history),
-            ]
-        )
+        rewards = [prompts.reward(history, action) for action in (positive, *others)]
+        groups.append([*rewards, prompts.state(history)])
     return groups
 
 
@@ -237,7 +233,7 @@ def evaluate(
     positives = np.array([sequences.action(s, t) for s, t in pairs])
     rng = np.random.default_rng([seed, 3])
     negatives = uniform_except(rng, positives, len(table), (len(pairs),))
-    groups = _triples(environment, sequences, pairs, positives, negatives)
+    groups = _prompts(environment, sequences, pairs, positives, negatives[:, None])
 
     def readout(hidden: Tensor, items: Tensor) -> Tensor:
         scores = environment.state_scores_of(hidden, items)  # [N, n_items]

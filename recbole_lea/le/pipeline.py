@@ -44,7 +44,7 @@ from recbole_lea.le.versions import versions
 logger = logging.getLogger(__name__)
 
 # Bumped when a stage computes something else from the same inputs.
-FORMAT = 3
+FORMAT = 2
 
 # Transitions from which on compiling the LLM (under a minute) pays.
 WORTH_COMPILING = 10_000

@@ -35,6 +35,7 @@ class LESettings:
     finetune_fraction: float
     finetune_epochs: int
     finetune_batch_size: int
+    finetune_negatives: int
     finetune_lr: float
     finetune_warmup: int
     finetune_schedule: str

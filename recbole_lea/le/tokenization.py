@@ -35,9 +35,9 @@ def sentence_ids(sentences: list[str], environment: Environment, tokenizer) -> t
 def initial_tokens(ids: list[list[int]], environment: Environment, settings: LESettings) -> Tensor:
     """Start vectors [n_items, d], float32.
 
-    ``text``: the mean of the sentence's token embeddings, minus what all items share, with the
-    square root of its spectrum, scaled to the vocabulary's mean norm (deviation 21).
-    ``random``: normal with the vocabulary's deviation (the paper).
+    ``text``: the mean of the sentence's token embeddings, minus what all items share, scaled
+    to the vocabulary's mean norm (deviation 21). ``random``: normal with the vocabulary's
+    deviation (the paper).
     """
     vocabulary = environment.llm.get_input_embeddings().weight.detach().float().cpu()
     if settings.item_init == "random":
@@ -47,17 +47,10 @@ def initial_tokens(ids: list[list[int]], environment: Environment, settings: LES
     words = [[token for token in row if token < environment.vocab_size] for row in ids]
     means = torch.stack([vocabulary[row].mean(0) for row in words])
     if len(ids) > 1:
-        means = _evened(means - means.mean(0))
+        means -= means.mean(0)
     # an item whose words are just the common ones would be scaled from (almost) nothing
     norms = means.norm(dim=1, keepdim=True).clamp(min=1e-6)
     return means / norms * vocabulary.norm(dim=1).mean()
-
-
-def _evened(vectors: Tensor) -> Tensor:
-    """Centred vectors U S V^T -> U S^(1/2) V^T: a few common directions no longer outweigh all."""
-    values, directions = torch.linalg.eigh(vectors.T @ vectors)  # S^2 ascending, V
-    kept = values > values[-1] * 1e-6
-    return vectors @ (directions[:, kept] * values[kept] ** -0.25) @ directions[:, kept].T
 
 
 def tokenize_bucket(

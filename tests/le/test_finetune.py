@@ -9,6 +9,7 @@ import torch
 from recbole_lea.le import finetune as ft
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.sequences import Sequences
+from recbole_lea.le.state import evened
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 
@@ -92,10 +93,10 @@ def test_chance_is_judged_with_its_standard_error():
 def test_evaluation_ranks_over_all_items(settings, state_head):
     env = environment(settings(state_head=state_head))
     state = env.read([[env.prompts.state(SEQUENCES.history(5, 3))]], env.state_of)[0]
-    tokens = env.item_tokens.numpy()
-    if state_head == "residual":  # cosines
-        tokens = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
-    scores = tokens @ state
+    tokens = env.item_tokens
+    if state_head == "residual":
+        tokens = torch.nn.functional.normalize(evened(tokens), dim=1)
+    scores = tokens.numpy() @ state
     rank = int((scores > scores[SEQUENCES.action(5, 3)]).sum())
     found = ft.evaluate(env, SEQUENCES, [(5, 3)], seed=0)
     assert found.hit_10 == float(rank < 10)

@@ -1,28 +1,28 @@
-import pytest
 import torch
 
-from recbole_lea.le.state import LastHidden, Residual
+from recbole_lea.le.state import LastHidden, Residual, evened
 
 HIDDEN = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-LAST = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randn(7, 8, generator=torch.Generator().manual_seed(1))
+LAST = torch.tensor([3, 0, 6, 1, 3])
 
 
-def scores(head, states, tokens):
-    return head.query(states) @ head.key(tokens).T
+def scores(head, states):
+    return head.query(states) @ head.keys.T
 
 
-def test_untrained_residual_state_is_the_last_items_token():
-    head = Residual(8)
+def test_untrained_residual_state_is_that_of_the_last_item():
+    head = Residual(TOKENS)
     states = head(HIDDEN, LAST)
-    expected = LAST / LAST.norm(dim=1, keepdim=True) * 8**0.5
-    torch.testing.assert_close(states, expected)
-    found = scores(head, states, LAST)
-    torch.testing.assert_close(found, torch.cosine_similarity(LAST[:, None], LAST[None], -1) * 6)
-    assert (found.argmax(1) == torch.arange(5)).all()
+    keys = torch.nn.functional.normalize(evened(TOKENS), dim=1)
+    torch.testing.assert_close(states, keys[LAST] * 8**0.5)
+    found = scores(head, states)
+    torch.testing.assert_close(found, keys[LAST] @ keys.T * 6)
+    assert (found.argmax(1) == LAST).all()
 
 
 def test_trained_residual_state_depends_on_the_history_and_not_on_the_hidden_states_scale():
-    head = Residual(8)
+    head = Residual(TOKENS)
     torch.nn.init.eye_(head.weight)
     states = head(HIDDEN, LAST)
     assert not torch.allclose(states, head(HIDDEN.flip(0), LAST))
@@ -31,14 +31,23 @@ def test_trained_residual_state_depends_on_the_history_and_not_on_the_hidden_sta
 
 
 def test_every_part_of_the_residual_head_is_trained():
-    head = Residual(8)
-    scores(head, head(HIDDEN, LAST), LAST.flip(0)).logsumexp(1).sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in head.parameters())
+    head = Residual(TOKENS)
+    scores(head, head(HIDDEN, LAST)).logsumexp(1).sum().backward()
+    assert {name for name, p in head.named_parameters() if p.grad.abs().sum() > 0} == {
+        "gain", "weight", "log_factor",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("tokens", [LAST, 3 * LAST])
-def test_papers_state_is_the_hidden_state_and_its_scores_are_dot_products(tokens):
-    head = LastHidden()
+def test_papers_state_is_the_hidden_state_and_its_scores_are_dot_products():
+    head = LastHidden(TOKENS)
     states = head(HIDDEN, LAST)
     assert torch.equal(states, HIDDEN)
-    torch.testing.assert_close(scores(head, states, tokens), HIDDEN @ tokens.T)
+    torch.testing.assert_close(scores(head, states), HIDDEN @ TOKENS.T)
+    assert not list(head.parameters())
+
+
+def test_evened_vectors_keep_directions_and_have_the_square_root_of_the_spectrum():
+    vectors = torch.randn(6, 9, generator=torch.Generator().manual_seed(3))
+    u, s, v = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)  # rank 5
+    expected = (u[:, :5] * s[:5].sqrt()) @ v[:5]
+    torch.testing.assert_close(evened(vectors), expected, rtol=1e-3, atol=1e-4)

@@ -5,7 +5,6 @@ import torch
 
 from recbole_lea.le.packing import pack
 from recbole_lea.le.tokenization import (
-    _evened,
     _predicted,
     initial_tokens,
     sentence_ids,
@@ -88,14 +87,6 @@ def test_start_vectors_have_the_vocabulary_norm_and_no_common_part(settings):
     assert start.mean(0).norm() < 0.5 * norm
     random = initial_tokens(ids, env, settings(item_init="random"))
     assert not torch.allclose(random, start)
-
-
-def test_evened_vectors_keep_directions_and_have_the_square_root_of_the_spectrum():
-    vectors = torch.randn(6, 9, generator=torch.Generator().manual_seed(3))
-    vectors -= vectors.mean(0)  # rank 5
-    u, s, v = torch.linalg.svd(vectors, full_matrices=False)
-    expected = (u[:, :5] * s[:5].sqrt()) @ v[:5]
-    torch.testing.assert_close(_evened(vectors), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_words_belong_to_the_item_before_them():
