@@ -134,9 +134,10 @@ class Readable:
         known = (self.USER_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         before = {name: rows[name].clone() for name in known}
         names = {id(value): name for name, value in rows.interaction.items()}
-        self.to(self.device).eval()  # some forwards move what they make to config's device
+        # on config's device, as some forwards move tensors there; without dropout, which would draw
+        self.to(self.device).eval()
         try:
-            with torch.random.fork_rng(), self._read() as reading:
+            with self._read() as reading:
                 rest = super().calculate_loss(rows)
             ranking = super().full_sort_predict(rows)
         except KeyError as error:

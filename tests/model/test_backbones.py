@@ -236,7 +236,7 @@ def test_command_line_and_the_plain_backbone_beside_it(
     result = main()
     assert result["test_result"]["hit@10"] >= 0
     assert re.search(r"CaserSNQNLEA +hit@5.*\n +Caser +hit@5", caplog.text)
-    config = Config("CaserSNQNLEA", "tiny", ["tiny.yaml"])
+    config = Config("CaserSNQNLEA", "tiny", ["tiny.yaml"], {"reg_weight": 0.5})
     stock = backbone_config(config, ["tiny.yaml"])
     assert stock["model"] == "Caser"
-    assert (stock["nv"], stock["nh"], stock["reg_weight"]) == (2, 3, config["reg_weight"])
+    assert (stock["nv"], stock["nh"], stock["reg_weight"]) == (2, 3, 0.5)
