@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import recbole
 import recbole.config
 import recbole.data.dataset
 import recbole.data.transform
@@ -21,6 +22,7 @@ import recbole.model
 import recbole.trainer
 import recbole.utils
 import torch
+import yaml
 from recbole.config import Config
 from recbole.utils.argument_list import dataset_arguments
 
@@ -28,7 +30,8 @@ from recbole_lea import config as lea_config
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.data.transform import TRANSFORMS
 from recbole_lea.le.processes import processes
-from recbole_lea.model import MODELS
+from recbole_lea.model import backbones, lea_model
+from recbole_lea.model.lea import LEARecommender
 from recbole_lea.trainer import LEATrainer
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ def register() -> None:
     # sine.py switches autograd's anomaly detection on for every sequential model: 2.5 to 4
     # times slower training, and it stays on for the whole process.
     torch.autograd.set_detect_anomaly(False)
-    for name in MODELS:
+    for name in backbones.names():
         setattr(recbole.trainer, f"{name}Trainer", LEATrainer)
         setattr(recbole.data.dataset, f"{name}Dataset", LEADataset)
     _replace(recbole.utils, "get_model", _get_model)
@@ -66,15 +69,15 @@ def _replace(module: Any, name: str, make: Callable) -> None:
 
 def _get_model(original: Callable, name: str) -> type:
     """Our models by name; for a mistyped name, an error that suggests the nearest one."""
-    if name in MODELS:
-        return MODELS[name]
+    if model := lea_model(name):
+        return model
     try:
         return original(name)
     except (ValueError, ModuleNotFoundError, AttributeError) as error:
         # RecBole's search ends in its optional packages: "No module named 'lightgbm'"
         if name.lower() in _stock_modules():
             raise
-        known = [*MODELS, *_stock_models()]
+        known = [*backbones.names(), *_stock_models()]
         raise ValueError(f"unknown model `{name}`{lea_config.nearest(name, known)}") from error
 
 
@@ -115,13 +118,13 @@ def _init_logger(original: Callable, config: Config) -> None:
 
 
 def _with_our_yaml(original: Callable) -> Callable:
-    """Read our defaults after RecBole's for our models, and check our keys."""
+    """Read our defaults after RecBole's of the backbone for our models, and check our keys."""
 
     @functools.wraps(original)
     def load(self: Config, model: str, model_class: type, dataset: str) -> None:
-        original(self, model, model_class, dataset)
-        if model not in MODELS:
-            return
+        if not issubclass(model_class, LEARecommender):
+            return original(self, model, model_class, dataset)
+        original(self, model_class.backbone_class().__name__, model_class, dataset)
         for path in lea_config.internal_files(model, dataset):
             self._update_internal_config_dict(str(path))
         merged = self.internal_config_dict | self.external_config_dict
@@ -130,6 +133,12 @@ def _with_our_yaml(original: Callable) -> Callable:
             self.internal_config_dict["eval_args"] = lea_config.PAPER_EVAL_ARGS
 
     return load
+
+
+def backbone_keys(backbone: str) -> list[str]:
+    """Names of the hyperparameters in RecBole's own YAML file of a model."""
+    path = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone}.yaml"
+    return list(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
 
 
 def evaluate_rows(trainer: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:

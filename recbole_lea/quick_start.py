@@ -7,17 +7,17 @@ import shlex
 import sys
 from typing import Any
 
-import yaml
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.quick_start import run
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed, set_color
 
-from recbole_lea.config import find_config_file, properties_folder
+from recbole_lea.compat import backbone_keys
+from recbole_lea.config import find_config_file
 from recbole_lea.data.dataset import LEADataset, StoppedAfter
 from recbole_lea.le.processes import processes
-from recbole_lea.model import MODELS
+from recbole_lea.model.lea import LEARecommender
 from recbole_lea.trainer import LEATrainer, StepTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,9 @@ def main() -> dict[str, Any]:
         "YAML files can be given as --key=value.",
     )
     parser.add_argument(
-        "--model", "-m", default="SASRecSA2CLEA", help=f"one of {', '.join(MODELS)}"
-    )
+        "--model", "-m", default="SASRecSA2CLEA",
+        help="SASRec, GRU4Rec, Caser ..., then SNQN or SA2C, then LEA (docs/backbones.md)",
+    )  # fmt: skip
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset")
     parser.add_argument(
         "--config_files", default=None, help="YAML files, separated by blanks; later ones win"
@@ -78,7 +79,7 @@ def console() -> None:
 
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
     config = Config(model=model, dataset=dataset, config_file_list=files or None)
-    if model in MODELS and config["lea_compare"]:
+    if issubclass(config.model_class, LEARecommender) and config["lea_compare"]:
         stock = train_backbone(config, files)
         lines = [f"  {model:<20}{_line(result['test_result'])}"]
         name = stock["model"]
@@ -120,10 +121,8 @@ def backbone_config(config: Config, files: list[str]) -> Config:
         config: of the LEA model.
         files: its YAML files.
     """
-    name = MODELS[config["model"]].backbone_class().__name__
-    own = properties_folder() / "model" / f"{config['model']}.yaml"
-    own_keys = yaml.safe_load(own.read_text(encoding="utf-8"))
-    keys = {key: config[key] for key in (*SHARED_KEYS, *own_keys)}
+    name = config.model_class.backbone_class().__name__
+    keys = {key: config[key] for key in (*SHARED_KEYS, *backbone_keys(name))}
     stock = Config(
         model=name, dataset=config["dataset"], config_file_list=files or None,
         config_dict=keys | {"train_neg_sample_args": None},
@@ -145,7 +144,7 @@ def prepare(config: Config) -> tuple[Trainer, tuple]:
     loaders = data_preparation(config, LEADataset(config))
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
-    trainer_class = LEATrainer if config["model"] in MODELS else StepTrainer
+    trainer_class = LEATrainer if isinstance(model, LEARecommender) else StepTrainer
     return trainer_class(config, model), loaders
 
 

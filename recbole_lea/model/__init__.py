@@ -1,7 +1,14 @@
-"""The four models: RecBole's backbones with SNQN or SA2C and the LE's feedback."""
+"""The models: RecBole's backbones with SNQN or SA2C and the LE's feedback.
+
+The four of the paper stand here. ``<Backbone><SNQN|SA2C>LEA`` for RecBole's other sequential
+recommenders is made when it is first asked for: by name or by import.
+"""
+
+import functools
 
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
 
+from recbole_lea.model import backbones
 from recbole_lea.model.lea import LEARecommender
 
 
@@ -34,4 +41,40 @@ MODELS = {
     for model in (SASRecSNQNLEA, SASRecSA2CLEA, GRU4RecSNQNLEA, GRU4RecSA2CLEA)
 }
 
-__all__ = [*MODELS, "MODELS"]
+
+@functools.cache
+def lea_model(name: str) -> type | None:
+    """The model class of that name; None if the name is not of the form.
+
+    Args:
+        name: such as ``CaserSA2CLEA``.
+
+    Returns:
+        Always the same object, which pickles by its name.
+
+    Raises:
+        ValueError: LEA cannot train that backbone; says why.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    parts = backbones.parse(name)
+    if parts is None:
+        return None
+    backbone, rl_loss = parts
+    text = f"{backbone} trained with {rl_loss} and the LE."
+    return type(
+        name,
+        (LEARecommender, backbones.stock()[backbone]),
+        {"rl_loss": rl_loss, "__module__": __name__, "__doc__": text},
+    )
+
+
+def __getattr__(name: str) -> type:
+    """``from recbole_lea.model import CaserSA2CLEA``."""
+    model = lea_model(name)
+    if model is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return model
+
+
+__all__ = [*MODELS, "MODELS", "lea_model"]

@@ -1,5 +1,8 @@
 """SNQN and SA2C with the LE's feedback, on top of a RecBole sequential recommender."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.methods import switches
+from recbole_lea.model.backbones import refusal
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
 
 # Backbones whose output at a position depends on the items up to it alone, at positions counted
@@ -54,8 +58,141 @@ class QHead(nn.Module):
         return (weight * state[:, None]).sum(dim=-1) + self.linear.bias[actions]
 
 
-class PairReader:
-    """Mixed in before a RecBole backbone: its ``forward`` can read several positions a row."""
+@dataclass
+class Reading:
+    """What a backbone's own ``calculate_loss`` passes through ``forward`` and ``loss_fct``.
+
+    Attributes:
+        hidden: h_t [B, H] that stands for what ``forward`` would return; None computes it.
+        passes: inputs and output of each ``forward``.
+        scores: of each cross-entropy, with its targets: [B, n_items] and [B].
+        zero: what each cross-entropy counts as.
+    """
+
+    zero: Tensor
+    hidden: Tensor | None = None
+    passes: list[tuple[tuple[Tensor, ...], Tensor]] = field(default_factory=list)
+    scores: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class ReadableCrossEntropy(nn.CrossEntropyLoss):
+    """RecBole's cross-entropy; while it is read it counts as 0."""
+
+    reading: Reading | None = None
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Scores [B, n_items] and targets [B] to a scalar."""
+        if self.reading is None:
+            return super().forward(scores, target)
+        self.reading.scores.append((scores, target))
+        return self.reading.zero
+
+
+class Readable:
+    """Mixed in before a RecBole backbone: h_t, and the scores that its own loss makes of h_t.
+
+    RecBole's ``calculate_loss`` stays the one place that says how h_t becomes scores and what
+    else belongs to the loss. LEA can train a backbone whose loss is one cross-entropy over all
+    items, of one pass of ``forward`` over items, length and user, plus terms that LEA leaves as
+    they are (a regulariser); its ranking scores have to be those of its loss. A trial on two
+    rows finds that out.
+
+    Attributes:
+        inputs: the interaction's fields that ``forward`` takes, in its order.
+        hidden_width: H, width of h_t.
+        only_cross_entropy: whether the loss has no further terms.
+    """
+
+    _reading: Reading | None = None
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        if type(getattr(self, "loss_fct", None)) is not nn.CrossEntropyLoss:
+            raise ValueError(self._refusal("its `loss_fct` is not a cross-entropy over all items"))
+        self.loss_fct = ReadableCrossEntropy()
+        self._try(dataset)
+
+    def _refusal(self, reason: str) -> str:
+        return refusal(self.backbone_class().__name__, reason)
+
+    @classmethod
+    def backbone_class(cls) -> type:
+        """RecBole's own class: the next one after our mixins."""
+        mro = cls.__mro__
+        return mro[mro.index(Readable) + 1]
+
+    @torch.no_grad()
+    def _try(self, dataset) -> None:
+        """Set the attributes from a trial on two training rows, the shortest and the longest.
+
+        Raises:
+            ValueError: LEA cannot train this backbone; says why.
+        """
+        lengths = dataset.inter_feat[self.ITEM_SEQ_LEN]
+        rows = torch.stack([lengths.argmin(), lengths.argmax()])
+        rows = dataset.inter_feat[rows].to(self.device)
+        known = (self.USER_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
+        before = {name: rows[name].clone() for name in known}
+        names = {id(value): name for name, value in rows.interaction.items()}
+        # on config's device, as some forwards move tensors there; without dropout, which would draw
+        self.to(self.device).eval()
+        try:
+            with self._read() as reading:
+                rest = super().calculate_loss(rows)
+            ranking = super().full_sort_predict(rows)
+        except KeyError as error:
+            raise ValueError(self._refusal(f"it reads {error}, which LEA's data lack")) from error
+        finally:
+            self.train()
+        if len(reading.passes) != 1 or len(reading.scores) != 1:
+            raise ValueError(self._refusal("its loss is not one cross-entropy of one forward"))
+        (inputs, hidden), (scores, target) = reading.passes[0], reading.scores[0]
+        self.inputs = tuple(names.get(id(value)) for value in inputs)
+        if not set(known).issuperset(self.inputs):
+            raise ValueError(self._refusal("its forward takes more than items, length and user"))
+        if any(not torch.equal(rows[name], value) for name, value in before.items()):
+            raise ValueError(self._refusal("its forward changes its inputs, which LEA uses again"))
+        if not isinstance(hidden, Tensor) or hidden.dim() != 2:
+            raise ValueError(self._refusal("its forward does not give one vector a sequence"))
+        if scores.shape != (2, self.n_items) or names.get(id(target)) != self.POS_ITEM_ID:
+            raise ValueError(self._refusal("its loss is not over all items, of the next one"))
+        if not torch.allclose(scores, ranking, atol=1e-4 * float(scores.abs().max())):
+            raise ValueError(self._refusal("its ranking scores are not those of its loss"))
+        self.hidden_width = hidden.shape[1]
+        self.only_cross_entropy = rest is reading.zero
+
+    @contextmanager
+    def _read(self, hidden: Tensor | None = None) -> Iterator[Reading]:
+        zero = torch.zeros((), device=self.device)
+        self._reading = self.loss_fct.reading = Reading(zero, hidden)
+        try:
+            yield self._reading
+        finally:
+            self._reading = self.loss_fct.reading = None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """RecBole's h_t [B, H]; while it is read, the given one."""
+        if self._reading is None:
+            return super().forward(*inputs)
+        hidden = self._reading.hidden
+        if hidden is None:
+            hidden = super().forward(*inputs)
+        self._reading.passes.append((inputs, hidden))
+        return hidden
+
+    def encode(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """h_t [B, H] of the fields named by ``inputs``."""
+        return super().forward(*(fields[name] for name in self.inputs))
+
+    def supervised(self, interaction, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What RecBole's loss makes of a given h_t [B, H].
+
+        Returns:
+            Scores of all items (Eq. 7) [B, n_items]; the loss's other terms, a scalar.
+        """
+        with self._read(hidden) as reading:
+            rest = super().calculate_loss(interaction)
+        return reading.scores[0][0], rest.reshape(())
 
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
         """RecBole's [B, L, H] at [B] -> [B, H]; also at [B, k] -> [B, k, H]."""
@@ -74,7 +211,7 @@ class Network(nn.Module):
         self.output_head = output_head
 
 
-class LEARecommender(PairReader):
+class LEARecommender(Readable):
     """Mixed in before a RecBole backbone class; ``rl_loss`` is SNQN or SA2C.
 
     The model itself is the first copy of Algorithm 1 and the one that is evaluated; ``twin``
@@ -85,9 +222,9 @@ class LEARecommender(PairReader):
     rl_loss: str
 
     def __init__(self, config, dataset) -> None:
-        super().__init__(config, dataset)
         if config["loss_type"] != "CE":
             raise ValueError(f"loss_type is {config['loss_type']}, but LEA trains with CE (Eq. 8)")
+        super().__init__(config, dataset)
         self.switches = switches(config, self.rl_loss)
         self.transform = config["transform"]
         self.q_weight = config["q_weight"]
@@ -106,7 +243,7 @@ class LEARecommender(PairReader):
 
     def _add_heads(self, config, dataset) -> None:
         dense = config["lea_output_head"] == "dense"
-        width = self.item_embedding.embedding_dim
+        width = self.hidden_width
         self.output_head = nn.Linear(width, self.n_items) if dense else None
         self.q_head = self.twin = None
         if self.q_weight == 0:
@@ -122,15 +259,9 @@ class LEARecommender(PairReader):
             for _ in range(2)
         ]
         self.q_head = heads[0]
-        twin_class = type("Twin", (PairReader, self.backbone_class()), {})
+        twin_class = type("Twin", (Readable, self.backbone_class()), {})
         backbone = twin_class(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
-
-    @classmethod
-    def backbone_class(cls) -> type:
-        """RecBole's own class: the next one after our mixins."""
-        mro = cls.__mro__
-        return mro[mro.index(PairReader) + 1]
 
     @property
     def needs_warmup(self) -> bool:
@@ -143,11 +274,14 @@ class LEARecommender(PairReader):
             (self.twin.backbone, self.twin.q_head, self.twin.output_head),
         ]
 
-    def scores(self, backbone: nn.Module, output_head: nn.Linear | None, hidden: Tensor) -> Tensor:
-        """Supervised scores of all items (Eq. 7): h_t [B, H] -> [B, n_items]."""
-        if output_head is not None:
-            return output_head(hidden)
-        return torch.matmul(hidden, backbone.item_embedding.weight.transpose(0, 1))
+    def _supervised(
+        self, backbone: nn.Module, output_head: nn.Linear | None, interaction, hidden: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """``Readable.supervised`` of one copy; a dense head has scores of its own."""
+        if output_head is None:
+            return backbone.supervised(interaction, hidden)
+        rest = 0.0 if backbone.only_cross_entropy else backbone.supervised(interaction, hidden)[1]
+        return output_head(hidden), rest
 
     def calculate_loss(self, interaction) -> Tensor | tuple[Tensor, ...]:
         """Eq. 13 and 16 on one batch.
@@ -156,19 +290,21 @@ class LEARecommender(PairReader):
             With the RL part off and no augmentation, the scalar of RecBole's backbone. Else
             the terms named by ``loss_names``, already weighted; RecBole sums them.
         """
-        seq, seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        positive = interaction[self.POS_ITEM_ID]
-        if self.q_weight == 0:
-            logits = self.scores(self, self.output_head, self.forward(seq, seq_len))
-            supervised = self.loss_fct(logits, positive)
-            if not self.switches.augmented:
-                return supervised
-            chosen = self._chosen(interaction)
-            losses = [supervised_loss(logits, actions[:, None]) for actions in chosen]
-            return supervised, self._augmented_supervised(losses, logits)
-        return self._rl_loss(interaction, seq, seq_len, positive)
+        if self.q_weight != 0:
+            return self._rl_loss(interaction)
+        if self.output_head is None and not self.switches.augmented:
+            return super().calculate_loss(interaction)
+        hidden = self.encode(interaction)
+        logits, rest = self._supervised(self, self.output_head, interaction, hidden)
+        supervised = self.loss_fct(logits, interaction[self.POS_ITEM_ID]) + rest
+        if not self.switches.augmented:
+            return supervised
+        chosen = self._chosen(interaction)
+        losses = [supervised_loss(logits, actions[:, None]) for actions in chosen]
+        return supervised, self._augmented_supervised(losses, logits)
 
-    def _rl_loss(self, interaction, seq: Tensor, seq_len: Tensor, positive: Tensor) -> tuple:
+    def _rl_loss(self, interaction) -> tuple[Tensor, ...]:
+        positive = interaction[self.POS_ITEM_ID]
         first = torch.rand((), generator=self._rng).item() <= 0.5  # Algorithm 1, lines 7 and 8
         copies = self._copies() if first else self._copies()[::-1]
         (backbone, q_head, output_head), (other, other_q_head, _) = copies
@@ -179,12 +315,12 @@ class LEARecommender(PairReader):
 
         next_hidden = other_hidden = other_next_hidden = None
         if self.switches.state == "LE":  # Q reads nothing of the backbone
-            hidden = self.backbone_class().forward(backbone, seq, seq_len)  # [B, H]
+            hidden = backbone.encode(interaction)  # [B, H]
         else:
-            hidden, next_hidden = self._encode_pair(backbone, seq, seq_len, positive)  # [B, H]
+            hidden, next_hidden = self._encode_pair(backbone, interaction)  # [B, H]
             with torch.no_grad():
-                other_hidden, other_next_hidden = self._encode_pair(other, seq, seq_len, positive)
-        logits = self.scores(backbone, output_head, hidden)  # [B, n_items]
+                other_hidden, other_next_hidden = self._encode_pair(other, interaction)
+        logits, rest = self._supervised(backbone, output_head, interaction, hidden)
         state = q_head.join(hidden, le_state)  # [B, S]
         going_on = 1 - interaction[FIELD_PREFIX + "done"]  # [B]
         with torch.no_grad():
@@ -209,7 +345,7 @@ class LEARecommender(PairReader):
         supervised, *augmented = supervised_loss(logits, actions).unbind(1)  # [B] each
         if self.rl_loss == "SA2C" and self.warmed_up:
             supervised = supervised * advantage(q_positive, q_negative, self.advantage_clip)
-        terms = [supervised.mean(), self.q_weight * q_loss.mean()]
+        terms = [supervised.mean() + rest, self.q_weight * q_loss.mean()]
         if self.switches.augmentation in ("supervised", "both"):
             terms.append(self._augmented_supervised(augmented, logits))
         if self.switches.augmentation in ("Q", "both"):
@@ -247,28 +383,31 @@ class LEARecommender(PairReader):
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
 
-    def _encode_pair(
-        self, backbone: nn.Module, seq: Tensor, seq_len: Tensor, item: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _encode_pair(self, backbone: nn.Module, interaction) -> tuple[Tensor, Tensor]:
         """h_t = G(x_{1:t}) and, without gradient, h_{t+1} of one copy, [B, H] each.
 
         A causal backbone reads both from one pass over x_{1:t+1}, under the same dropout masks;
         where the window is full, and so slides, h_{t+1} takes a pass of its own.
         """
-        forward = self.backbone_class().forward
-        next_seq, next_len = append_item(seq, seq_len, item)
+        now = {name: interaction[name] for name in backbone.inputs}
+        seq, seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        next_seq, next_len = append_item(seq, seq_len, interaction[self.POS_ITEM_ID])
+        later = now | {self.ITEM_SEQ: next_seq, self.ITEM_SEQ_LEN: next_len}
         if self.backbone_class() not in CAUSAL:
-            hidden = forward(backbone, seq, seq_len)
+            hidden = backbone.encode(now)
             with torch.no_grad():
-                return hidden, forward(backbone, next_seq, next_len)
+                return hidden, backbone.encode(later)
         full = seq_len == seq.shape[1]
-        longer = torch.where(full[:, None], seq, next_seq)
-        both = forward(backbone, longer, torch.stack([seq_len, next_len], dim=1))  # [B, 2, H]
-        hidden, next_hidden = both[:, 0], both[:, 1].detach()
+        both = now | {
+            self.ITEM_SEQ: torch.where(full[:, None], seq, next_seq),
+            self.ITEM_SEQ_LEN: torch.stack([seq_len, next_len], dim=1),  # [B, 2]
+        }
+        hidden, next_hidden = backbone.encode(both).unbind(1)
+        next_hidden = next_hidden.detach()
         rows = full.nonzero().squeeze(1)
         if len(rows):
             with torch.no_grad():
-                slid = forward(backbone, next_seq[rows], next_len[rows])
+                slid = backbone.encode({name: value[rows] for name, value in later.items()})
             next_hidden = next_hidden.index_copy(0, rows, slid)
         return hidden, next_hidden
 
@@ -296,8 +435,7 @@ class LEARecommender(PairReader):
         """Supervised scores of all items [B, n_items]; the backbone and its head alone."""
         if self.output_head is None:
             return super().full_sort_predict(interaction)
-        hidden = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return self.output_head(hidden)
+        return self.output_head(self.encode(interaction))
 
 
 def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:

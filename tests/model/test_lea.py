@@ -253,7 +253,7 @@ def test_one_pass_gives_both_states_of_a_window_with_room(tiny_config, name, mon
     for backbone in (model, model.twin.backbone):
         expected = backbone.forward(seq, length), backbone.forward(*append_item(seq, length, item))
         rows.clear()
-        pair = model._encode_pair(backbone, seq, length, item)
+        pair = model._encode_pair(backbone, batch)
         assert rows == [len(seq), n_full]
         for found, wanted in zip(pair, expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
@@ -266,7 +266,7 @@ def test_h_t_has_recbole_s_own_dropout(tiny_config, name):
     batch = one_batch(train)
     seq, length = batch["item_id_list"], batch["item_length"]
     torch.manual_seed(5)
-    found, next_hidden = model._encode_pair(model, seq, length, batch["item_id"])
+    found, next_hidden = model._encode_pair(model, batch)
     torch.manual_seed(5)
     torch.testing.assert_close(found, model.forward(seq, length))
     assert model.training and found.requires_grad and not next_hidden.requires_grad
