@@ -72,6 +72,12 @@ class Recommender:
         Returns:
             [B, n_items], by RecBole's id.
         """
+        scores = self.ranker(*self._inputs(histories))
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def _inputs(self, histories: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded ids [B, L] and lengths [B]."""
         length = self.checkpoint.max_length
         ids = torch.zeros(len(histories), length, dtype=torch.int64)
         lengths = torch.zeros(len(histories), dtype=torch.int64)
@@ -79,9 +85,12 @@ class Recommender:
             newest = [self.ids[token] for token in history[-length:]]
             ids[row, : len(newest)] = torch.tensor(newest)
             lengths[row] = len(newest)
-        scores = self.ranker(ids, lengths)
-        scores[:, 0] = -torch.inf
-        return scores
+        return ids, lengths
+
+    @torch.inference_mode()
+    def hidden(self, histories: Sequence[Sequence[str]]) -> torch.Tensor:
+        """h_t of the backbone after each history, as ``scores`` takes it [B, H]."""
+        return self.ranker.backbone(*self._inputs(histories))
 
     def recommend(self, histories: Sequence[Sequence[str]], k: int = 10) -> list[Recommendation]:
         """See ``recommend``."""
