@@ -54,7 +54,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     sys.argv = sys.argv[:1]  # RecBole would read it too
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)  # torch's exporter tells much at this level
     more = {"pickle_config": True} if options.pickle_config else {}
     if more and options.to != "recbole":
         raise ValueError("--pickle-config is for --to recbole")

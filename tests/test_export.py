@@ -34,6 +34,8 @@ for name in ("SASRec", "GRU4Rec"):
     file = f"{name}/{name}.pth"
     content = torch.load(file, weights_only=True)
     model = fresh()
+    own = set(range(len(list(model.parameters()))))
+    assert set(content["optimizer"]["state"]) == own
     model.load_state_dict(content["state_dict"])
     fields = {n: torch.from_numpy(given[n]) for n in ("item_id_list", "item_length")}
     with torch.no_grad():
