@@ -2,10 +2,11 @@
 
 Importing this package registers its models, so that
 ``run_recbole(model='SASRecSA2CLEA', dataset='ml-100k')`` works. ``recbole_lea.le`` is the LE
-alone; it needs no RecBole.
+alone; it needs no RecBole. ``recbole_lea.recommend`` serves a trained model.
 """
 
 import importlib.util
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -14,3 +15,12 @@ if importlib.util.find_spec("recbole") is not None:
 
     register()
     del register
+
+
+def __getattr__(name: str) -> Any:
+    """``recommend``, read when it is first asked for."""
+    if name == "recommend":
+        from recbole_lea.serve import recommend
+
+        return recommend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

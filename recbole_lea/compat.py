@@ -186,6 +186,33 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+# What RecBole works out itself from the other keys; a checkpoint holds its text alone.
+DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank")
+
+
+def restored_config(saved: dict[str, Any]) -> Config:
+    """RecBole's config from what ``plain`` made of it.
+
+    Keys on the command line win, so that data and caches may lie elsewhere than they did.
+
+    Args:
+        saved: ``checkpoint["config"]``, or some of it.
+
+    Returns:
+        A config for this machine: of what depends on it, nothing is taken over.
+    """
+    # RecBole refuses its own default beside loss_type CE
+    given = {"train_neg_sample_args": None}
+    config = Config(saved["model"], saved["dataset"], config_dict=given)
+    keep = {*DERIVED, *config.cmd_config_dict}
+    if saved["dataset"] == "ml-100k":  # inside RecBole's own package, here as there
+        keep.add("data_path")
+    for key, value in saved.items():
+        if key not in keep:
+            config[key] = value
+    return config
+
+
 def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
     """RecBole's checkpoint without its pickled Config, which torch >= 2.6 refuses to load."""
     if not self.config["single_spec"] and self.config["local_rank"] != 0:

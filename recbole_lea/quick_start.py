@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from recbole.config import Config
@@ -66,11 +67,11 @@ def _without_stop(arguments: list[str]) -> list[str]:
     return kept if len(kept) < len(arguments) else [*kept, "--lea_stop_after=None"]
 
 
-def console() -> None:
+def console(function: Callable[[], Any] = main) -> None:
     """``main`` for the shell: a mistake in the input is one line, not a traceback."""
     try:
-        main()
-    except (ValueError, KeyError, OSError) as error:
+        function()
+    except (ValueError, KeyError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LEA_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error

@@ -44,8 +44,11 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
     }
 
 
-# What cannot change a run's result: it plans, measures and reports.
-NOT_TRAINING = ("benchmark.py", "speed.py", "growth.py", "experiments")
+# What cannot change a run's result: it plans, measures, reports, and uses what was trained.
+NOT_TRAINING = (
+    "benchmark.py", "speed.py", "growth.py", "experiments", "checkpoint.py", "serve.py",
+    "export.py", "inspect.py", "tune.py",
+)  # fmt: skip
 
 
 def code_version() -> dict[str, Any]:

@@ -314,7 +314,7 @@ def run(config: Config, rows: int) -> dict[str, Any]:
             break
         chosen[user] = tokens[user]
         n += len(tokens[user]) - 1
-    pipeline = dataset._pipeline(chosen)
+    pipeline = dataset.pipeline(chosen)
     report: dict[str, Any] = {"rows": n}
     costs, tunings = {}, {}
     for template in TEMPLATES:

@@ -91,7 +91,11 @@ def settings(defaults, tiny_llm, tmp_path):
 @pytest.fixture
 def tiny_dataset(tmp_path):
     """A folder ``dataset/tiny`` in RecBole's atomic format: 12 users, 20 items."""
-    folder = tmp_path / "dataset" / "tiny"
+    return write_tiny_dataset(tmp_path)
+
+
+def write_tiny_dataset(place):
+    folder = place / "dataset" / "tiny"
     folder.mkdir(parents=True)
     colours = ["red", "green", "blue", "star", "moon"]
     rows = ["user_id:token\titem_id:token\ttimestamp:float"]
@@ -115,6 +119,53 @@ def tiny_config(tiny_dataset, tiny_llm):
         return Config(model=model, dataset="tiny", config_dict=tiny_keys(tiny_llm) | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_llm):
+    """Factory of models trained on the tiny dataset, each once: paths do not depend on the test."""
+    from recbole.config import Config
+    from recbole.utils import init_logger
+
+    from recbole_lea.quick_start import prepare
+
+    place = tmp_path_factory.mktemp("trained")
+    write_tiny_dataset(place)
+    made = {}
+
+    def train(model="SASRecSA2CLEA", **changes):
+        key = (model, *sorted(changes.items()))
+        if key not in made:
+            keys = tiny_keys(tiny_llm) | changes
+            keys |= {"data_path": str(place / "dataset"), "lea_cache_dir": str(place / "cache")}
+            config = Config(model, "tiny", config_dict=keys)
+            config["checkpoint_dir"] = str(place / f"saved{len(made)}")
+            init_logger(config)
+            trainer, loaders = prepare(config)
+            trainer.fit(loaders[0], loaders[1], verbose=False)
+            trainer.evaluate(loaders[2])
+            made[key] = Trained(trainer, loaders)
+        return made[key]
+
+    return train
+
+
+class Trained:
+    """A trained model, its checkpoint and its data; ``scores`` are RecBole's of the test rows."""
+
+    def __init__(self, trainer, loaders):
+        self.path = Path(trainer.saved_model_file)
+        self.config, self.model, self.trainer = trainer.config, trainer.model.eval(), trainer
+        self.train, self.valid, self.test = loaders
+        self.rows = self.test._dataset.inter_feat
+        with torch.no_grad():
+            self.scores = self.model.full_sort_predict(self.rows)  # [n_rows, n_items]
+
+    def histories(self):
+        """Item tokens of each test row, oldest first."""
+        tokens = self.test._dataset.field2id_token["item_id"]
+        pairs = zip(self.rows["item_id_list"], self.rows["item_length"], strict=True)
+        return [[str(tokens[i]) for i in row[:n]] for row, n in pairs]
 
 
 def tiny_keys(llm):

@@ -10,7 +10,7 @@ from recbole.config import Config
 from recbole.quick_start import run_recbole
 from recbole.utils import get_model, get_trainer
 
-from recbole_lea.compat import plain
+from recbole_lea.compat import plain, restored_config
 from recbole_lea.model import MODELS, SASRecSA2CLEA
 from recbole_lea.trainer import LEATrainer
 from tests.conftest import tiny_keys
@@ -74,6 +74,24 @@ def test_stock_model_s_checkpoint_can_be_read_again(tiny_dataset):
     assert checkpoint["config"]["model"] == "SASRec"
 
 
+@pytest.mark.parametrize("name", ["SASRecSA2CLEA", "SASRec"])
+def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
+    keys = {
+        "topk": [3],
+        "learning_rate": 0.5,
+        "train_neg_sample_args": None,
+        "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "mode": "uni5"},
+    }
+    config = Config(name, "tiny", config_dict=keys)
+    saved = plain(config.final_config_dict) | {"device": "cuda:7"}
+    again = restored_config(saved)
+    assert again.final_config_dict == config.final_config_dict
+    monkeypatch.setattr(sys, "argv", ["x", "--data_path=elsewhere", "--topk=[4]"])
+    again = restored_config(saved)
+    assert (again["data_path"], again["topk"]) == ("elsewhere/tiny", [4])
+    assert again["learning_rate"] == 0.5
+
+
 def test_plain_makes_built_in_types():
     value = plain({"a": (1, 2.5, None), "b": {3}, "c": torch.device("cpu"), "d": True})
     assert value == {"a": [1, 2.5, None], "b": [3], "c": "cpu", "d": True}
@@ -82,7 +100,8 @@ def test_plain_makes_built_in_types():
 def test_import_alone_is_enough_in_a_fresh_process(tiny_dataset, tiny_llm):
     keys = tiny_keys(tiny_llm) | {"epochs": 1, "lea_method": "LER"}
     code = (
-        "import recbole_lea\n"
+        "import sys, recbole_lea\n"
+        "assert 'recbole_lea.serve' not in sys.modules\n"
         "from recbole.quick_start import run_recbole\n"
         f"result = run_recbole(model='SASRecSA2CLEA', dataset='tiny', config_dict={keys!r})\n"
         "assert 'hit@10' in result['test_result'], result\n"

@@ -34,11 +34,13 @@ def wheel(tmp_path_factory):
     return next(target.glob("*.whl"))
 
 
-def test_every_yaml_file_is_inside(wheel):
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
-    files = (ROOT / "properties").rglob("*.yaml")
+@pytest.mark.parametrize("kind", [".yaml", ".test"])
+def test_every_yaml_file_and_search_space_is_inside(wheel, kind):
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(kind)}
+    files = (ROOT / "properties").rglob(f"*{kind}")
     assert inside == {f"recbole_lea/properties/{f.relative_to(ROOT / 'properties')}" for f in files}
-    assert "recbole_lea/properties/dataset/ml-100k.yaml" in inside
+    own = {".yaml": "dataset/ml-100k.yaml", ".test": "hyper/SASRecSA2CLEA.test"}
+    assert f"recbole_lea/properties/{own[kind]}" in inside
 
 
 def test_installed_package_runs_from_another_folder(wheel, tiny_llm, tmp_path):

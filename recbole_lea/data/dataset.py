@@ -115,16 +115,8 @@ class LEADataset(SequentialDataset):
 
     def build(self) -> list:
         """RecBole's splits; the training split gets its end-of-session marks and LE feedback."""
-        datasets = super().build()
-        if self.benchmark_filename_list is not None:
-            raise ValueError(
-                "benchmark_filename gives rows without their order within the user, which the "
-                "LE's feedback needs: give one .inter file and let eval_args split it"
-            )
+        datasets, sequences = self.splits()
         train = datasets[0]
-        sequences, train.lea_transitions = self._training_sequences(train)
-        train.inter_feat[DONE] = self._ends(train)
-        train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         rl_loss = getattr(self.config.model_class, "rl_loss", None)  # None: a stock model
         if rl_loss:
             chosen = switches(self.config, rl_loss)
@@ -143,6 +135,20 @@ class LEADataset(SequentialDataset):
                 raise SystemExit(0)
         return datasets
 
+    def splits(self) -> tuple[list, dict[str, list[str]]]:
+        """RecBole's splits without the LE, and the training items of each user in time order."""
+        datasets = super().build()
+        if self.benchmark_filename_list is not None:
+            raise ValueError(
+                "benchmark_filename gives rows without their order within the user, which the "
+                "LE's feedback needs: give one .inter file and let eval_args split it"
+            )
+        train = datasets[0]
+        sequences, train.lea_transitions = self._training_sequences(train)
+        train.inter_feat[DONE] = self._ends(train)
+        train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
+        return datasets, sequences
+
     def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
         """Run the LE's stages, as far as the method wants them and the cache lacks them."""
         transform = self.config["transform"]
@@ -157,7 +163,7 @@ class LEADataset(SequentialDataset):
                 "transform: lea_live asks the LLM within the recommender's training, which runs in "
                 "one process: set transform: lea_feedback, or start without accelerate"
             )
-        pipeline = train.lea_pipeline = self._pipeline(sequences)
+        pipeline = train.lea_pipeline = self.pipeline(sequences)
         ids = self.field2token_id[self.iid_field]
         train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
         stop = self.config["lea_stop_after"]
@@ -225,7 +231,30 @@ class LEADataset(SequentialDataset):
             last[user] = max(row, last.get(user, -1))
         return torch.tensor([float(last[u] == r) for u, r in zip(users, rows, strict=True)])
 
-    def _pipeline(self, tokens: dict[str, list[str]]) -> Pipeline:
+    def before(self, row: int) -> list[str]:
+        """A user's items before the target of a row, held-out ones too, in time order.
+
+        Args:
+            row: a row number.
+
+        Returns:
+            Item tokens, however long the model's window is.
+        """
+        numbers = self.inter_feat[ROW].numpy()
+        users = self.inter_feat[self.uid_field].numpy()
+        own = np.flatnonzero((users == users[numbers == row]) & (numbers <= row))
+        own = own[numbers[own].argsort()]
+        first = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][own[0], 0]
+        items = self.field2id_token[self.iid_field]
+        targets = self.inter_feat[self.iid_field][own[:-1]]
+        return [str(items[i]) for i in (first, *targets)]
+
+    def pipeline(self, tokens: dict[str, list[str]]) -> Pipeline:
+        """The LE on training sequences; nothing is computed yet.
+
+        Args:
+            tokens: user token -> item tokens, as ``splits`` gives them.
+        """
         config = self.config
         items = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         path = Path(config["data_path"]) / f"{self.dataset_name}.item"

@@ -49,7 +49,7 @@ class Catalogue:
         """
         if template.count("{item}") != 1:
             raise ValueError(f"lea_item_sentence needs {{item}} exactly once: {template!r}")
-        fields = [name for name in _FIELD.findall(template) if name != "item"]
+        fields = item_fields(template)
         known = {name for text in self.texts for name in text}
         unknown = [name for name in fields if known and name not in known]
         if unknown:
@@ -67,6 +67,11 @@ class Catalogue:
         return sentences, without_text
 
 
+def item_fields(template: str) -> list[str]:
+    """The fields of the ``.item`` file that ``lea_item_sentence`` names, in its order."""
+    return [name for name in _FIELD.findall(template) if name != "item"]
+
+
 def _plain(text: str) -> str:
     """Item text must not be able to smuggle in a placeholder."""
     return " ".join(text.replace("{", "(").replace("}", ")").split())
@@ -74,7 +79,7 @@ def _plain(text: str) -> str:
 
 def _fill(template: str, text: Mapping[str, str]) -> str:
     def clause(match: re.Match[str]) -> str:
-        names = [name for name in _FIELD.findall(match.group(1)) if name != "item"]
+        names = item_fields(match.group(1))
         return match.group(1) if all(text.get(name) for name in names) else ""
 
     def field(match: re.Match[str]) -> str:

@@ -30,6 +30,7 @@ from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.store import (
     DONE,
+    MANIFEST,
     ArrayStore,
     disk_full_at,
     pieces,
@@ -345,13 +346,19 @@ class Pipeline:
             raise ValueError(
                 f"state_dim is {dim}, but {n} states of width {width} allow at most {min(n, width)}"
             )
-        step = max(4096, dim)
-        # the last part is never smaller than the number of components
-        cuts = [*range(0, max(1, n - step), step), n]
         return self._filled(
-            "projection", f"projection to {dim}", "states", (n, dim), "float16", cuts,
-            self._full_states, lambda store: project(self._full_states(), store),
+            "projection", f"projection to {dim}", "states", (n, dim), "float16",
+            projection_bounds(n, dim), self._full_states,
+            lambda store: project(self._full_states(), store),
         )  # fmt: skip
+
+    def like_training(self, states: np.ndarray) -> np.ndarray:
+        """New states [n, d] as the training ones are looked up: [n, d or state_dim]."""
+        dim = self.settings.state_dim
+        if dim is None:
+            return states
+        full = self._full_states()
+        return fit_projection(full, projection_bounds(len(full), dim), dim).transform(states)
 
     def rewards(self) -> np.ndarray:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
@@ -616,6 +623,13 @@ class Pipeline:
         write_record(folder / DONE, self._made_from(stage) | more, FILES[stage])
         _tidy(folder, FILES[stage])
 
+    def is_built(self, stage: str) -> bool:
+        """Whether the cache holds a stage (``items``, ``environment``, ``states``), finished."""
+        if stage in FILES:
+            return self._is_done(stage)
+        record = read_record(self._folder(stage) / MANIFEST)
+        return bool(record) and record.get("key") == self.keys[stage] and all(record["shards"])
+
     def _is_done(self, stage: str) -> bool:
         """Whether a stage of ``FILES`` is finished and unaltered."""
         folder = self._folder(stage)
@@ -625,21 +639,34 @@ class Pipeline:
         return from_main(record is not None and record.get("key") == self.keys[stage])
 
 
+def projection_bounds(n: int, dim: int) -> list[int]:
+    """Rows at which the parts of ``n`` states start, and the end."""
+    step = max(4096, dim)
+    # the last part is never smaller than the number of components
+    return [*range(0, max(1, n - step), step), n]
+
+
+def _part(full: np.ndarray, bounds: Sequence[int], number: int) -> np.ndarray:
+    values = np.array(full[slice(*bounds[number : number + 2])], dtype=np.float32)
+    release(full)
+    return values
+
+
+def fit_projection(full: np.ndarray, bounds: Sequence[int], dim: int) -> IncrementalPCA:
+    """The first ``dim`` principal components of ``full`` [n, d], part by part."""
+    pca = IncrementalPCA(dim)
+    for number in range(len(bounds) - 1):
+        pca.partial_fit(_part(full, bounds, number))
+    return pca
+
+
 def project(full: np.ndarray, store: ArrayStore) -> None:
     """Fill ``states`` with the first principal components of ``full`` [n, d], shard by shard."""
-    pca = IncrementalPCA(store.arrays["states"][0][1])
-
-    def part(shard: int) -> np.ndarray:
-        values = np.array(full[slice(*store.bounds[shard : shard + 2])], dtype=np.float32)
-        release(full)
-        return values
-
-    for shard in range(len(store.bounds) - 1):
-        pca.partial_fit(part(shard))
+    pca = fit_projection(full, store.bounds, store.arrays["states"][0][1])
     kept = 100 * pca.explained_variance_ratio_.sum()
     logger.info("state_dim %d keeps %.1f %% of the states' variance", pca.n_components, kept)
     for shard in store.missing():
-        store.write(shard, {"states": pca.transform(part(shard))})
+        store.write(shard, {"states": pca.transform(_part(full, store.bounds, shard))})
 
 
 @contextlib.contextmanager

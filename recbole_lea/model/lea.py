@@ -234,7 +234,9 @@ class LEARecommender(Readable):
         self.advantage_clip = tuple(config["advantage_clip"])
         self.w_ah, self.w_aq = config["w_ah"], config["w_aq"]
         self.warmed_up = False
-        self.other_parameter_name = ["warmed_up"]
+        # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
+        self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+        self.other_parameter_name = ["warmed_up", "item_tokens"]
         # Negatives and coin flips have a stream of their own, and the additional modules take
         # nothing from the global one: with q_weight 0 a run equals plain RecBole's bit for bit.
         self._rng = torch.Generator().manual_seed(config["seed"])
@@ -262,6 +264,20 @@ class LEARecommender(Readable):
         twin_class = type("Twin", (Readable, self.backbone_class()), {})
         backbone = twin_class(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
+
+    def load_other_parameter(self, para) -> None:
+        """RecBole's, for the same items alone.
+
+        Raises:
+            ValueError: the checkpoint's items are others, or have other ids.
+        """
+        tokens = (para or {}).get("item_tokens")
+        if tokens is not None and tokens != self.item_tokens:
+            raise ValueError(
+                f"the checkpoint was trained on other items than this dataset's: "
+                f"{difference(tokens, self.item_tokens)}"
+            )
+        super().load_other_parameter(para)
 
     @property
     def needs_warmup(self) -> bool:
@@ -454,6 +470,17 @@ def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Ten
     shifted = torch.where(full, seq.roll(-1, dims=1), seq)
     position = seq_len.clamp(max=length - 1)[:, None]
     return shifted.scatter(1, position, item[:, None]), (seq_len + 1).clamp(max=length)
+
+
+def difference(saved: list[str], here: list[str]) -> str:
+    """In words, how two lists of item tokens in the order of RecBole's ids differ."""
+    pairs = enumerate(zip(saved, here, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(saved), len(here)))
+    names = [repr(tokens[first]) if first < len(tokens) else "none" for tokens in (saved, here)]
+    return (
+        f"{len(saved) - 1} items in the checkpoint, {len(here) - 1} here; item {first} is "
+        f"{names[0]} there and {names[1]} here"
+    )
 
 
 def _missing(name: str, transform: str | None) -> str:
