@@ -308,7 +308,7 @@ class Inspector:
     def states(self, histories: Sequence[list[str]]) -> np.ndarray:
         """The LE's state after each history [n, d]."""
         groups = [[self.prompts.state(self._indices(history))] for history in histories]
-        return self.environment.read(groups, lambda hidden: hidden)
+        return self.environment.read(groups, self.environment.state_of)
 
     def _q_values(self, history: list[str]) -> torch.Tensor | None:
         """Q of all items after a history [n_items] (Eq. 9); the padding item has -inf."""
