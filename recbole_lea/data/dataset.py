@@ -9,7 +9,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_lea.data.item_text import read_item_texts
-from recbole_lea.data.transform import FIELD_PREFIX, TRANSFORMS
+from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.le import Catalogue, LESettings, Pipeline
 from recbole_lea.le.processes import processes
 from recbole_lea.le.sequences import Sequences
@@ -116,11 +116,6 @@ class LEADataset(SequentialDataset):
     def build(self) -> list:
         """RecBole's splits; the training split gets its end-of-session marks and LE feedback."""
         datasets = super().build()
-        if self.benchmark_filename_list is not None:
-            raise ValueError(
-                "benchmark_filename gives rows without their order within the user, which the "
-                "LE's feedback needs: give one .inter file and let eval_args split it"
-            )
         train = datasets[0]
         sequences, train.lea_transitions = self._training_sequences(train)
         train.inter_feat[DONE] = self._ends(train)
@@ -129,11 +124,6 @@ class LEADataset(SequentialDataset):
         if rl_loss:
             chosen = switches(self.config, rl_loss)
             stop = self.config["lea_stop_after"]
-            if stop == "feedback" and not chosen.needs_le:
-                raise ValueError(
-                    f"lea_stop_after: {stop}: lea_method {self.config['lea_method']} uses nothing "
-                    "of the LE; choose another method, or one stage to build"
-                )
             if stop is not None or chosen.needs_le:
                 self._attach_feedback(train, sequences, chosen)
             if not processes().is_main_process:
@@ -146,12 +136,6 @@ class LEADataset(SequentialDataset):
     def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
         """Run the LE's stages, as far as the method wants them and the cache lacks them."""
         transform = self.config["transform"]
-        if transform not in TRANSFORMS:
-            raise ValueError(
-                f"lea_method {self.config['lea_method']} needs the LE's feedback, but the key "
-                f"`transform` is {transform}: set `transform: lea_feedback` (precomputed) or "
-                "`transform: lea_live`"
-            )
         if transform == "lea_live" and processes().num_processes > 1:
             raise ValueError(
                 "transform: lea_live asks the LLM within the recommender's training, which runs in "

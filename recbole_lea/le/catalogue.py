@@ -47,8 +47,7 @@ class Catalogue:
         Raises:
             ValueError: the template lacks ``{item}`` or names a field that no item has.
         """
-        if template.count("{item}") != 1:
-            raise ValueError(f"lea_item_sentence needs {{item}} exactly once: {template!r}")
+        check_sentence(template)
         fields = [name for name in _FIELD.findall(template) if name != "item"]
         known = {name for text in self.texts for name in text}
         unknown = [name for name in fields if known and name not in known]
@@ -65,6 +64,25 @@ class Catalogue:
                 without_text.append(token)
                 sentences.append(f"{{item}} is titled {_plain(token)}.")
         return sentences, without_text
+
+
+def check_sentence(template: str) -> None:
+    """Make sure that every item gets a sentence from which the LLM can learn it.
+
+    Raises:
+        ValueError: ``{item}`` is not there once, outside of any clause and before some text; or
+            brackets are nested or not closed.
+    """
+    key = "`lea_item_sentence`"
+    if template.count("{item}") != 1:
+        raise ValueError(f"{key} needs {{item}} exactly once, but is {template!r}")
+    outside = _CLAUSE.sub("", template)
+    if "[" in outside or "]" in outside:
+        raise ValueError(f"{key} has a bracket too many, or one within another: {template!r}")
+    if "{item}" not in outside:
+        raise ValueError(f"{key} needs {{item}} outside of the brackets, but is {template!r}")
+    if not template.partition("{item}")[2].strip():
+        raise ValueError(f"{key} needs text after {{item}}, but is {template!r}")
 
 
 def _plain(text: str) -> str:

@@ -110,10 +110,6 @@ class Pipeline:
         self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
         self.keys = self._stage_keys()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the LLM, which is loaded again when it is needed; files are checked again."""
-        return self.__dict__ | {"_llm": None, "_environment": None, "_checked": set()}
-
     def _identify_llm(self) -> tuple[str, str, str | None]:
         """What ``lea_llm`` and ``lea_llm_dtype`` stand for, here or where the cache was made.
 

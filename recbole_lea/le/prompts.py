@@ -31,10 +31,7 @@ class Template:
     def __init__(
         self, text: str, names: Sequence[str], key: str, tokenizer: Any, first: bool
     ) -> None:
-        found = _PLACEHOLDER.findall(text)
-        if sorted(found) != sorted(names):
-            wanted = " and ".join(f"{{{name}}}" for name in names)
-            raise ValueError(f"{key} needs exactly the placeholder {wanted}, but is {text!r}")
+        check_placeholders(text, names, key)
         parts = _PLACEHOLDER.split(text)
         self.names = parts[1::2]
         self.pieces = []
@@ -134,10 +131,31 @@ def action_prompt(settings: LESettings) -> tuple[str, str]:
     """
     if settings.reward_prompt == "paper":
         return settings.action_prompt, "lea_action_prompt"
-    text = settings.action_prompt_item_last
+    check_item_last(settings.action_prompt_item_last)
+    return settings.action_prompt_item_last, "lea_action_prompt_item_last"
+
+
+def check_placeholders(text: str, names: Sequence[str], key: str) -> None:
+    """Make sure that a template has each of its placeholders once, and no other.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if sorted(_PLACEHOLDER.findall(text)) != sorted(names):
+        wanted = " and ".join(f"{{{name}}}" for name in names)
+        raise ValueError(f"`{key}` needs exactly the placeholder {wanted}, but is {text!r}")
+
+
+def check_item_last(text: str) -> None:
+    """Make sure that the ``item_last`` wording ends with its only placeholder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    key = "lea_action_prompt_item_last"
+    check_placeholders(text, ["item"], key)
     if not text.endswith("{item}"):
-        raise ValueError(f"lea_action_prompt_item_last has to end with {{item}}, but is {text!r}")
-    return text, "lea_action_prompt_item_last"
+        raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
