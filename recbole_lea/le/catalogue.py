@@ -26,7 +26,9 @@ class Catalogue:
             raise ValueError("the LE needs at least one item, but the catalogue is empty")
         self.tokens = sorted(texts)
         self.index = {token: i for i, token in enumerate(self.tokens)}
-        self.texts = [dict(texts[token]) for token in self.tokens]
+        self.texts = [
+            {name: _plain(text) for name, text in texts[token].items()} for token in self.tokens
+        ]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -58,11 +60,11 @@ class Catalogue:
             )
         sentences, without_text = [], []
         for token, text in zip(self.tokens, self.texts, strict=True):
-            if any(text.get(name) for name in fields):
-                sentences.append(_fill(template, text))
-            else:
+            sentence = _fill(template, text) if any(text.get(name) for name in fields) else ""
+            if not sentence.partition("{item}")[2].strip():  # nothing to learn the item from
                 without_text.append(token)
-                sentences.append(f"{{item}} is titled {_plain(token)}.")
+                sentence = f"{{item}} is titled {_plain(token)}."
+            sentences.append(sentence)
         return sentences, without_text
 
 
@@ -86,7 +88,7 @@ def check_sentence(template: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Item text must not be able to smuggle in a placeholder."""
+    """One line; item text must not be able to smuggle in a placeholder."""
     return " ".join(text.replace("{", "(").replace("}", ")").split())
 
 
@@ -97,6 +99,6 @@ def _fill(template: str, text: Mapping[str, str]) -> str:
 
     def field(match: re.Match[str]) -> str:
         name = match.group(1)
-        return "{item}" if name == "item" else _plain(text.get(name) or "unknown")
+        return "{item}" if name == "item" else text.get(name) or "unknown"
 
     return _FIELD.sub(field, _CLAUSE.sub(clause, template))

@@ -23,13 +23,20 @@ class Template:
         tokenizer: a Hugging Face tokenizer.
         first: whether the template starts the prompt (and so gets the BOS token of
             tokenizers that add one).
+        foreign: whether the text comes from data, where ``</s>`` is text and no special token.
 
     Raises:
         ValueError: a placeholder is missing, repeated or unknown.
     """
 
     def __init__(
-        self, text: str, names: Sequence[str], key: str, tokenizer: Any, first: bool
+        self,
+        text: str,
+        names: Sequence[str],
+        key: str,
+        tokenizer: Any,
+        first: bool,
+        foreign: bool = False,
     ) -> None:
         check_placeholders(text, names, key)
         parts = _PLACEHOLDER.split(text)
@@ -39,8 +46,8 @@ class Template:
             # A BPE word carries its own leading space; a space left before a virtual token
             # would become a token of its own.
             piece = part.rstrip(" ") if i < len(self.names) else part
-            alone = i == 0 and first
-            self.pieces.append(ids_of(tokenizer, piece) if alone else following(tokenizer, piece))
+            read = ids_of if i == 0 and first else following
+            self.pieces.append(read(tokenizer, piece, foreign))
         if first:
             self.pieces[0] = bos_ids(tokenizer) + self.pieces[0]
 
@@ -158,22 +165,24 @@ def check_item_last(text: str) -> None:
         raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
 
 
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, nothing added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def ids_of(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
+    """Token ids of a text, nothing added; in a foreign text, no special tokens either."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=foreign)["input_ids"]
+    return list(ids)
 
 
-def following(tokenizer: Any, text: str) -> list[int]:
+def following(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
     """Token ids of a text as it follows a word.
 
     Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
     would start with a token for nothing but that space.
     """
+    alone = ids_of(tokenizer, text, foreign)
     if text[:1].isalnum():
-        return ids_of(tokenizer, text)
+        return alone
     before = ids_of(tokenizer, "the")
-    both = ids_of(tokenizer, f"the{text}")
-    return both[len(before) :] if both[: len(before)] == before else ids_of(tokenizer, text)
+    both = ids_of(tokenizer, f"the{text}", foreign)
+    return both[len(before) :] if both[: len(before)] == before else alone
 
 
 def bos_ids(tokenizer: Any) -> list[int]:
