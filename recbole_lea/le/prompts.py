@@ -167,8 +167,8 @@ def check_item_last(text: str) -> None:
 
 def ids_of(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
     """Token ids of a text, nothing added; in a foreign text, no special tokens either."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=foreign)["input_ids"]
-    return list(ids)
+    options = {"split_special_tokens": True} if foreign else {}
+    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
 
 def following(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
