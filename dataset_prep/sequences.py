@@ -53,7 +53,8 @@ class _Document:
             at = re.search(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", self._text)
             # A key written with escapes is not found as text; the key itself still says which.
             line = f":{self._text.count(chr(10), 0, at.start()) + 1}" if at else ""
-            return f"{self.path}{line} ({key!r})"
+            shown = key if len(key) <= 60 else f"{key[:60]}..."
+            return f"{self.path}{line} ({shown!r})"
 
         return find
 

@@ -126,12 +126,12 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
 def _keys(arguments: Sequence[str]) -> list[str]:
     keys = []
     for argument in arguments:
-        parts = argument.removeprefix("--").split("=")
-        if not argument.startswith("--") or len(parts) != 2:
+        key, equals, _ = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
             raise ValueError(
                 f"{argument}: not an option; keys of all runs are given as --key=value"
             )
-        keys.append(parts[0])
+        keys.append(key)
     return keys
 
 

@@ -4,11 +4,16 @@ Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recb
 ``register`` once.
 """
 
+import ast
 import functools
+import itertools
 import logging
 import os
+import pickle
 import pkgutil
+import re
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +23,15 @@ import recbole
 import recbole.config
 import recbole.data.dataset
 import recbole.data.transform
+import recbole.data.utils
 import recbole.model
 import recbole.trainer
+import recbole.trainer.hyper_tuning
 import recbole.utils
 import torch
 import yaml
 from recbole.config import Config
-from recbole.utils.argument_list import dataset_arguments
+from recbole.utils import argument_list
 
 from recbole_lea import config as lea_config
 from recbole_lea.data.dataset import LEADataset
@@ -36,8 +43,13 @@ from recbole_lea.trainer import LEATrainer
 
 logger = logging.getLogger(__name__)
 
-# Keys that change what a dataset holds: a dataset or loader cached under others is not reused.
-DATASET_KEYS = sorted({*lea_config.RULES, "transform"} - {"lea_compare", "lea_note"})
+# Keys that RecBole reads, or its scripts take, but that no YAML file of its has.
+KEYS_WITHOUT_DEFAULT = (
+    "model", "dataset", "config_files", "config_file_list", "encoding", "local_rank", "nproc",
+    "world_size", "offset", "group_offset", "ip", "port", "tail_ratio", "reg_weight",
+    "numerical_features", "params_file", "output_file", "display_file", "tool", "max_evals",
+    "model_list", "valid_latex", "test_latex",
+)  # fmt: skip
 
 
 def register() -> None:
@@ -51,9 +63,18 @@ def register() -> None:
     _replace(recbole.utils, "get_model", _get_model)
     _replace(recbole.utils, "init_logger", _init_logger)
     _replace(recbole.data.transform, "construct_transform", _construct_transform)
+    Config._build_yaml_loader = lambda self: _YAMLLoader
+    Config._load_config_files = _load_config_files
+    Config._load_cmd_line = _load_cmd_line
+    Config._convert_config_dict = _convert_config_dict
     Config._load_internal_config_dict = _with_our_yaml(Config._load_internal_config_dict)
-    recbole.trainer.Trainer._save_checkpoint = _save_checkpoint
-    dataset_arguments.extend(key for key in DATASET_KEYS if key not in dataset_arguments)
+    # a module's own name goes before the builtin: run_hyper.py's lists of choices
+    recbole.trainer.hyper_tuning.eval = ast.literal_eval
+    recbole.data.utils.pickle = types.SimpleNamespace(load=_refuse_pickle, dump=pickle.dump)
+    trainer = recbole.trainer.Trainer
+    trainer._save_checkpoint = _save_checkpoint
+    trainer.resume_checkpoint = _names_bad_checkpoint(trainer.resume_checkpoint)
+    trainer.evaluate = _names_bad_checkpoint(trainer.evaluate)
 
 
 def _replace(module: Any, name: str, make: Callable) -> None:
@@ -117,6 +138,112 @@ def _init_logger(original: Callable, config: Config) -> None:
     config["log_file"] = str(new.pop()) if new else None
 
 
+class _YAMLLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # in C: ten times faster
+    """YAML's plain values alone; RecBole's FullLoader also looks up names of Python modules."""
+
+
+# RecBole's addition to YAML 1.1, where 1e-3 would be a text
+_YAMLLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.[\d_]+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load_config_files(self: Config, file_list: list[str] | None) -> dict[str, Any]:
+    """YAML files, later ones overriding earlier ones.
+
+    Raises:
+        ValueError: a file is not YAML, or not a mapping of keys to plain values.
+    """
+    values: dict[str, Any] = {}
+    for file in file_list or ():
+        try:
+            content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=self.yaml_loader)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{file}: not YAML with plain values: {error}") from error
+        if not isinstance(content, dict | None) or not all(
+            isinstance(k, str) for k in content or ()
+        ):
+            raise ValueError(f"{file}: has to hold lines `key: value`")
+        values.update(content or {})
+    return values
+
+
+def _load_cmd_line(self: Config) -> dict[str, Any]:
+    """``--key=value``; RecBole drops values that hold a ``=``.
+
+    Raises:
+        ValueError: a key is given twice, with different values.
+    """
+    given: dict[str, str] = {}
+    unused = []
+    for argument in [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            unused.append(argument)
+        elif given.setdefault(key, value) != value:
+            raise ValueError(f"`{key}` is given twice: --{key}={given[key]} and --{key}={value}")
+    if unused:
+        logger.warning(
+            "not of the form --key=value, so RecBole does not read it: %s", " ".join(unused)
+        )
+    return self._convert_config_dict(given)
+
+
+def _convert_config_dict(self: Config, values: dict[str, Any]) -> dict[str, Any]:
+    """Texts as the literals they are; RecBole runs them through ``eval``."""
+    return {
+        key: _literal(key, value) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+
+
+def _literal(key: str, text: str) -> Any:
+    """A number, list, dict, truth value or None; anything else stays a text.
+
+    So does what reads as a literal where the key wants a text, such as a prompt with a comma.
+    """
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text == "~":  # as in YAML
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    if value is not None and not isinstance(value, str | int | float | list | tuple | dict):
+        return text
+    check, _ = lea_config.RULES.get(key, (None, None))
+    return text if check and check(text) and not check(value) else value
+
+
+def _refuse_pickle(stream: Any) -> None:
+    raise ValueError(
+        f"{stream.name}: datasets and loaders that RecBole saved are pickles, which can run any "
+        "code when they are read, so recbole_lea does not read them: delete the file, and leave "
+        "out save_dataset, save_dataloaders, dataset_save_path and dataloaders_save_path"
+    )
+
+
+def _names_bad_checkpoint(original: Callable) -> Callable:
+    """torch refuses pickled code in a checkpoint, but advises to switch the check off."""
+
+    @functools.wraps(original)
+    def read(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError) as error:
+            given = kwargs.get("model_file") or kwargs.get("resume_file")
+            raise ValueError(
+                f"{given or self.saved_model_file}: no checkpoint of tensors and plain values "
+                "alone: it is damaged, or it holds objects that can run code when they are read; "
+                "use one that was written after `import recbole_lea`"
+            ) from error
+
+    return read
+
+
 def _with_our_yaml(original: Callable) -> Callable:
     """Read our defaults after RecBole's of the backbone for our models, and check our keys."""
 
@@ -128,7 +255,10 @@ def _with_our_yaml(original: Callable) -> Callable:
         for path in lea_config.internal_files(model, dataset):
             self._update_internal_config_dict(str(path))
         merged = self.internal_config_dict | self.external_config_dict
-        lea_config.validate(merged, self.external_config_dict)
+        lea_config.validate(merged, self.external_config_dict, model_class)
+        lists = (argument_list.__dict__[name] for name in dir(argument_list) if name[0] != "_")
+        known = {*self.internal_config_dict, *KEYS_WITHOUT_DEFAULT, *itertools.chain(*lists)}
+        lea_config.warn_of_unknown(self.external_config_dict, known)
         if merged["eval_protocol"] == "paper":
             self.internal_config_dict["eval_args"] = lea_config.PAPER_EVAL_ARGS
 

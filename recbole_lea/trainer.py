@@ -211,8 +211,6 @@ class LEATrainer(StepTrainer):
 
     def _augment(self) -> None:
         """The LE picks one of the model's top-5 for every training transition."""
-        if not self.config["single_spec"]:
-            raise ValueError("the LE's augmentation works in one process: run with --nproc=1")
         dataset = self._train_data._dataset
         with self.stages.stage("top-5 of the warm-up model"):
             candidates = self._top_k(dataset)

@@ -1,13 +1,17 @@
 """What a plain `import recbole_lea` makes of RecBole."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from recbole.config import Config
-from recbole.quick_start import run_recbole
+from recbole.data import create_dataset, data_preparation
+from recbole.quick_start import load_data_and_model, run_recbole
+from recbole.trainer import HyperTuning, Trainer
 from recbole.utils import get_model, get_trainer
 
 from recbole_lea.compat import plain, restored_config
@@ -134,15 +138,146 @@ def test_run_hyper_s_objective_function(tiny_dataset, tiny_llm, monkeypatch):
     assert "ndcg@10" in result["best_valid_result"]
 
 
-def test_saved_dataset_and_loaders_are_reused(tiny_dataset, tiny_llm, caplog):
-    caplog.set_level("INFO")
-    keys = tiny_keys(tiny_llm) | {"save_dataset": True, "save_dataloaders": True, "epochs": 3}
-    results = [run_recbole("SASRecSA2CLEA", "tiny", config_dict=dict(keys)) for _ in range(3)]
-    assert "Load filtered dataset from" in caplog.text
-    assert "Load split dataloaders from" in caplog.text
-    # the first run differs: RecBole takes the shuffling generator away from loaders it saves
-    assert results[1]["test_result"] == results[2]["test_result"]
-    caplog.clear()
-    run_recbole("SASRecSA2CLEA", "tiny", config_dict=keys | {"lea_newest": 5})
-    assert "Load filtered dataset from" not in caplog.text
-    assert "Load split dataloaders from" not in caplog.text
+PAYLOAD = "__import__('pathlib').Path('ran').touch()"
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("ran").touch, ()
+
+
+@pytest.mark.parametrize("model", ["SASRecSA2CLEA", "SASRec"])
+@pytest.mark.parametrize("key", ["epochs", "lea_llm", "own_key"])
+def test_values_are_never_run(model, key, monkeypatch):
+    """RecBole runs them through ``eval``."""
+    common = {"train_neg_sample_args": None}
+
+    def value(argv=(), **given):
+        monkeypatch.setattr(sys, "argv", ["x", *argv])
+        try:
+            return Config(model, "ml-100k", config_dict=common, **given)[key]
+        except ValueError as error:
+            assert f"`{key}` is" in str(error)
+            return PAYLOAD
+
+    assert value([f"--{key}={PAYLOAD}"]) == PAYLOAD
+    common[key] = PAYLOAD
+    assert value() == PAYLOAD
+    del common[key]
+    for text in (PAYLOAD, f"!!python/object/apply:eval [{PAYLOAD!r}]", "!!python/name:os.system"):
+        Path("c.yaml").write_text(f"{key}: {text}\n")
+        if text == PAYLOAD:
+            assert value(config_file_list=["c.yaml"]) == PAYLOAD
+        else:
+            with pytest.raises(ValueError, match="c.yaml: not YAML with plain values"):
+                Config(model, "ml-100k", ["c.yaml"])
+    assert not Path("ran").exists()
+
+
+def test_choices_of_a_hyperparameter_file_are_never_run(monkeypatch):
+    hyperopt = SimpleNamespace(hp=SimpleNamespace(choice=lambda name, values: values))
+    monkeypatch.setitem(sys.modules, "hyperopt", hyperopt)
+    Path("h.test").write_text(f"epochs choice [{PAYLOAD}]\n")
+    with pytest.raises(ValueError, match="malformed"):
+        HyperTuning._build_space_from_file("h.test")
+    Path("h.test").write_text("hidden_size choice [32, 64]\n")
+    assert HyperTuning._build_space_from_file("h.test") == {"hidden_size": [32, 64]}
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("5", 5), ("-0.5", -0.5), ("1_000", 1000), ("[5, 10]", [5, 10]),
+        ("{'a': [1, None]}", {"a": [1, None]}), ("(1, 2)", (1, 2)), ("0,1", (0, 1)), ("None", None),
+        ("~", None), ("true", True), ("False", False), ("'quoted'", "quoted"), ("LEA", "LEA"),
+        ("LES'", "LES'"), ("a=b", "a=b"), ("--x=1", "--x=1"), ("a, b", "a, b"), ("007", "007"),
+        ("", ""), ("[", "["), ("{1, 2}", "{1, 2}"), ("print", "print"), ("2*3", "2*3"),
+        ("(" * 500, "(" * 500), ("9" * 5000, "9" * 5000),
+    ],
+)  # fmt: skip
+def test_values_of_the_command_line(text, value, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", f"--own_key={text}"])
+    found = Config("SASRecSA2CLEA", "ml-100k", config_dict={"own_too": text})
+    assert found["own_key"] == found["own_too"] == value
+    assert type(found["own_key"]) is type(value)
+
+
+def test_a_text_stays_a_text(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--lea_note=1, 2", "--lea_cache_dir=2024"])
+    config = Config("SASRecSA2CLEA", "ml-100k")
+    assert (config["lea_note"], config["lea_cache_dir"]) == ("1, 2", "2024")
+
+
+def test_a_key_given_twice_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--epochs=1", "--epochs=2"])
+    with pytest.raises(ValueError, match="`epochs` is given twice"):
+        Config("SASRecSA2CLEA", "ml-100k")
+
+
+@pytest.mark.parametrize("text", ["- 1", "5", "a: [", "\x00", "1: 2", "a: \xff"])
+def test_a_file_that_holds_no_keys_is_named(text):
+    Path("c.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="c.yaml: "):
+        Config("SASRecSA2CLEA", "ml-100k", ["c.yaml"])
+
+
+def test_an_empty_file_and_its_numbers_are_read():
+    Path("a.yaml").write_text("# nothing\n")
+    Path("b.yaml").write_text("a: 1e-3\nb: 1E5\nc: -.5e+2\nd: 1e\ne: 1.5\nf: 3\n")
+    config = Config("SASRecSA2CLEA", "ml-100k", ["a.yaml", "b.yaml"])
+    assert [config[key] for key in "abcdef"] == [1e-3, 1e5, -50.0, "1e", 1.5, 3]
+
+
+@pytest.mark.parametrize("model", ["SASRecSA2CLEA", "SASRec"])
+def test_saved_datasets_and_loaders_are_never_unpickled(tiny_config, tiny_dataset, model):
+    """In the folder where RecBole looks unasked, and where the keys say."""
+    config = tiny_config()
+    if model == "SASRec":
+        config = Config("SASRec", "tiny", config_dict={
+            "train_neg_sample_args": None, "load_col": config["load_col"]
+        })  # fmt: skip
+    Path("saved").mkdir()
+    data = {"SASRec": "SequentialDataset"}.get(model, "LEADataset")
+    file = Path(f"saved/tiny-{data}.pth")
+    file.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match=rf"{file}: .*pickles, which can run any code"):
+        create_dataset(config)
+    file.rename("elsewhere.pth")
+    config["dataset_save_path"] = "elsewhere.pth"
+    with pytest.raises(ValueError, match="elsewhere.pth: .*pickles, which can run any code"):
+        create_dataset(config)
+    config["dataset_save_path"] = None
+    dataset = create_dataset(config)
+    file = Path(f"saved/tiny-for-{model}-dataloader.pth")
+    file.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match=rf"{file}: .*pickles, which can run any code"):
+        data_preparation(config, dataset)
+    assert not Path("ran").exists()
+    pickle.loads(file.read_bytes())
+    assert Path("ran").exists()  # so the payload works
+
+
+@pytest.mark.parametrize("model", ["SASRecSA2CLEA", "SASRec"])
+@pytest.mark.parametrize("wrap", [lambda p: p, lambda p: {"state_dict": {}, "config": p}])
+def test_a_checkpoint_is_never_unpickled(tiny_config, tiny_dataset, model, wrap):
+    config = tiny_config(lea_method="base")
+    loaders = data_preparation(config, create_dataset(config))
+    if model == "SASRec":
+        config = Config("SASRec", "tiny", config_dict={"train_neg_sample_args": None})
+    kind = get_trainer(config["MODEL_TYPE"], model)
+    assert issubclass(kind, Trainer)
+    trainer = kind(config, get_model(model)(config, loaders[0]._dataset))
+    torch.save(wrap(Payload()), "zip.pth")
+    Path("raw.pth").write_bytes(pickle.dumps(wrap(Payload())))
+    Path("empty.pth").touch()
+    for file in ("zip.pth", "raw.pth", "empty.pth"):
+        with pytest.raises(ValueError, match=f"{file}: no checkpoint of tensors"):
+            trainer.resume_checkpoint(file)
+        with pytest.raises(ValueError, match=f"{file}: no checkpoint of tensors"):
+            trainer.evaluate(loaders[2], model_file=file)
+        with pytest.raises((pickle.UnpicklingError, EOFError)):
+            load_data_and_model(file)
+    assert not Path("ran").exists()

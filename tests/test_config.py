@@ -1,8 +1,11 @@
+import random
+
 import pytest
 import yaml
 from recbole.config import Config
 
 from recbole_lea import config as lea_config
+from recbole_lea.methods import METHODS
 from recbole_lea.model import MODELS
 
 
@@ -26,10 +29,22 @@ def test_every_default_has_a_rule_and_passes_it(defaults):
         ("lea_selection_labels", ["one", "two"]),
         ("state_dim", 0),
         ("transform", "lea_fedback"),
+        ("lea_selection_labels", ["one", "two", "two", "four", "five"]),
+        ("lea_selection_labels", ["one", "two", " ", "four", "five"]),
+        ("lea_llm_options", {"trust_remote_code": True}),
+        ("lea_llm_options", {"weights_only": False}),
+        ("lea_llm", ""),
+        ("lea_cache_dir", "a\0b"),
+        ("lea_user_prompt", "The user has watched films."),
+        ("lea_action_prompt", "{item} or {other}"),
+        ("lea_selection_prompt", "{list} and {list}"),
+        ("lea_item_sentence", "[{item} film is titled {title}]."),
+        ("lea_item_sentence", "{item} film[ is titled {title}."),
+        ("lea_item_sentence", "{title} is {item}"),
     ],
 )
 def test_bad_value_is_named(defaults, key, value):
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ValueError, match=f"`{key}`|`{key}: "):
         lea_config.validate(defaults | {key: value}, [key])
 
 
@@ -38,9 +53,111 @@ def test_unknown_key_suggests_the_nearest(defaults):
         lea_config.validate(defaults, ["lea_metod"])
 
 
-def test_loader_workers_are_refused(defaults):
-    with pytest.raises(ValueError, match="`worker` has to be 0"):
-        lea_config.validate(defaults | {"worker": 2}, [])
+@pytest.mark.parametrize(
+    ("model", "keys", "message"),
+    [
+        ("SASRecSNQNLEA", {"lea_method": "LES'"}, "SNQN"),
+        ("SASRecSA2CLEA", {"q_weight": 0, "lea_augmentation": "Q"}, "lea_augmentation: Q"),
+        ("SASRecSA2CLEA", {"lea_method": "base", "lea_stop_after": "feedback"}, "uses nothing of"),
+        ("SASRecSA2CLEA", {"transform": None}, "`transform` is None"),
+        ("SASRecSA2CLEA", {"lea_stop_after": "items", "transform": None}, "`transform` is None"),
+        ("SASRecSA2CLEA", {"transform": "lea_live", "state_dim": 8}, "`state_dim` needs all"),
+        ("SASRecSA2CLEA", {"hidden_size": 64, "n_heads": 3}, "multiple of `n_heads`"),
+        ("SASRecSA2CLEA", {"lea_reward_prompt": "item_last", "lea_action_prompt_item_last":
+                           "{item} next"}, "`lea_action_prompt_item_last` has to end"),
+        ("SASRecSA2CLEA", {"local_rank": 0}, "one process"),
+        ("SASRecSA2CLEA", {"worker": 2}, "`worker` is 2, but has to be left out"),
+        ("SASRecSA2CLEA", {"benchmark_filename": ["a", "b", "c"]}, "`benchmark_filename`"),
+        ("SASRecSA2CLEA", {"save_dataset": True}, "`save_dataset` is True.*pickles"),
+        ("SASRecSA2CLEA", {"dataloaders_save_path": "x.pth"}, "`dataloaders_save_path`.*pickles"),
+        ("SASRecSA2CLEA", {"topk": [5]}, "`valid_metric` is 'NDCG@10'.*such as hit@5"),
+        ("SASRecSA2CLEA", {"metrics": ["Hit"]}, "`valid_metric`"),
+        ("SASRecSA2CLEA", {"metrics": ["AUC"]}, "`metrics` is"),
+        ("SASRecSA2CLEA", {"eval_args": {"split": {"RS": [8, 1, 1]}}}, "`eval_args`.*order: TO"),
+        ("SASRecSA2CLEA", {"eval_args": "full"}, "`eval_args` is 'full'"),
+        ("SASRecSA2CLEA", {"eval_args": {"split": {"LS": "test_only"}, "order": "TO",
+                                         "group_by": None}}, "needs `group_by: user`"),
+        ("SASRecSA2CLEA", {"eval_protocol": "paper", "eval_args": {
+            "split": {"LS": "valid_and_test"}, "order": "TO"}}, "`eval_protocol: paper`"),
+        ("SASRecSA2CLEA", {"load_col": {"inter": ["user_id", "item_id"]}}, "lacks timestamp"),
+        ("SASRecSA2CLEA", {"loss_type": "BPR"}, "`loss_type` is 'BPR'"),
+        ("GRU4RecSNQNLEA", {"train_neg_sample_args": {"sample_num": 1}}, "`train_neg_sample_args`"),
+        ("GRU4RecSNQNLEA", {"lea_method": "LES", 5: 1}, "`5` is no key"),
+    ],
+)  # fmt: skip
+def test_contradictions_end_before_anything_is_loaded(model, keys, message):
+    with pytest.raises(ValueError, match=message):
+        Config(model, "ml-100k", config_dict=keys)
+
+
+def test_a_file_for_several_models_may_hold_other_backbones_keys():
+    config = Config("GRU4RecSNQNLEA", "ml-100k", config_dict={"n_heads": 3})
+    assert config["hidden_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [("learning_rte", "learning_rate"), ("q_weigth", "q_weight"), ("toppk", "topk"),
+     ("neagtive_pool", "negative_pool"), ("n_head", "n_heads")],
+)  # fmt: skip
+def test_keys_that_nobody_reads_are_named(mistyped, meant, caplog):
+    Config("SASRecSA2CLEA", "ml-100k", config_dict={mistyped: 1, "epochs": 2, "reg_weight": None})
+    assert [r.message for r in caplog.records] == [
+        f"unknown key `{mistyped}`: neither RecBole nor recbole_lea reads it; did you mean "
+        f"`{meant}`?"
+    ]
+
+
+ODD = [
+    None, True, False, 0, 1, -1, 2, 10**30, 0.5, -0.0, 1e-300, float("nan"), float("inf"), "", " ",
+    "0", "None", "true", "LE", "both", "[]", "a" * 1000, "a\0b", "{item}", "[{x}", "\u202e", [],
+    [1], ["a"], [None], [[1]], [float("nan"), 1], {}, {"a": 1}, {1: 2}, {"RS": [1, 0, 0]}, (1, 2),
+    b"x", 1j, {1}, object(), print,
+]  # fmt: skip
+
+
+def right_value(rng, key, old):
+    """A value that may be right for the key."""
+    choices = {
+        "lea_method": list(METHODS), "lea_state": ["hidden", "LE", "both", None],
+        "lea_reward": ["constant", "LE", None], "q_weight": [0, 1, 0.5], "topk": [5, [1, 10], [3]],
+        "lea_augmentation": ["none", "supervised", "Q", "both", None], "state_dim": [None, 4],
+        "transform": ["lea_live", "lea_feedback", None], "valid_metric": ["MRR@10", "Hit@5"],
+        "lea_stop_after": ["items", "feedback", None], "eval_protocol": ["paper", "leave_one_out"],
+        "n_heads": [1, 2, 3], "hidden_size": [12, 64], "metrics": ["Hit", ["MRR", "NDCG", "GAUC"]],
+        "lea_reward_prompt": ["paper", "item_last"],
+        "eval_args": [{"split": {"RS": [8, 1, 1]}, "order": "TO", "group_by": None, "mode": "full"},
+                      {"split": {"LS": "valid_only"}, "order": "TO", "mode": {"valid": "uni5"}},
+                      {"order": "TO"}],
+    }  # fmt: skip
+    return rng.choice(choices.get(key, [old]))
+
+
+def test_a_thousand_random_configs_are_valid_or_end_in_one_error_that_names_a_key(defaults):
+    rng = random.Random(20)
+    keys = sorted({*lea_config.RULES, *lea_config.RECBOLE_RULES, *lea_config.REFUSED})
+    defaults |= Config("SASRecSA2CLEA", "ml-100k").internal_config_dict
+    outcomes = {"valid": 0, "refused": 0}
+    for _ in range(1000):
+        model = rng.choice(list(MODELS))
+        given = {}
+        for key in rng.sample(keys, rng.randint(1, 6)):
+            odd = rng.random() < 0.25
+            given[key] = rng.choice(ODD) if odd else right_value(rng, key, defaults.get(key))
+        if rng.random() < 0.1:  # a mistyped key
+            key = rng.choice(keys)
+            given[key[1:]] = 1
+        try:
+            config = Config(model, rng.choice(["ml-100k", "other"]), config_dict=dict(given))
+        except ValueError as error:
+            outcomes["refused"] += 1
+            assert "\n" not in str(error) or any("\n" in str(v) for v in given.values())
+            named = [key for key in (*keys, *map(str, given)) if key in str(error)]
+            assert named, (given, error)
+        else:
+            outcomes["valid"] += 1
+            assert config["model"] == model
+    assert min(outcomes.values()) > 200, outcomes
 
 
 def test_warmup_in_steps_and_epochs():

@@ -1,15 +1,17 @@
 """A RecBole sequential dataset that knows which training transition each row is."""
 
+import csv
 import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_lea.data.item_text import read_item_texts
-from recbole_lea.data.transform import FIELD_PREFIX, TRANSFORMS
+from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.le import Catalogue, LESettings, Pipeline
 from recbole_lea.le.processes import processes
 from recbole_lea.le.sequences import Sequences
@@ -63,9 +65,50 @@ class LEADataset(SequentialDataset):
         if prepare and not (Path(dataset_path) / f"{token}.inter").is_file():
             raise FileNotFoundError(f"{dataset_path} holds no {token}.inter; make it by: {prepare}")
         super()._load_data(token, dataset_path)
+        self._check_interactions()
+
+    def _load_feat(self, filepath, source):
+        try:
+            frame = super()._load_feat(filepath, source)
+            # pandas takes the first of too many cells for names of rows, and shifts the columns
+            if frame is not None and not isinstance(frame.index, pd.RangeIndex):
+                raise ValueError("the first row has more cells than there are columns")
+            return frame
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{filepath}: {error}; its first line has to name each column as field:type, such "
+                f"as user_id:token, separated by {self.config['field_separator']!r}, and each "
+                "other line has to give them all, a float as a number"
+            ) from error
+
+    def _check_interactions(self) -> None:
+        """Name what RecBole would fill with a mean, or stumble over."""
+        path = self._inter_path
+        found = [] if self.inter_feat is None else list(self.inter_feat)
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
+            if self.config[key] not in found:
+                raise ValueError(
+                    f"{path}: no column {self.config[key]}, which `{key}` names; of `load_col` it "
+                    f"has: {', '.join(found)}"
+                )
+        if len(self.inter_feat) == 0:
+            raise ValueError(f"{path}: no interactions below the line that names the columns")
+        untimed = np.flatnonzero(self.inter_feat[self.time_field].isna())
+        if len(untimed):
+            raise ValueError(
+                f"{path}: no {self.time_field} in {len(untimed)} rows, first in line "
+                f"{untimed[0] + 2}: the order within a user needs all; fill it in, such as the "
+                "position in the sequence, or leave out the rows"
+            )
 
     def _data_filtering(self) -> None:
         super()._data_filtering()
+        items = self.inter_feat[self.iid_field].nunique()
+        if items < 2:
+            raise ValueError(
+                f"{self._inter_path}: {items} different {self.iid_field} after filtering, but "
+                "there is nothing to recommend with fewer than 2"
+            )
         self._rank_time()
         if self.config["lea_newest"]:
             self._keep_newest(self.config["lea_newest"])
@@ -95,6 +138,11 @@ class LEADataset(SequentialDataset):
 
     def data_augmentation(self) -> None:
         """RecBole's prefixes, each with a row number."""
+        if torch.bincount(self.inter_feat[self.uid_field]).max() < 2:
+            raise ValueError(
+                f"{self._inter_path}: no {self.uid_field} has two interactions: there is no next "
+                "item to learn"
+            )
         super().data_augmentation()
         self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
         self.set_field_property(ROW, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
@@ -121,11 +169,6 @@ class LEADataset(SequentialDataset):
         if rl_loss:
             chosen = switches(self.config, rl_loss)
             stop = self.config["lea_stop_after"]
-            if stop == "feedback" and not chosen.needs_le:
-                raise ValueError(
-                    f"lea_stop_after: {stop}: lea_method {self.config['lea_method']} uses nothing "
-                    "of the LE; choose another method, or one stage to build"
-                )
             if stop is not None or chosen.needs_le:
                 self._attach_feedback(train, sequences, chosen)
             if not processes().is_main_process:
@@ -138,6 +181,7 @@ class LEADataset(SequentialDataset):
     def splits(self) -> tuple[list, dict[str, list[str]]]:
         """RecBole's splits without the LE, and the training items of each user in time order."""
         datasets = super().build()
+        self._check_parts(datasets)
         if self.benchmark_filename_list is not None:
             raise ValueError(
                 "benchmark_filename gives rows without their order within the user, which the "
@@ -149,15 +193,36 @@ class LEADataset(SequentialDataset):
         train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         return datasets, sequences
 
+    @property
+    def _inter_path(self) -> str:
+        return f"{self.dataset_path}/{self.dataset_name}.inter"
+
+    def _check_parts(self, datasets: list) -> None:
+        """Make sure that each part of the split has the rows, and the data the items, asked for."""
+        ((kind, split),) = self.config["eval_args"]["split"].items()
+        wanted = [True, split != "test_only", split != "valid_only"]
+        if kind != "LS":
+            wanted = [ratio > 0 for ratio in split]
+        for part, name, asked in zip(
+            datasets, ("training", "validation", "test"), wanted, strict=True
+        ):
+            if asked and len(part) == 0:
+                raise ValueError(
+                    f"{self._inter_path}: too few or too short sequences: no row is left for "
+                    f"{name} under `eval_args: split: {{{kind}: {split}}}` and `eval_protocol: "
+                    f"{self.config['eval_protocol']}`; a split by ratio needs more users, leave-"
+                    "one-out needs users with 4 interactions"
+                )
+        items, wanted = self.item_num - 1, max(self.config["topk"])
+        if wanted > items:
+            raise ValueError(
+                f"`topk` asks for the best {wanted} of the {items} items of {self._inter_path}: "
+                "lower it, and `valid_metric` with it"
+            )
+
     def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
         """Run the LE's stages, as far as the method wants them and the cache lacks them."""
         transform = self.config["transform"]
-        if transform not in TRANSFORMS:
-            raise ValueError(
-                f"lea_method {self.config['lea_method']} needs the LE's feedback, but the key "
-                f"`transform` is {transform}: set `transform: lea_feedback` (precomputed) or "
-                "`transform: lea_live`"
-            )
         if transform == "lea_live" and processes().num_processes > 1:
             raise ValueError(
                 "transform: lea_live asks the LLM within the recommender's training, which runs in "

@@ -26,7 +26,9 @@ class Catalogue:
             raise ValueError("the LE needs at least one item, but the catalogue is empty")
         self.tokens = sorted(texts)
         self.index = {token: i for i, token in enumerate(self.tokens)}
-        self.texts = [dict(texts[token]) for token in self.tokens]
+        self.texts = [
+            {name: _plain(text) for name, text in texts[token].items()} for token in self.tokens
+        ]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,8 +49,7 @@ class Catalogue:
         Raises:
             ValueError: the template lacks ``{item}`` or names a field that no item has.
         """
-        if template.count("{item}") != 1:
-            raise ValueError(f"lea_item_sentence needs {{item}} exactly once: {template!r}")
+        check_sentence(template)
         fields = item_fields(template)
         known = {name for text in self.texts for name in text}
         unknown = [name for name in fields if known and name not in known]
@@ -59,11 +60,11 @@ class Catalogue:
             )
         sentences, without_text = [], []
         for token, text in zip(self.tokens, self.texts, strict=True):
-            if any(text.get(name) for name in fields):
-                sentences.append(_fill(template, text))
-            else:
+            sentence = _fill(template, text) if any(text.get(name) for name in fields) else ""
+            if not sentence.partition("{item}")[2].strip():  # nothing to learn the item from
                 without_text.append(token)
-                sentences.append(f"{{item}} is titled {_plain(token)}.")
+                sentence = f"{{item}} is titled {_plain(token)}."
+            sentences.append(sentence)
         return sentences, without_text
 
 
@@ -72,8 +73,27 @@ def item_fields(template: str) -> list[str]:
     return [name for name in _FIELD.findall(template) if name != "item"]
 
 
+def check_sentence(template: str) -> None:
+    """Make sure that every item gets a sentence from which the LLM can learn it.
+
+    Raises:
+        ValueError: ``{item}`` is not there once, outside of any clause and before some text; or
+            brackets are nested or not closed.
+    """
+    key = "`lea_item_sentence`"
+    if template.count("{item}") != 1:
+        raise ValueError(f"{key} needs {{item}} exactly once, but is {template!r}")
+    outside = _CLAUSE.sub("", template)
+    if "[" in outside or "]" in outside:
+        raise ValueError(f"{key} has a bracket too many, or one within another: {template!r}")
+    if "{item}" not in outside:
+        raise ValueError(f"{key} needs {{item}} outside of the brackets, but is {template!r}")
+    if not template.partition("{item}")[2].strip():
+        raise ValueError(f"{key} needs text after {{item}}, but is {template!r}")
+
+
 def _plain(text: str) -> str:
-    """Item text must not be able to smuggle in a placeholder."""
+    """One line; item text must not be able to smuggle in a placeholder."""
     return " ".join(text.replace("{", "(").replace("}", ")").split())
 
 
@@ -84,6 +104,6 @@ def _fill(template: str, text: Mapping[str, str]) -> str:
 
     def field(match: re.Match[str]) -> str:
         name = match.group(1)
-        return "{item}" if name == "item" else _plain(text.get(name) or "unknown")
+        return "{item}" if name == "item" else text.get(name) or "unknown"
 
     return _FIELD.sub(field, _CLAUSE.sub(clause, template))

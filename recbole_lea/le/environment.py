@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from recbole_lea.le.llm import LLM
@@ -18,7 +18,7 @@ from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.state import STATE_HEADS
-from recbole_lea.le.store import write_bytes
+from recbole_lea.le.store import read_tensors, write_bytes
 
 HEADS = ("score_head", "state_head")
 
@@ -215,4 +215,4 @@ class Environment(nn.Module):
 
     def load(self, path: Path) -> None:
         """Read what ``save`` wrote."""
-        self.load_trained_state(load_file(path))
+        self.load_trained_state(read_tensors(path))

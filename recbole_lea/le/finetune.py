@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +18,7 @@ from recbole_lea.le.processes import own_part, processes, sum_gradients
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.store import read_record, write_bytes, write_record
+from recbole_lea.le.store import read_record, read_tensors, write_bytes, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ def _load_checkpoint(environment, optimizer, folder: Path) -> tuple[int, list[di
     if record is None:
         return 0, []
     (name,) = record["files"]
-    state = load_file(folder / name)
+    state = read_tensors(folder / name)
     environment.load_trained_state(
         {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
     )

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,14 +153,15 @@ def load_llm(
 
     Raises:
         FileNotFoundError: see ``locate``.
-        ValueError: ``options`` needs a package that is not installed.
+        ValueError: ``options`` needs a package that is not installed; the model needs code of
+            its own, or its weights are pickled objects.
         OSError: the Hub name cannot be loaded, or the folder is not a model.
     """
     folder, gguf = locate(spec)
     file = {"gguf_file": gguf} if gguf else {}
     options = dict(options or {})
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
     try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=pick_dtype(dtype, device),
@@ -171,6 +173,17 @@ def load_llm(
         )
     except ImportError as error:
         raise ValueError(f"lea_llm_options {options}: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"lea_llm: {spec}: its weights are not tensors alone, and could run code when they are "
+            "read: use a model with .safetensors or .gguf weights"
+        ) from error
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"lea_llm: {spec}: cannot be loaded, with lea_llm_options {options} and without code "
+            f"that a model brings along: {reason}"
+        ) from error
     model.requires_grad_(False)
     model.eval()
     if "device_map" not in options and "quantization_config" not in options:

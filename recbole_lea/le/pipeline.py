@@ -34,6 +34,8 @@ from recbole_lea.le.store import (
     ArrayStore,
     disk_full_at,
     pieces,
+    read_array,
+    read_json,
     read_record,
     release,
     write_array,
@@ -111,10 +113,6 @@ class Pipeline:
         self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
         self.keys = self._stage_keys()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the LLM, which is loaded again when it is needed; files are checked again."""
-        return self.__dict__ | {"_llm": None, "_environment": None, "_checked": set()}
-
     def _identify_llm(self) -> tuple[str, str, str | None]:
         """What ``lea_llm`` and ``lea_llm_dtype`` stand for, here or where the cache was made.
 
@@ -126,7 +124,7 @@ class Pipeline:
         """
         s, path = self.settings, self.folder / "llm.json"
         name = {"llm": s.llm, "llm_dtype": s.llm_dtype}
-        known = (read_record(path) or {"known": []})["known"]
+        known = _known_llms(path)
         recorded = next((entry for entry in known if entry | name == entry), None)
         dtype = str(pick_dtype(s.llm_dtype, self.device)).removeprefix("torch.")
         try:
@@ -147,7 +145,7 @@ class Pipeline:
         entry = name | {"dtype": dtype, "fingerprint": found}
         if entry != recorded:
             with _locked(self.folder):
-                known = (read_record(path) or {"known": []})["known"]
+                known = _known_llms(path)
                 others = [other for other in known if other | name != other]
                 write_record(path, {"known": [*others, entry]})
         return found, dtype, None
@@ -230,7 +228,7 @@ class Pipeline:
         with self._stage("items", "item tokenization", self.llm) as folder:
             if folder is not None:
                 self._finish("items", losses=self._tokenize(folder))
-        return np.load(self._folder("items") / "tokens.npy", allow_pickle=False)
+        return read_array(self._folder("items") / "tokens.npy")
 
     def _tokenize(self, folder: Path) -> list[float] | None:
         """Write ``tokens.npy``.
@@ -305,7 +303,7 @@ class Pipeline:
         record = {}
         if self._is_done("environment"):
             path = self._folder("environment") / "history.json"
-            record = json.loads(path.read_text(encoding="utf-8"))[-1]
+            record = read_json(path)[-1]
         return record | self.measured
 
     def _report_quality(self) -> None:
@@ -582,7 +580,7 @@ class Pipeline:
         with self._stage(stage, title, needs, finished) as work:
             if work is not None:
                 fill(store)
-        return np.load(folder / f"{array}.npy", mmap_mode="r", allow_pickle=False)
+        return read_array(folder / f"{array}.npy", mapped=True)
 
     def _made_from(self, stage: str) -> dict[str, Any]:
         """What a stage's manifest tells about its origin."""
@@ -667,6 +665,14 @@ def project(full: np.ndarray, store: ArrayStore) -> None:
     logger.info("state_dim %d keeps %.1f %% of the states' variance", pca.n_components, kept)
     for shard in store.missing():
         store.write(shard, {"states": pca.transform(_part(full, store.bounds, shard))})
+
+
+def _known_llms(path: Path) -> list[dict[str, str]]:
+    """The entries of ``llm.json``."""
+    known = (read_record(path) or {}).get("known")
+    keys = {"llm", "llm_dtype", "dtype", "fingerprint"}
+    entries = known if isinstance(known, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and entry.keys() == keys]
 
 
 @contextlib.contextmanager

@@ -23,18 +23,22 @@ class Template:
         tokenizer: a Hugging Face tokenizer.
         first: whether the template starts the prompt (and so gets the BOS token of
             tokenizers that add one).
+        foreign: whether the text comes from data, where ``</s>`` is text and no special token.
 
     Raises:
         ValueError: a placeholder is missing, repeated or unknown.
     """
 
     def __init__(
-        self, text: str, names: Sequence[str], key: str, tokenizer: Any, first: bool
+        self,
+        text: str,
+        names: Sequence[str],
+        key: str,
+        tokenizer: Any,
+        first: bool,
+        foreign: bool = False,
     ) -> None:
-        found = _PLACEHOLDER.findall(text)
-        if sorted(found) != sorted(names):
-            wanted = " and ".join(f"{{{name}}}" for name in names)
-            raise ValueError(f"{key} needs exactly the placeholder {wanted}, but is {text!r}")
+        check_placeholders(text, names, key)
         parts = _PLACEHOLDER.split(text)
         self.names = parts[1::2]
         self.pieces = []
@@ -42,8 +46,8 @@ class Template:
             # A BPE word carries its own leading space; a space left before a virtual token
             # would become a token of its own.
             piece = part.rstrip(" ") if i < len(self.names) else part
-            alone = i == 0 and first
-            self.pieces.append(ids_of(tokenizer, piece) if alone else following(tokenizer, piece))
+            read = ids_of if i == 0 and first else following
+            self.pieces.append(read(tokenizer, piece, foreign))
         if first:
             self.pieces[0] = bos_ids(tokenizer) + self.pieces[0]
 
@@ -134,28 +138,51 @@ def action_prompt(settings: LESettings) -> tuple[str, str]:
     """
     if settings.reward_prompt == "paper":
         return settings.action_prompt, "lea_action_prompt"
-    text = settings.action_prompt_item_last
+    check_item_last(settings.action_prompt_item_last)
+    return settings.action_prompt_item_last, "lea_action_prompt_item_last"
+
+
+def check_placeholders(text: str, names: Sequence[str], key: str) -> None:
+    """Make sure that a template has each of its placeholders once, and no other.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if sorted(_PLACEHOLDER.findall(text)) != sorted(names):
+        wanted = " and ".join(f"{{{name}}}" for name in names)
+        raise ValueError(f"`{key}` needs exactly the placeholder {wanted}, but is {text!r}")
+
+
+def check_item_last(text: str) -> None:
+    """Make sure that the ``item_last`` wording ends with its only placeholder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    key = "lea_action_prompt_item_last"
+    check_placeholders(text, ["item"], key)
     if not text.endswith("{item}"):
-        raise ValueError(f"lea_action_prompt_item_last has to end with {{item}}, but is {text!r}")
-    return text, "lea_action_prompt_item_last"
+        raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
 
 
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, nothing added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def ids_of(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
+    """Token ids of a text, nothing added; in a foreign text, no special tokens either."""
+    options = {"split_special_tokens": True} if foreign else {}
+    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
 
-def following(tokenizer: Any, text: str) -> list[int]:
+def following(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
     """Token ids of a text as it follows a word.
 
     Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
     would start with a token for nothing but that space.
     """
+    alone = ids_of(tokenizer, text, foreign)
     if text[:1].isalnum():
-        return ids_of(tokenizer, text)
+        return alone
     before = ids_of(tokenizer, "the")
-    both = ids_of(tokenizer, f"the{text}")
-    return both[len(before) :] if both[: len(before)] == before else ids_of(tokenizer, text)
+    both = ids_of(tokenizer, f"the{text}", foreign)
+    return both[len(before) :] if both[: len(before)] == before else alone
 
 
 def bos_ids(tokenizer: Any) -> list[int]:

@@ -35,6 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from recbole_lea.le.processes import from_main, processes
 
@@ -128,13 +131,13 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """What ``write_record`` wrote; None if it is not there.
 
     A record that is broken, altered or of another format, or one of whose files is, counts as
-    not there; the log says so.
+    not there; so does one that names a file in another folder. The log says so.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         stated = record.pop("sha256", None)
         right = stated == _record_sha256(record) and record["format"] == FORMAT
-        files = record["files"] if right else {}
+        files = dict(record["files"]) if right else {}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # no JSON object
@@ -143,11 +146,55 @@ def read_record(path: Path) -> dict[str, Any] | None:
         logger.warning("%s is broken or of another version: ignored", path)
         return None
     for name, checksum in files.items():
+        if not _is_name(name):
+            logger.warning("%s names %r, which is not beside it: ignored", path, name)
+            return None
         file = path.with_name(name)
         if not file.is_file() or _file_sha256(file) != checksum:
             logger.warning("%s is missing or was altered: %s is ignored", file, path)
             return None
     return record
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a name that was read from a file stays in the folder it is looked up in."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def read_array(path: Path, mapped: bool = False) -> np.ndarray:
+    """A ``.npy`` file that holds numbers; ``mapped`` leaves them on disk.
+
+    Raises:
+        ValueError: it holds anything else, such as pickled objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a .npy array of numbers: {error}; delete it") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}; delete it") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}; delete it") from error
 
 
 def _record_sha256(record: Mapping[str, Any]) -> str:
@@ -208,7 +255,11 @@ class ArrayStore:
         }
         self._main = processes().is_main_process
         manifest = read_record(folder / MANIFEST) if self._main else None
-        if manifest and any(manifest.get(name) != value for name, value in identity.items()):
+        if manifest and (
+            any(manifest.get(name) != value for name, value in identity.items())
+            or not isinstance(manifest.get("shards"), list)
+            or len(manifest["shards"]) != len(self.bounds) - 1
+        ):
             logger.warning("%s belongs to other arrays: ignored", folder / MANIFEST)
             manifest = None
         self.manifest = manifest or (
@@ -308,6 +359,9 @@ class ArrayStore:
             return
         shape, dtype = self._spec[name]
         path, header = self._path(name), _npy_header(shape, dtype)
+        if path.is_symlink():  # of a copied cache; what it points to is not ours to write
+            logger.warning("%s is a link: removed", path)
+            path.unlink()
         size = len(header) + _n_bytes(shape, dtype)
         with (
             disk_full_at(self.folder, size),
@@ -329,7 +383,7 @@ class ArrayStore:
 
     def array(self, name: str) -> np.ndarray:
         """A read-only memory map."""
-        return np.load(self._path(name), mmap_mode="r", allow_pickle=False)
+        return read_array(self._path(name), mapped=True)
 
 
 def _n_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -390,12 +444,13 @@ def read_state(folder: str | Path, user: str, n: int) -> np.ndarray:
     Raises:
         KeyError: there is no such user.
         IndexError: the sequence is shorter than ``n``.
+        ValueError: the folder holds anything but numbers, or points to another one.
     """
     index, offsets = _sequence_of(Path(folder), user)
     start, end = offsets[index : index + 2]
     if not 1 <= n <= end - start:
         raise IndexError(f"user {user!r} has states after 1 to {end - start} items, not {n}")
-    return np.array(np.load(Path(folder) / "states.npy", mmap_mode="r")[start + n - 1])
+    return np.array(read_array(Path(folder) / "states.npy", mapped=True)[start + n - 1])
 
 
 def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
@@ -412,6 +467,7 @@ def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
     Raises:
         KeyError: there is no such user.
         IndexError: the user has no transition after ``n`` items.
+        ValueError: the folder holds anything but numbers, or points to another one.
     """
     folder = Path(folder)
     index, offsets = _sequence_of(folder, user)
@@ -420,24 +476,23 @@ def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
         raise IndexError(f"user {user!r} has actions after 1 to {end - start - 1} items, not {n}")
     row = start - index + n - 1
     actions, scores = (
-        np.load(folder / name, mmap_mode="r")[row] for name in ("actions.npy", "rewards.npy")
+        read_array(folder / name, mapped=True)[row] for name in ("actions.npy", "rewards.npy")
     )
-    items = _read_json(_sequences_folder(folder) / "items.json")
+    items = read_json(_sequences_folder(folder) / "items.json")
     return {items[a]: float(score) for a, score in zip(actions, scores, strict=True)}
 
 
 def _sequence_of(folder: Path, user: str) -> tuple[int, np.ndarray]:
     """Number of a user, and the offsets of all users' sequences."""
     sequences = _sequences_folder(folder)
-    users = {token: i for i, token in enumerate(_read_json(sequences / "users.json"))}
+    users = {token: i for i, token in enumerate(read_json(sequences / "users.json"))}
     if user not in users:
         raise KeyError(f"{sequences / 'users.json'} has no user {user!r}")
-    return users[user], np.load(sequences / "offsets.npy", mmap_mode="r")
+    return users[user], read_array(sequences / "offsets.npy", mapped=True)
 
 
 def _sequences_folder(folder: Path) -> Path:
-    return folder.parent / _read_json(folder / MANIFEST)["sequences"]
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    name = read_json(folder / MANIFEST)["sequences"]
+    if not _is_name(name):
+        raise ValueError(f"{folder / MANIFEST}: `sequences` is {name!r}, which is not beside it")
+    return folder.parent / name

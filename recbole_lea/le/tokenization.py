@@ -25,10 +25,15 @@ def sentence_ids(sentences: list[str], environment: Environment, tokenizer) -> t
     limit = environment.settings.item_max_tokens
     ids, cut = [], 0
     for i, sentence in enumerate(sentences):
-        template = Template(sentence, ["item"], "lea_item_sentence", tokenizer, first=True)
-        full = template.fill(item=[environment.vocab_size + i])
+        template = Template(
+            sentence, ["item"], "lea_item_sentence", tokenizer, first=True, foreign=True
+        )
+        item = environment.vocab_size + i
+        full = template.fill(item=[item])
         cut += len(full) > limit
-        ids.append(full[:limit])
+        # a long text before the item loses its start: the item and a word after it have to stay
+        start = max(0, full.index(item) + 2 - limit)
+        ids.append(full[start : start + limit])
     return ids, cut
 
 

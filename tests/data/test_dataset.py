@@ -179,27 +179,6 @@ def test_a_split_with_training_after_held_out_rows_is_refused(tiny_config):
         dataset._training_sequences(later)
 
 
-def test_benchmark_files_are_refused(tiny_config, tiny_dataset):
-    for part in ("a", "b", "c"):
-        (tiny_dataset / f"tiny.{part}.inter").write_text(
-            "user_id:token\titem_id:token\titem_id_list:token_seq\ttimestamp:float\n"
-            "u1\ti1\ti2 i3\t1\n"
-        )
-    config = tiny_config(
-        benchmark_filename=["a", "b", "c"],
-        alias_of_item_id=["item_id_list"],
-        load_col={"inter": ["user_id", "item_id", "item_id_list", "timestamp"]},
-    )
-    with pytest.raises(ValueError, match="benchmark_filename"):
-        create_dataset(config).build()
-
-
-def test_missing_transform_names_the_key(tiny_config):
-    config = tiny_config(transform=None)
-    with pytest.raises(ValueError, match="`transform` is None"):
-        data_preparation(config, create_dataset(config))
-
-
 def test_base_needs_no_le(tiny_config, tmp_path):
     config = tiny_config(lea_method="base", lea_llm="/no/such/llm")
     train, _, _ = data_preparation(config, create_dataset(config))
@@ -241,22 +220,15 @@ def test_run_stops_after_a_stage(tiny_config, caplog, stop, method, finished):
 
 
 def test_run_goes_on_after_it_was_stopped(tiny_config, caplog):
-    """A dataset that RecBole saved brings its own config along, and would stop again."""
-    config = tiny_config(lea_stop_after="feedback", save_dataset=True)
+    config = tiny_config(lea_stop_after="feedback")
     with pytest.raises(SystemExit):
         data_preparation(config, create_dataset(config))
     caplog.set_level("INFO")
     caplog.clear()
-    config = tiny_config(save_dataset=True)
+    config = tiny_config()
     data_preparation(config, create_dataset(config))
     assert "states: reused from" in caplog.text
     assert "computing into" not in caplog.text
-
-
-def test_nothing_to_stop_after_is_an_error(tiny_config):
-    config = tiny_config(lea_stop_after="feedback", lea_method="base")
-    with pytest.raises(ValueError, match="uses nothing of the LE"):
-        data_preparation(config, create_dataset(config))
 
 
 def test_augmentation_without_the_llm_fails_before_training(tiny_config, tiny_llm, tmp_path):

@@ -1,8 +1,16 @@
 """``python -m dataset_prep sequences`` on small files, with literal output."""
 
 import json
+import tempfile
+from pathlib import Path
 
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset_prep.sequences import convert
+from dataset_prep.text import is_token
 
 
 @pytest.fixture
@@ -122,3 +130,34 @@ def test_byte_order_mark(prep, files, tmp_path):
     options = files(b'\xef\xbb\xbf{"u": [1]}', b'\xef\xbb\xbf{"1": {"title": "\xef\xbf\xbd"}}')
     status, out, _ = prep("sequences", *options, "--output", tmp_path / "d")
     assert status == 0 and out.startswith("row problems: none\n")
+
+
+def test_a_long_key_is_cut_in_the_message(prep, files, tmp_path):
+    options = files({"x" * 200_000: 5}, {})
+    status, _, err = prep("sequences", *options, "--output", tmp_path / "out")
+    assert status == 1
+    assert "('xxx" in err and "xxx...')" in err
+    assert len(err) < 1000
+
+
+TOKENS = (st.text(min_size=1, max_size=6) | st.integers(0, 99).map("{:03}".format)).filter(is_token)
+SEQUENCES = st.dictionaries(
+    TOKENS, st.lists(TOKENS, min_size=1, max_size=5), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEQUENCES, st.text())
+def test_any_sequence_comes_back_from_recbole_s_reader(sequences, title):
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder), Path(folder) / "made"
+        items = {item: {"title": title} for row in sequences.values() for item in row}
+        (source / "a.json").write_text(json.dumps(sequences))
+        (source / "b.json").write_text(json.dumps(items))
+        convert(source / "a.json", source / "b.json", output, max_bad=1)
+        # as recbole.data.dataset.Dataset._load_feat reads
+        read = pd.read_csv(output / "made.inter", delimiter="\t", dtype=str, engine="python")
+        found = read.groupby("user_id:token", sort=False)["item_id:token"].apply(list).to_dict()
+        assert found == sequences
+        read = pd.read_csv(output / "made.item", delimiter="\t", dtype=str, engine="python")
+        assert set(read["item_id:token"]) == set(items)

@@ -1,8 +1,10 @@
 """Items, their sentences, and what happens without text."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.catalogue import Catalogue, check_sentence
 
 TEMPLATE = "{item} film[ is titled {title}][, released in {year}]."
 
@@ -38,10 +40,43 @@ def test_text_cannot_smuggle_in_a_placeholder():
     assert sentences == ["{item} is a (item) (title) b"]
 
 
-@pytest.mark.parametrize("template", ["no placeholder", "{item} {item}"])
-def test_template_needs_item_once(template):
+@pytest.mark.parametrize(
+    "template",
+    [
+        "no placeholder", "{item} {item}", "[{item} is {title}]", "{title} is {item} ",
+        "{item}[ is {title}", "{item} is {title}]", "{item}[ is [{title}]]",
+    ],
+)  # fmt: skip
+def test_template_that_cannot_describe_every_item(template):
     with pytest.raises(ValueError, match="lea_item_sentence"):
         Catalogue({"1": {"title": "x"}}).sentences(template)
+
+
+def test_nothing_but_blanks_is_no_text():
+    sentences, without = Catalogue({"1": {"title": " \u3000\n"}}).sentences("{item}[ {title}]")
+    assert (sentences, without) == (["{item} is titled 1."], ["1"])
+
+
+TEXT = st.text() | st.sampled_from(["{item}", "[", "]", "{title}", "}{", "[{item}]", "\u2028", ""])
+TEMPLATES = ["{item} is {a}.", "{item}[ {a}][ {b}]", "[{b}: ]{item}[, {a}]", "{a} [{b}] {item} x"]
+
+
+@settings(max_examples=50)
+@given(
+    st.dictionaries(
+        TEXT, st.fixed_dictionaries({"a": TEXT}, optional={"b": TEXT}), min_size=1, max_size=4
+    ),
+    st.sampled_from(TEMPLATES),
+)
+def test_any_text_gives_one_line_with_the_item_once(texts, template):
+    check_sentence(template)
+    items = Catalogue(texts | {"x": {"a": "1", "b": "2"}})
+    sentences, without = items.sentences(template)
+    assert set(without) <= set(texts)
+    for sentence in sentences:
+        assert sentence.count("{item}") == sentence.count("{") == sentence.count("}") == 1
+        assert sentence.partition("{item}")[2].strip()
+        assert len(sentence.splitlines()) == 1
 
 
 def test_unknown_field_is_named_with_the_known_ones():

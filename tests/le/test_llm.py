@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,8 +39,6 @@ def test_folder_without_model(tmp_path):
 
 
 def test_fingerprint_follows_the_weights_and_the_dtype(tiny_llm, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(tiny_llm, copy)
     assert fingerprint(str(copy), "float32") == fingerprint(tiny_llm, "float32")
@@ -58,6 +59,41 @@ def test_options_reach_from_pretrained(tiny_llm):
     options = {"device_map": {"": "cpu"}, "max_position_embeddings": 77}
     llm = load_llm(tiny_llm, "float32", torch.device("cpu"), options)
     assert llm.model.config.max_position_embeddings == 77
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("ran").touch, ()
+
+
+@pytest.mark.parametrize("content", ["zip", "raw"])
+def test_weights_that_hold_code_are_refused(tiny_llm, tmp_path, content):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    if content == "zip":
+        torch.save({"model.norm.weight": Payload()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match=f"lea_llm: {folder}: .*safetensors"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("part", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
+def test_code_that_a_model_brings_along_is_not_run(tiny_llm, tmp_path, part):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    (folder / "own.py").write_text("import pathlib\npathlib.Path('ran').touch()\nclass C: pass\n")
+    name = "tokenizer_config.json" if part == "AutoTokenizer" else "config.json"
+    content = json.loads((folder / name).read_text())
+    content["auto_map"] = {part: ["own.C", "own.C"] if part == "AutoTokenizer" else "own.C"}
+    content["model_type" if part != "AutoTokenizer" else "tokenizer_class"] = "own"
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"lea_llm: {folder}"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+    assert not Path("ran").exists()
 
 
 def test_quantization_without_its_package_names_the_key(tiny_llm):

@@ -1,6 +1,9 @@
 """The paper's prompts as token ids."""
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from recbole_lea.le.prompts import Prompts, Template, label_ids
@@ -115,3 +118,45 @@ def test_tokenizers_that_put_a_space_before_every_text(settings):
     template = Template("the {item} next film.", ["item"], "k", fast, first=True)
     tokens = [fast.convert_ids_to_tokens(piece) for piece in template.pieces]
     assert tokens == [["▁the"], ["▁next", "▁film", "."]]
+
+
+def test_special_tokens_in_foreign_text_are_text(tokenizer):
+    def filled(text, foreign):
+        return Template(text, ["item"], "key", tokenizer, True, foreign).fill(item=[99])
+
+    end = tokenizer.eos_token_id
+    assert filled("red <eos> {item} <eos>", False).count(end) == 2
+    assert end not in filled("red <eos> {item} <eos>", True)
+    assert filled("red {item} star", False) == filled("red {item} star", True)
+
+
+PIECE = st.text(alphabet="red star <eos>[]%\u05e9\u202e🎵.: ", max_size=12)
+
+
+@examples(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(PIECE, PIECE, PIECE, st.lists(st.integers(0, 20), max_size=5), st.booleans())
+def test_any_template_keeps_its_values_and_order(tokenizer, a, b, c, values, foreign):
+    text = f"{a}{{history}}{b}{{item}}{c}"
+    template = Template(text, ["item", "history"], "key", tokenizer, True, foreign)
+    vocabulary = len(tokenizer)
+    history, item = [vocabulary + v for v in values], vocabulary + 50
+    ids = template.fill(history=history, item=[item])
+    assert [i for i in ids if i >= vocabulary] == [*history, item]
+    assert ids[: len(template.pieces[0])] == template.pieces[0]
+    assert len(ids) == sum(map(len, template.pieces)) + len(history) + 1
+
+
+@examples(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 12), st.integers(0, 7))
+def test_any_window_ends_with_the_newest_items(tokenizer, settings, history, newest, hop):
+    prompts = Prompts(tokenizer, 100, settings(max_history=newest, history_hop=hop))
+    window = prompts.window(history)
+    assert history[len(history) - len(window) :] == window
+    least = min(newest, len(history))
+    assert least <= len(window) <= least + max(0, hop - 1)
+    ids = prompts.reward(history, 7)
+    assert [i - 100 for i in ids if i >= 100] == [*window, 7]

@@ -3,10 +3,16 @@
 import errno
 import json
 import os
+import pickle
+import shutil
+import tempfile
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recbole_lea.le import store as store_module
 from recbole_lea.le.pipeline import Pipeline
@@ -14,9 +20,11 @@ from recbole_lea.le.store import (
     ArrayStore,
     DiskFull,
     pieces,
+    read_array,
     read_record,
     read_rewards,
     read_state,
+    read_tensors,
     take,
     write_array,
     write_bytes,
@@ -252,3 +260,147 @@ def test_feedback_is_read_by_tokens(settings):
         read_state(states_folder, "u0", 3)
     with pytest.raises(IndexError, match="1 to 1 items, not 2"):
         read_rewards(rewards_folder, "u0", 2)
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("ran").touch, ()
+
+
+def test_planted_objects_are_never_unpickled(settings):
+    """Every file of a cache is replaced, its checksums forged; numbers are read, or computed."""
+
+    def feedback():
+        p = Pipeline(settings(), CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
+        return p.precomputed(want_states=True, want_rewards=True)
+
+    first = feedback()
+    expected = first.states.copy(), first.rewards.copy()
+    cache = Path(settings().cache_dir) / "tiny"
+    planted = 0
+    for path in sorted(cache.rglob("*.*")):
+        if path.is_dir() or path.name == "manifest.json":
+            continue
+        whole = shutil.copytree(cache, "whole", dirs_exist_ok=False)
+        np.save(Path("object.npy"), np.array([Payload()]), allow_pickle=True)
+        content = Path("object.npy").read_bytes()
+        path.write_bytes(content if path.suffix == ".npy" else pickle.dumps(Payload()))
+        done = path.with_name("done.json")
+        if done.is_file() and path != done:
+            record = read_record(whole / done.relative_to(cache))
+            names = record.pop("files")
+            write_record(done, record, names)
+        try:
+            found = feedback()
+            np.testing.assert_array_equal(found.states, expected[0])
+            np.testing.assert_array_equal(found.rewards, expected[1])
+        except ValueError as error:
+            assert str(path) in str(error)
+        planted += 1
+        shutil.rmtree(cache)
+        shutil.move(whole, cache)
+    assert planted >= 10
+    assert not Path("ran").exists()
+    np.load("object.npy", allow_pickle=True)
+    assert Path("ran").exists()  # so the payload works
+
+
+def test_anything_but_numbers_is_named(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([Payload()]), allow_pickle=True)
+    (tmp_path / "y.npy").touch()
+    for name in ("x.npy", "y.npy"):
+        for mapped in (False, True):
+            with pytest.raises(ValueError, match=f"{name}: not a .npy array of numbers"):
+                read_array(tmp_path / name, mapped)
+    (tmp_path / "x.safetensors").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match="x.safetensors: not a safetensors file"):
+        read_tensors(tmp_path / "x.safetensors")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "..", "", "a/../../x", "a\\b", "a\0b"])
+def test_a_record_cannot_name_files_elsewhere(tmp_path, caplog, name):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (tmp_path / "x").write_bytes(b"content")
+    write_record(folder / "r.json", {"key": "x"})
+    record = json.loads((folder / "r.json").read_text())
+    del record["sha256"]
+    record["files"] = {name: store_module._file_sha256(tmp_path / "x")}
+    record["sha256"] = store_module._record_sha256(record)
+    (folder / "r.json").write_text(json.dumps(record))
+    assert read_record(folder / "r.json") is None
+    assert "which is not beside it: ignored" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", None, 5, ["a"]])
+def test_a_manifest_cannot_point_to_sequences_elsewhere(tmp_path, name):
+    folder = tmp_path / "cache" / "states-1"
+    folder.mkdir(parents=True)
+    write_record(folder / "manifest.json", {"sequences": name})
+    for read in (read_state, read_rewards):
+        with pytest.raises(ValueError, match="manifest.json: `sequences` is"):
+            read(folder, "u0", 1)
+
+
+def test_nothing_is_written_through_a_link(tmp_path, caplog):
+    folder, elsewhere = tmp_path / "s", tmp_path / "precious"
+    elsewhere.write_text("mine")
+    folder.mkdir()
+    (folder / "a.npy").symlink_to(elsewhere)
+    store = open_store(folder)
+    fill(store, 0, 1)
+    assert elsewhere.read_text() == "mine"
+    assert "a.npy is a link: removed" in caplog.text
+    assert open_store(folder).missing() == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from(["files", "format", "key", "arrays", "shards"]), JSON), JSON)
+def test_any_record_is_read_or_ignored(record, other):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "manifest.json"
+        for content in (other, record, record | {"format": store_module.FORMAT}):
+            path.write_text(json.dumps(content))
+            assert read_record(path) is None  # no checksum
+            if isinstance(content, dict):
+                forged = content | {"sha256": store_module._record_sha256(content)}
+                path.write_text(json.dumps(forged))
+                assert read_record(path) in (None, json.loads(json.dumps(content)))
+                assert open_store(Path(folder)).missing() == [0, 1]
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_shards_in_any_order_hold_what_was_written(data):
+    n = data.draw(st.integers(2, 30))
+    bounds = [0, *sorted(data.draw(st.sets(st.integers(1, n - 1)))), n]
+    width = data.draw(st.integers(1, 4))
+    values = np.random.default_rng(n).normal(size=(n, width)).astype("float32")
+    order = data.draw(st.permutations(range(len(bounds) - 1)))
+    spec = {"a": ((n, width), "float32")}
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in order:  # opened again for each
+            store = ArrayStore(Path(folder), spec, bounds, "x")
+            assert shard in store.missing()
+            store.write(shard, {"a": values[slice(*bounds[shard : shard + 2])]})
+        store = ArrayStore(Path(folder), spec, bounds, "x")
+        assert store.missing() == []
+        np.testing.assert_array_equal(store.array("a"), values)
+        # any flipped byte of the values costs its own shard alone
+        row = data.draw(st.integers(0, n - 1))
+        path = Path(folder) / "a.npy"
+        content = bytearray(path.read_bytes())
+        content[len(content) - (n - row) * width * 4] ^= 1
+        path.write_bytes(content)
+        hit = int(np.searchsorted(bounds, row, side="right")) - 1
+        assert ArrayStore(Path(folder), spec, bounds, "x").missing() == [hit]

@@ -95,3 +95,17 @@ def test_words_belong_to_the_item_before_them():
     nodes, owners = _predicted(batch, vocab_size=100)
     assert nodes.tolist() == [1, 2, 4]
     assert owners.tolist() == [0, 0, 1]
+
+
+def test_a_long_text_before_the_item_does_not_push_it_out(settings):
+    from transformers import AutoTokenizer
+
+    s = settings(item_max_tokens=5)
+    env, tokenizer = environment(s, adapted=False), AutoTokenizer.from_pretrained(s.llm)
+    sentences = ["red " * 50 + "{item} is blue.", "{item} is " + "red " * 50, "<eos> {item} is"]
+    ids, cut = sentence_ids(sentences, env, tokenizer)
+    assert cut == 2
+    for i, row in enumerate(ids):
+        assert len(row) <= 5
+        assert row.index(env.vocab_size + i) < len(row) - 1
+        assert tokenizer.eos_token_id not in row
