@@ -331,8 +331,9 @@ def restored_config(saved: dict[str, Any]) -> Config:
     Returns:
         A config for this machine: of what depends on it, nothing is taken over.
     """
-    # RecBole refuses its own default beside loss_type CE
-    given = {"train_neg_sample_args": None}
+    # RecBole refuses its own default beside loss_type CE; what is measured has to fit together
+    measured = {key: saved[key] for key in ("metrics", "topk", "valid_metric") if key in saved}
+    given = measured | {"train_neg_sample_args": None}
     config = Config(saved["model"], saved["dataset"], config_dict=given)
     keep = {*DERIVED, *config.cmd_config_dict}
     if saved["dataset"] == "ml-100k":  # inside RecBole's own package, here as there

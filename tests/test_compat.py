@@ -81,7 +81,8 @@ def test_stock_model_s_checkpoint_can_be_read_again(tiny_dataset):
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "SASRec"])
 def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
     keys = {
-        "topk": [3],
+        "topk": [3, 4],
+        "valid_metric": "NDCG@3",
         "learning_rate": 0.5,
         "train_neg_sample_args": None,
         "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "mode": "uni5"},
@@ -90,9 +91,9 @@ def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
     saved = plain(config.final_config_dict) | {"device": "cuda:7"}
     again = restored_config(saved)
     assert again.final_config_dict == config.final_config_dict
-    monkeypatch.setattr(sys, "argv", ["x", "--data_path=elsewhere", "--topk=[4]"])
+    monkeypatch.setattr(sys, "argv", ["x", "--data_path=elsewhere", "--topk=[3]"])
     again = restored_config(saved)
-    assert (again["data_path"], again["topk"]) == ("elsewhere/tiny", [4])
+    assert (again["data_path"], again["topk"]) == ("elsewhere/tiny", [3])
     assert again["learning_rate"] == 0.5
 
 

@@ -363,7 +363,7 @@ def test_a_batch_without_feedback_names_the_key(tiny_config):
 
 def test_bpr_is_refused(tiny_config):
     with pytest.raises(ValueError, match="loss_type"):
-        build(tiny_config(loss_type="BPR", train_neg_sample_args={"distribution": "uniform"}))
+        build(tiny_config(loss_type="BPR"))
 
 
 def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path):
