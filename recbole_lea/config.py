@@ -196,6 +196,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "state_dim": _optional(_COUNT),
     "state_layernorm": _FLAG,
     "lea_output_head": _one_of("tied", "dense"),
+    "item_embedding_init": _one_of("random", "le"),
     "eval_protocol": _one_of("leave_one_out", "paper"),
     "lea_split_seed": _number(0, 2**31, int),
     "lea_valid_steps": _optional(_COUNT),

@@ -50,6 +50,7 @@ class LEADataset(SequentialDataset):
         lea_pipeline: on the training split, the LE behind it.
         lea_transitions: row number -> number of the LE's transition, -1 if not training.
         lea_item_ids: LE item index -> RecBole item id, int64 tensor.
+        lea_item_tokens: under ``item_embedding_init: le``, the LE's item tokens [n, d] by LE index.
         lea_stages: seconds and memory of the stages of this run.
     """
 
@@ -169,8 +170,11 @@ class LEADataset(SequentialDataset):
         if rl_loss:
             chosen = switches(self.config, rl_loss)
             stop = self.config["lea_stop_after"]
-            if stop is not None or chosen.needs_le:
+            from_items = self.config["item_embedding_init"] == "le"
+            if stop is not None or chosen.needs_le or from_items:
                 self._attach_feedback(train, sequences, chosen)
+            if from_items:
+                train.lea_item_tokens = train.lea_pipeline.item_tokens()
             if not processes().is_main_process:
                 # the recommender trains in the main process alone
                 if train.lea_pipeline is not None:

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from recbole_lea.data.transform import FIELD_PREFIX
@@ -242,6 +244,9 @@ class LEARecommender(Readable):
         self._rng = torch.Generator().manual_seed(config["seed"])
         with torch.random.fork_rng():
             self._add_heads(config, dataset)
+        if config["item_embedding_init"] == "le":
+            for backbone in (self, *([self.twin.backbone] if self.twin else [])):
+                init_item_embeddings(backbone, dataset.lea_item_tokens, dataset.lea_item_ids)
 
     def _add_heads(self, config, dataset) -> None:
         dense = config["lea_output_head"] == "dense"
@@ -452,6 +457,36 @@ class LEARecommender(Readable):
         if self.output_head is None:
             return super().full_sort_predict(interaction)
         return self.output_head(self.encode(interaction))
+
+
+@torch.no_grad()
+def init_item_embeddings(backbone: nn.Module, tokens: np.ndarray, ids: Tensor) -> None:
+    """Let item embeddings start from the LE's item tokens.
+
+    Their principal components, as many as the embeddings are wide, scaled to the deviation of the
+    start that RecBole has drawn. RecBole's padding item keeps its own.
+
+    Args:
+        backbone: has ``item_embedding``.
+        tokens: by LE item index [n, d].
+        ids: RecBole's item ids by LE item index [n].
+
+    Raises:
+        ValueError: there are no such embeddings, or they are wider than the tokens allow.
+    """
+    table = getattr(backbone, "item_embedding", None)
+    if not isinstance(table, nn.Embedding):
+        raise ValueError("`item_embedding_init: le` needs a backbone with one item embedding table")
+    width = table.embedding_dim
+    if width > min(tokens.shape):
+        raise ValueError(
+            f"`item_embedding_init: le`: embeddings of width {width} cannot be made from "
+            f"{tokens.shape[0]} item tokens of width {tokens.shape[1]}: lower the embedding's width"
+        )
+    parts = PCA(width, svd_solver="full").fit_transform(tokens)  # [n, width]
+    start = torch.from_numpy(parts).to(table.weight)
+    ids = ids.to(table.weight.device)
+    table.weight[ids] = start * (table.weight[ids].std() / start.std())
 
 
 def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:

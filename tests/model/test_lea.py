@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from recbole.model.sequential_recommender import GRU4Rec, SASRec
 from recbole.utils import init_seed
 
 from recbole_lea.model import MODELS, lea
-from recbole_lea.model.lea import append_item
+from recbole_lea.model.lea import append_item, init_item_embeddings
 
 STOCK = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
 ALL = pytest.mark.parametrize("name", MODELS)
@@ -376,3 +377,36 @@ def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path)
     other.eval()
     rows = one_batch(test)[0]
     assert torch.equal(model.full_sort_predict(rows), other.full_sort_predict(rows))
+
+
+@pytest.mark.parametrize("model", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
+@pytest.mark.parametrize("keys", [{"lea_method": "LEASR"}, {"lea_method": "base", "q_weight": 0}])
+def test_item_embeddings_start_from_the_item_tokens(tiny_config, model, keys):
+    keys = keys | {"hidden_size": 16, "embedding_size": 16}
+    built, train, _ = build(tiny_config(model, item_embedding_init="le", **keys))
+    plain, _, _ = build(tiny_config(model, **keys))
+    dataset = train._dataset
+    tokens = torch.from_numpy(dataset.lea_item_tokens)
+    tokens = tokens - tokens.mean(0)
+    copies = [(built, plain)]
+    if built.twin is not None:
+        copies.append((built.twin.backbone, plain.twin.backbone))
+    for copy_, usual in copies:
+        found, drawn = (m.item_embedding.weight.detach() for m in (copy_, usual))
+        width = found.shape[1]
+        _, s, v = torch.linalg.svd(tokens, full_matrices=False)
+        parts = tokens @ v[:width].T  # signs are free: compare the similarities
+        own = found[dataset.lea_item_ids]
+        factor = (own @ own.T).trace() / (parts @ parts.T).trace()
+        torch.testing.assert_close(own @ own.T, parts @ parts.T * factor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(own.std(), drawn[1:].std(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found[0], drawn[0])
+
+
+def test_embeddings_wider_than_the_tokens_allow_are_refused():
+    backbone = torch.nn.Module()
+    backbone.item_embedding = torch.nn.Embedding(6, 8, padding_idx=0)
+    with pytest.raises(ValueError, match="width 8 cannot be made from 5 item tokens of width 32"):
+        init_item_embeddings(backbone, np.zeros((5, 32), dtype=np.float32), torch.arange(1, 6))
+    with pytest.raises(ValueError, match="one item embedding table"):
+        init_item_embeddings(torch.nn.Module(), np.zeros((5, 32)), torch.arange(1, 6))
