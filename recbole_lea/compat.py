@@ -78,11 +78,14 @@ def register() -> None:
 
 
 def _replace(module: Any, name: str, make: Callable) -> None:
-    """Rebind a function in its module and in every RecBole module that imported it by name."""
+    """Rebind a function in its module and in every module that imported it by name before.
+
+    A script or notebook may well have done so: import sorters put recbole before recbole_lea.
+    """
     original = getattr(module, name)
     replacement = functools.wraps(original)(functools.partial(make, original))
     for other in list(sys.modules.values()):
-        if getattr(other, "__name__", "").startswith("recbole."):
+        if isinstance(other, types.ModuleType):
             for attribute, value in list(vars(other).items()):
                 if value is original:
                     setattr(other, attribute, replacement)
