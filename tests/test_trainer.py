@@ -260,10 +260,3 @@ def test_live_feedback_trains(tiny_config):
     trainer, loaders = train(tiny_config(transform="lea_live", epochs=2))
     assert trainer.model.warmed_up
     assert trainer.evaluate(loaders[2])["hit@10"] >= 0
-
-
-def test_augmentation_in_several_processes_is_refused(tiny_config):
-    trainer, _ = train(tiny_config())
-    trainer.config["single_spec"] = False
-    with pytest.raises(ValueError, match="one process"):
-        trainer._augment()

@@ -224,6 +224,7 @@ def test_run_goes_on_after_it_was_stopped(tiny_config, caplog):
     with pytest.raises(SystemExit):
         data_preparation(config, create_dataset(config))
     caplog.set_level("INFO")
+    caplog.clear()
     config = tiny_config()
     data_preparation(config, create_dataset(config))
     assert "states: reused from" in caplog.text
