@@ -292,11 +292,11 @@ RECBOLE_RULES: dict[str, tuple[Check, str]] = {
         "a dict with `split` ({RS: [8, 1, 1]} or {LS: valid_and_test}), `group_by: user`, "
         "`order: TO` and `mode` (full, uniN or popN)",
     ),
+    "loss_type": (lambda v: v == "CE", "CE (Eq. 8)"),
     "train_neg_sample_args": (lambda v: v is None, "~: LEA draws its own negatives"),
     "metrics": (_metrics, "a list of ranking metrics: " + ", ".join(METRICS)),
     "topk": (_topk, "a whole number from 1, or a list of them"),
     "valid_metric": _TEXT,
-    "loss_type": (lambda v: v == "CE", "CE (Eq. 8)"),
     "hidden_size": _COUNT,
     "embedding_size": _COUNT,
     "inner_size": _COUNT,
