@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,11 +31,16 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 class _Batches:
-    """The training loader; calls ``before_batch`` before each batch is collated."""
+    """The training loader; calls ``before_batch`` before each batch is collated.
+
+    Attributes:
+        batch: the last one.
+    """
 
     def __init__(self, loader, before_batch) -> None:
         self._loader = loader
         self._before_batch = before_batch
+        self.batch = None
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -46,7 +52,8 @@ class _Batches:
         batches = iter(self._loader)
         for _ in range(len(self._loader)):
             self._before_batch()
-            yield next(batches)
+            self.batch = next(batches)
+            yield self.batch
 
 
 class _Chunk:
@@ -183,7 +190,24 @@ class LEATrainer(StepTrainer):
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
     def _watched(self, batches):
-        return _Batches(batches, self._before_batch)
+        self._batches = _Batches(batches, self._before_batch)
+        return self._batches
+
+    def _check_nan(self, loss) -> None:
+        """RecBole's, for infinite losses too; says which rows made it, and what is left.
+
+        Raises:
+            ValueError: the loss is not finite. No weight has been touched by it.
+        """
+        if torch.isfinite(loss):
+            return
+        rows = self._batches.batch[ROW].tolist()
+        saved = Path(self.saved_model_file)
+        left = f"the best model so far is in {saved}" if saved.is_file() else "no model is saved"
+        raise ValueError(
+            f"the training loss is {loss.item()} at step {self.steps}, in the batch of the data's "
+            f"rows {rows}; {left}. Lower `learning_rate` or `q_weight`, or set `clip_grad_norm`"
+        )
 
     def _before_batch(self) -> None:
         if self.steps == self._warmup_steps and not self.model.warmed_up:

@@ -10,6 +10,7 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_logger, init_seed
 
+from recbole_lea.data.dataset import ROW
 from recbole_lea.model import MODELS
 
 
@@ -265,3 +266,28 @@ def test_live_feedback_trains(tiny_config):
 def test_augmentation_in_several_processes_is_refused(tiny_config):
     with pytest.raises(ValueError, match="lea_augmentation.*one process"):
         tiny_config(local_rank=1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_model(
+    tiny_config, monkeypatch, bad
+):
+    from recbole_lea.model.lea import LEARecommender
+
+    original, batches = LEARecommender.calculate_loss, []
+
+    def broken(self, interaction):
+        batches.append((interaction[ROW].tolist(), [p.detach().clone() for p in self.parameters()]))
+        losses = original(self, interaction)
+        return (losses[0] * (bad if len(batches) == 12 else 1), *losses[1:])
+
+    monkeypatch.setattr(LEARecommender, "calculate_loss", broken)
+    config = tiny_config(lea_method="base", epochs=8)
+    with pytest.raises(ValueError, match=f"loss is {bad} at step 12") as error:
+        train(config)
+    rows, _ = batches[-1]
+    assert f"rows {rows};" in str(error.value)
+    (saved,) = Path(config["checkpoint_dir"]).glob("*.pth")
+    assert str(saved) in str(error.value)
+    state = torch.load(saved, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
