@@ -115,7 +115,7 @@ class Checkpoint:
                 f"{path} lacks the item tokens, which checkpoints hold since recbole_lea stores "
                 "them: train again"
             )
-        names = ("config", "state_dict", "other_parameter")
+        names = ("config", "state_dict", "other_parameter", "resume")
         training = {name: value for name, value in content.items() if name not in names}
         return cls(path, content["config"], other["item_tokens"], content["state_dict"], training)
 

@@ -361,6 +361,8 @@ def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any)
         "other_parameter": self.model.other_parameter(),
         "optimizer": self.optimizer.state_dict(),
     }
+    if isinstance(self, LEATrainer) and self.has_begun:
+        state["resume"] = self.resume_state()
     torch.save(state, path)
     if verbose:
         self.logger.info(recbole.utils.set_color("Saving current", "blue") + f": {path}")

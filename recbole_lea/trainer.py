@@ -11,7 +11,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 
-from recbole_lea import record
+from recbole_lea import record, resume
 from recbole_lea.config import warmup_steps
 from recbole_lea.data.dataset import ROW
 from recbole_lea.le.stages import StageLog
@@ -57,12 +57,28 @@ class _Batches:
 
 
 class _Chunk:
-    """The next ``n`` batches of an endless run through the training loader."""
+    """The next ``n`` batches of an endless run through the training loader.
+
+    Attributes:
+        generator_state: of the loader's shuffling when the present pass began.
+        taken: batches of this pass so far.
+    """
 
     def __init__(self, loader, n: int) -> None:
         self._loader = loader
         self._n = n
-        self._batches = iter(loader)
+        self._start_pass()
+
+    def _start_pass(self) -> None:
+        self.generator_state = self._loader.generator.get_state()
+        self.taken = 0
+        self._batches = iter(self._loader)
+
+    def skip(self, n: int) -> None:
+        """Go on after the first ``n`` batches of a pass."""
+        for _ in range(n):
+            next(self._batches)
+        self.taken = n
 
     def __len__(self) -> int:
         return self._n
@@ -75,8 +91,9 @@ class _Chunk:
             try:
                 batch = next(self._batches)
             except StopIteration:
-                self._batches = iter(self._loader)
+                self._start_pass()
                 batch = next(self._batches)
+            self.taken += 1
             yield batch
 
 
@@ -90,10 +107,13 @@ class StepTrainer(Trainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self.config["lea_valid_steps"]:
-            if self._chunk is None or self._chunk._loader is not train_data:
-                self._chunk = _Chunk(train_data, self.config["lea_valid_steps"])
+            self._open_chunk(train_data)
             train_data = self._chunk
         return super()._train_epoch(self._watched(train_data), epoch_idx, loss_func, show_progress)
+
+    def _open_chunk(self, train_data) -> None:
+        if self._chunk is None or self._chunk._loader is not train_data:
+            self._chunk = _Chunk(train_data, self.config["lea_valid_steps"])
 
     def _watched(self, batches):
         return batches
@@ -112,6 +132,13 @@ class LEATrainer(StepTrainer):
         self.stages = StageLog()
         self.steps = 0
         self.record: dict = {}
+        self._resumed: dict | None = None
+        self._train_data = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything for ``resume_state`` to tell."""
+        return self._train_data is not None
 
     def _build_optimizer(self, **kwargs):
         optimizer = super()._build_optimizer(**kwargs)
@@ -166,8 +193,48 @@ class LEATrainer(StepTrainer):
         elif not self.model.warmed_up:
             # early stopping has no say before the warm-up is over
             self.stopping_step = self.epochs * max(1, per_epoch) + 1
-        elif self.model.switches.augmented and train_data._dataset.lea_feedback.augmented is None:
+        elif (
+            self.model.switches.augmented
+            and not self._resumed
+            and train_data._dataset.lea_feedback.augmented is None
+        ):
             self._augment()
+        if self._resumed:
+            self._go_on(train_data, self._resumed)
+            self._resumed = None
+
+    def resume_checkpoint(self, resume_file) -> None:
+        """RecBole's; the next ``fit`` then equals the rest of an uninterrupted one."""
+        super().resume_checkpoint(resume_file)
+        content = torch.load(self.saved_model_file, map_location=self.device, weights_only=True)
+        self._resumed = content.get("resume")
+
+    def resume_state(self) -> dict:
+        """What ``resume_checkpoint`` needs beside RecBole's checkpoint; within a ``fit``."""
+        state = {
+            "warm_epoch": self._warm_epoch,
+            "best_is_warmup": self._best_is_warmup,
+            "random": resume.random_state(self),
+            "loader": self._train_data.generator.get_state(),
+            "taken": 0,
+        }
+        if self._chunk is not None:
+            state |= {"loader": self._chunk.generator_state, "taken": self._chunk.taken}
+        if chosen := resume.augmentation(self):
+            state["augmentation"] = chosen
+        return state
+
+    def _go_on(self, train_data, state: dict) -> None:
+        self._warm_epoch = state["warm_epoch"]
+        self._best_is_warmup = state["best_is_warmup"]
+        train_data.generator.set_state(state["loader"].cpu())
+        if "augmentation" in state:
+            resume.set_augmentation(self, state["augmentation"])
+        if self.config["lea_valid_steps"]:
+            self._chunk = None
+            self._open_chunk(train_data)
+            self._chunk.skip(state["taken"])
+        resume.set_random_state(self, state["random"])
 
     def evaluate(self, eval_data, load_best_model=True, **kwargs):
         """RecBole's ``evaluate``; after ``fit``, the result goes into the ``run.json``."""

@@ -131,6 +131,40 @@ def test_training_goes_on_from_a_checkpoint(tiny_config, epochs_before):
     assert sorted(trainer.train_loss_dict) == list(range(epochs_before, 5))
 
 
+@pytest.mark.parametrize("changes", [{}, {"lea_valid_steps": 3, "dropout_prob": 0.3}])
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, name, at, changes):
+    """Resumed in the warm-up and after it; epochs, and chunks of three of an epoch's steps."""
+    config = tiny_config(name, epochs=6, warmup="6 steps", negative_pool=3, **changes)
+    saved = tmp_path / "middle.pth"
+
+    def after(epoch, score):
+        if epoch == at:
+            first._save_checkpoint(epoch, verbose=False, saved_model_file=saved)
+
+    def built():
+        init_seed(config["seed"], True)
+        loaders = data_preparation(config, create_dataset(config))
+        model = MODELS[name](config, loaders[0]._dataset)
+        return get_trainer(config["MODEL_TYPE"], name)(config, model), loaders
+
+    first, loaders = built()
+    first.fit(*loaders[:2], verbose=False, saved=False, callback_fn=after)
+    assert first.steps > 6  # the augmentation has begun
+    second, again = built()
+    torch.manual_seed(99)
+    second.resume_checkpoint(saved)
+    second.fit(*again[:2], verbose=False, saved=False)
+    for key, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[key]), key
+    assert first.best_valid_score == second.best_valid_score
+    results = [
+        t.evaluate(x[2], load_best_model=False) for t, x in ((first, loaders), (second, again))
+    ]
+    assert results[0] == results[1]
+
+
 def test_training_that_ends_before_the_warm_up_says_so(tiny_config, caplog):
     train(tiny_config(epochs=1, warmup="3 epochs"))
     assert "before the warm-up" in caplog.text
