@@ -33,9 +33,16 @@ TABLES = {
     3: {"none": ("Normal", "sv"), "SA2C": ("SA2C", "sv", "q", "sv+q")},
     4: {"SA2C": ("SA2C", "LER", "LEA", "LEAR")},
     5: {"SA2C": ("SA2C", "LES'", "LES")},
+    # not the paper's: what item embeddings that start from the LE's item tokens have to do with it
+    6: {
+        "none": ("Normal", "Normal, LE embeddings"),
+        "SNQN": ("SNQN", "LEASR", "LEASR, LE embeddings"),
+        "SA2C": ("SA2C", "LEASR", "LEASR, LE embeddings"),
+    },
 }
 FIGURES = (4, 5)
-BOTH_BACKBONES = (2, 5)
+BOTH_BACKBONES = (2, 5, 6)
+LE_EMBEDDINGS = ", LE embeddings"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +84,18 @@ class Method:
         return self.name == "RecBole"
 
     @property
+    def le_embeddings(self) -> bool:
+        """Whether item embeddings start from the LE's item tokens."""
+        return self.keys.get("item_embedding_init") == "le"
+
+    @property
     def model(self) -> str:
         """The model class; with the RL part off, SNQN's and SA2C's are the same."""
         return f"{self.backbone}{'SNQN' if self.framework == 'none' else self.framework}LEA"
 
     @property
     def switches(self) -> Switches:
-        """What the LE contributes."""
+        """What the LE contributes to training."""
         config = dict.fromkeys(("lea_state", "lea_reward", "lea_augmentation"))
         return switches({"q_weight": 1.0} | config | dict(self.keys), self.framework)
 
@@ -106,6 +118,11 @@ def table(number: int) -> list[Method]:
 
 
 def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
+    if name.endswith(LE_EMBEDDINGS):
+        same = _method(backbone, framework, name.removesuffix(LE_EMBEDDINGS), **more)
+        keys = {**same.keys, "item_embedding_init": "le"}
+        baseline = same.label.removeprefix(f"{backbone} ")
+        return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
     if framework == "none":
         keys = {"lea_method": "base", "q_weight": 0}
         baseline = None if name in ("Normal", "RecBole") else "Normal"

@@ -45,6 +45,8 @@ PAPER_NOTE = (
 ABOUT = {
     "table3": "sv: the LE's choice joins the supervised loss; q: the Q loss; sv+q: both, which is "
     "LEA. Without a Q head, Normal can only have sv.",
+    "table6": "Not in the paper. LE embeddings: item embeddings start from the LE's item tokens; "
+    "the baseline is the same method without.",
     "figure5": "-IT: item titles in the prompt instead of item tokens; -SM: without the state "
     "loss (shown, as in the paper, by LES).",
 }
@@ -260,6 +262,8 @@ class Report:
             self._results(),
             ABOUT.get(self.name, ""),
             PAPER_NOTE if any(row["paper"] for row in self.rows) else "",
+            "## Cold items" if self._cold() else "",
+            self._cold(),
             f"## Gains in {self.metric} over each method's own baseline",
             self._gains(),
             TESTS,
@@ -301,6 +305,26 @@ class Report:
             ["method", *metrics],
             [[label, *(of[metric] for metric in metrics)] for label, of in cells.items()],
         )
+
+    def _cold(self) -> str:
+        """Test rows whose item is rare in training; empty where no run has them."""
+        about, header, lines = "", [], []
+        for outcome in self.done:
+            cold = [record["cold"] for record in outcome.records.values() if "cold" in record]
+            if not cold or not cold[0]["rows"]:
+                continue
+            about = (
+                f"{cold[0]['rows']:,} test rows whose item is seen fewer than {cold[0]['below']} "
+                "times in training."
+            )
+            header = ["method", *map(paper_name, cold[0]["result"])]
+            cells = []
+            for metric in cold[0]["result"]:
+                values = [c["result"][metric] for c in cold]
+                spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.4f}{spread}")
+            lines.append([outcome.method.label, *cells])
+        return f"{about}\n\n{_table(header, lines)}" if lines else ""
 
     def _gains(self) -> str:
         rows = self.of_metric(self.metric)

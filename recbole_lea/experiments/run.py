@@ -29,6 +29,9 @@ from recbole_lea.quick_start import backbone_config, prepare
 # RecBole rounds to 4 places: too coarse for a difference between two seeds.
 DECIMALS = 8
 
+# An item is cold if training has seen it less often.
+COLD = 5
+
 # Keys that cannot change a result, and so are no part of a run's identity.
 VOLATILE = {
     "gpu_id", "use_gpu", "worker", "device", "state", "data_path", "checkpoint_dir",
@@ -169,6 +172,7 @@ def _training(config: Config, kind: str, folder: Path) -> dict[str, Any]:
     if kind == "test":
         with stages.stage("test"):
             content["test_result"], rows = evaluate_rows(trainer, test)
+        content["cold"] = cold_result(train._dataset, test._dataset, rows)
         users = by_user(test._dataset, rows)
         content["data"]["test users"] = len(users["users"])
         partial = folder / "users.partial.npz"
@@ -186,6 +190,29 @@ def _counts(splits: list[Any]) -> dict[str, int]:
         "validation rows": len(valid),
         "test rows": len(test),
     }
+
+
+def cold_result(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The test result of rows whose item is rare in training.
+
+    Args:
+        train: the training split.
+        test: the test split.
+        rows: metric -> values [n_rows] in the test split's order.
+
+    Returns:
+        ``below``: how often an item has to be seen not to be cold; ``rows``: how many there are;
+        ``result``: metric -> mean, empty without any.
+    """
+    item, length = train.iid_field, train.item_list_length_field
+    counts = np.bincount(train.inter_feat[item].numpy(), minlength=train.item_num)
+    first = train.inter_feat[length].numpy() == 1  # a user's first item is no target
+    histories = train.inter_feat[item + train.config["LIST_SUFFIX"]].numpy()
+    counts += np.bincount(histories[first, 0], minlength=train.item_num)
+    cold = counts[test.inter_feat[item].numpy()] < COLD
+    n = int(cold.sum())
+    result = {name: float(values[cold].mean()) for name, values in rows.items()} if n else {}
+    return {"below": COLD, "rows": n, "result": result}
 
 
 def by_user(dataset: Any, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

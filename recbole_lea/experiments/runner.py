@@ -193,7 +193,7 @@ class Benchmark:
         wants: dict[str, dict[str, Any]] = {}
         for method in self._wanted():
             switches = method.switches
-            if not switches.needs_le:
+            if not switches.needs_le and not method.le_embeddings:
                 continue
             for changes in ({}, dict(method.changes)):  # the trials' LE and the tests'
                 config = self._spec("le", method, changes, 0).config()
@@ -207,6 +207,7 @@ class Benchmark:
                 want |= {"lea_state": "both"} if switches.le_state else {}
                 want |= {"lea_reward": "LE"} if switches.le_reward else {}
                 want |= {"lea_augmentation": "both"} if switches.augmented else {}
+                want |= {"item_embedding_init": "le"} if method.le_embeddings else {}
         seed = self.search.tuning_seed
         common = (self.config_files, self.arguments)
         return [

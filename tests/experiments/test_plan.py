@@ -36,13 +36,25 @@ def test_rows_are_the_paper_s_and_recbole_s_own(number):
     assert all(row.model in MODELS for row in rows)
 
 
-@pytest.mark.parametrize("number", [2, 3, 4, 5])
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
 def test_a_baseline_comes_before_what_is_compared_with_it(number):
     seen = set()
     for row in table(number):
         assert row.baseline is None or row.baseline_label in seen
         seen.add(row.label)
     assert any(row.baseline for row in table(number))
+
+
+def test_le_embeddings_are_compared_with_the_same_method_without():
+    rows = {row.label: row for row in table(6)}
+    new = [row for row in rows.values() if row.le_embeddings]
+    assert len(new) == len({row.label for row in new}) == 6
+    for row in new:
+        without = rows[row.baseline_label]
+        assert row.keys == {**without.keys, "item_embedding_init": "le"}
+        assert (row.model, row.framework) == (without.model, without.framework)
+    assert rows["SASRec Normal, LE embeddings"].baseline_label == "SASRec Normal"
+    assert rows["GRU4Rec SNQN LEASR, LE embeddings"].baseline_label == "GRU4Rec SNQN LEASR"
 
 
 def test_methods_are_what_the_paper_calls_them():

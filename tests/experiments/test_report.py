@@ -143,6 +143,7 @@ def test_markdown_has_what_a_reader_needs(outcomes):
         record["le"] = {"positions_chosen": [0.3, 0.1, 0.2, 0.2, 0.2],
                         "true_item_listed": 0.4, "true_item_chosen": 0.123}  # fmt: skip
         record["best_is_warmup"] = True
+        record["cold"] = {"below": 5, "rows": 1234, "result": {"hit@10": 0.0123 + record["seed"]}}
     made = report(outcomes, les=[le], left_out={"SASRec X": "no reason"})
     text = made.markdown(["table4-gains.png"])
     assert "![](table4-gains.png)" in text and "make it" in text
@@ -155,6 +156,9 @@ def test_markdown_has_what_a_reader_needs(outcomes):
     assert "0.30 0.10 0.20 0.20 0.20 | 0.400 | 0.123" in text
     assert "5 of 5" in text
     assert "LE fine-tuning 3600 s, 2,100 MB | 1 h 0 min" in text
+    assert "1,234 test rows whose item is seen fewer than 5 times in training" in text
+    cold = next(r for r in text.splitlines() if "3.0123 ± 1.5811" in r)
+    assert cold.startswith(f"| {outcomes[3].method.label} |")
     assert "SASRec X: no reason" in text
     assert "ttest_rel" in text and "Holm" in text
     for block in text.split("\n\n"):

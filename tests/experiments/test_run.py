@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from recbole_lea.compat import evaluate_rows
 from recbole_lea.config import properties_folder
-from recbole_lea.experiments.run import Spec, by_user, execute, main
+from recbole_lea.data.dataset import LEADataset
+from recbole_lea.experiments.run import Spec, by_user, cold_result, execute, main
 from recbole_lea.quick_start import prepare
 from tests.experiments.helpers import METRICS, tiny_yaml
 
@@ -82,6 +84,22 @@ def test_a_test_leaves_all_that_the_report_needs(spec):
     assert mean == pytest.approx(content["test_result"]["hit@20"], abs=1e-7)
     assert sorted(path.name for path in Path("run").iterdir()) == ["run.json", "users.npz"]
     assert not Path("saved").exists() and not Path("log").exists()
+
+
+def test_cold_items_are_those_that_training_hardly_saw(tiny_config, monkeypatch):
+    monkeypatch.setattr("recbole_lea.experiments.run.COLD", 3)
+    loaders = prepare(tiny_config(lea_method="base"))[1]
+    train, test = loaders[0]._dataset, loaders[2]._dataset
+    _, sequences = LEADataset(tiny_config(lea_method="base")).splits()
+    seen = Counter(item for items in sequences.values() for item in items)
+    targets = test.id2token("item_id", test.inter_feat["item_id"].numpy())
+    cold = np.array([seen[item] < 3 for item in targets])
+    assert 0 < cold.sum() < len(cold)
+    values = np.arange(len(test), dtype=float)
+    found = cold_result(train, test, {"hit@10": values})
+    assert found == {"below": 3, "rows": cold.sum(), "result": {"hit@10": values[cold].mean()}}
+    none = cold_result(train, test.copy(test.inter_feat[~cold]), {"hit@10": values[~cold]})
+    assert none == {"below": 3, "rows": 0, "result": {}}
 
 
 def test_a_trial_never_sees_the_test_data(spec, monkeypatch):

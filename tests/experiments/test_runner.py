@@ -118,6 +118,15 @@ def test_one_le_for_all_methods_with_all_that_they_want(benchmark):
     assert le.spec.keys["lea_state"] == "both" and le.spec.keys["lea_reward"] == "constant"
 
 
+def test_le_embeddings_want_the_item_tokens_alone(benchmark):
+    own = benchmark(6, only=["SASRec Normal, LE embeddings"])
+    (le,) = own.environments()
+    keys = ("item_embedding_init", "lea_state", "lea_reward", "lea_augmentation")
+    assert [le.spec.keys[key] for key in keys] == ["le", "hidden", "constant", "none"]
+    (both,) = benchmark(6).environments()
+    assert both.spec.keys["item_embedding_init"] == "le" and both.spec.keys["lea_state"] == "both"
+
+
 def test_runs_of_other_code_are_repeated_on_request(benchmark, started):
     benchmark().run()
     n = len(started)
