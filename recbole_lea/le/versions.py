@@ -3,8 +3,9 @@
 import importlib.metadata
 import platform
 
+from recbole_lea import __version__
+
 PACKAGES = (
-    "recbole_lea",
     "recbole",
     "torch",
     "transformers",
@@ -16,8 +17,9 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Name -> version of Python and of ``PACKAGES``; None where one is not installed."""
+    """Name -> version of Python, of this package and of ``PACKAGES``; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
+    found["recbole_lea"] = __version__  # a checkout need not be installed
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
