@@ -344,6 +344,8 @@ def restored_config(saved: dict[str, Any]) -> Config:
     for key, value in saved.items():
         if key not in keep:
             config[key] = value
+    # it has done its work; a pickled config must not hold a class of this package
+    config.yaml_loader = yaml.SafeLoader
     return config
 
 
