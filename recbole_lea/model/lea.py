@@ -245,8 +245,8 @@ class LEARecommender(Readable):
         with torch.random.fork_rng():
             self._add_heads(config, dataset)
         if config["item_embedding_init"] == "le":
-            for backbone in (self, *([self.twin.backbone] if self.twin else [])):
-                init_item_embeddings(backbone, dataset.lea_item_tokens, dataset.lea_item_ids)
+            copies = [self, *([self.twin.backbone] if self.twin else [])]
+            init_item_embeddings(copies, dataset.lea_item_tokens, dataset.lea_item_ids)
 
     def _add_heads(self, config, dataset) -> None:
         dense = config["lea_output_head"] == "dense"
@@ -460,33 +460,33 @@ class LEARecommender(Readable):
 
 
 @torch.no_grad()
-def init_item_embeddings(backbone: nn.Module, tokens: np.ndarray, ids: Tensor) -> None:
+def init_item_embeddings(copies: list[nn.Module], tokens: np.ndarray, ids: Tensor) -> None:
     """Let item embeddings start from the LE's item tokens.
 
     Their principal components, as many as the embeddings are wide, scaled to the deviation of the
     start that RecBole has drawn. RecBole's padding item keeps its own.
 
     Args:
-        backbone: has ``item_embedding``.
+        copies: of one backbone, each with its ``item_embedding``.
         tokens: by LE item index [n, d].
         ids: RecBole's item ids by LE item index [n].
 
     Raises:
         ValueError: there are no such embeddings, or they are wider than the tokens allow.
     """
-    table = getattr(backbone, "item_embedding", None)
-    if not isinstance(table, nn.Embedding):
+    tables = [getattr(backbone, "item_embedding", None) for backbone in copies]
+    if not all(isinstance(table, nn.Embedding) for table in tables):
         raise ValueError("`item_embedding_init: le` needs a backbone with one item embedding table")
-    width = table.embedding_dim
+    width = tables[0].embedding_dim
     if width > min(tokens.shape):
         raise ValueError(
             f"`item_embedding_init: le`: embeddings of width {width} cannot be made from "
             f"{tokens.shape[0]} item tokens of width {tokens.shape[1]}: lower the embedding's width"
         )
     parts = PCA(width, svd_solver="full").fit_transform(tokens)  # [n, width]
-    start = torch.from_numpy(parts).to(table.weight)
-    ids = ids.to(table.weight.device)
-    table.weight[ids] = start * (table.weight[ids].std() / start.std())
+    for table in tables:
+        start, own = torch.from_numpy(parts).to(table.weight), ids.to(table.weight.device)
+        table.weight[own] = start * (table.weight[own].std() / start.std())
 
 
 def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
