@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,11 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
     """Do the runs and write the report; returns how many runs failed."""
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
-    given = _keys(arguments)
+    from recbole_lea.config import find_config_file, given_keys
+
+    given = given_keys(arguments)
     sys.argv = [sys.argv[0], *arguments]  # what RecBole is to read
 
-    from recbole_lea.config import find_config_file
     from recbole_lea.experiments import plan
     from recbole_lea.experiments.runner import Benchmark
 
@@ -122,18 +123,6 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
         failed = benchmark.run()
         _report(benchmark, name, command)
     return len(failed)
-
-
-def _keys(arguments: Sequence[str]) -> list[str]:
-    keys = []
-    for argument in arguments:
-        key, equals, _ = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise ValueError(
-                f"{argument}: not an option; keys of all runs are given as --key=value"
-            )
-        keys.append(key)
-    return keys
 
 
 @contextlib.contextmanager

@@ -328,6 +328,21 @@ REFUSED = {
 }
 
 
+def given_keys(arguments: Iterable[str]) -> list[str]:
+    """Keys of arguments that a program leaves to RecBole.
+
+    Raises:
+        ValueError: an argument is not of the form ``--key=value``.
+    """
+    keys = []
+    for argument in arguments:
+        key, equals, _ = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise ValueError(f"{argument}: not an option; keys are given as --key=value")
+        keys.append(key)
+    return keys
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" for the nearest known name, or nothing."""
     lower = {candidate.lower(): candidate for candidate in known}

@@ -26,6 +26,7 @@ from sklearn.decomposition import PCA  # noqa: E402
 
 from recbole_lea.checkpoint import Checkpoint  # noqa: E402
 from recbole_lea.compat import restored_config  # noqa: E402
+from recbole_lea.config import given_keys  # noqa: E402
 from recbole_lea.data.dataset import ROW, LEADataset  # noqa: E402
 from recbole_lea.le.catalogue import item_fields  # noqa: E402
 from recbole_lea.le.sequences import uniform_except  # noqa: E402
@@ -62,9 +63,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="--plot: held-out transitions")
     parser.add_argument("--category", help="--plot: the field of the .item file that colours")
     options, rest = parser.parse_known_args()
-    for argument in rest:
-        if not (argument.startswith("--") and "=" in argument):
-            raise ValueError(f"{argument}: not an option; keys are given as --key=value")
+    given_keys(rest)
     if options.user is None and options.history is None and options.plot is None:
         raise ValueError("give --user, --history or --plot")
     if options.sample < 3:
