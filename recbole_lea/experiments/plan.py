@@ -24,7 +24,7 @@ OPTIONAL = ("q_weight", "w_ah", "w_aq")
 # Table 3's names for the losses that the LE's choice joins.
 AUGMENTATIONS = {"sv": "supervised", "q": "Q", "sv+q": "both"}
 
-TABLES = {
+TABLES: dict[int, dict[str, tuple[str, ...]]] = {
     2: {
         "none": ("Normal",),
         "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
@@ -120,8 +120,8 @@ def table(number: int) -> list[Method]:
 def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
     if name.endswith(LE_EMBEDDINGS):
         same = _method(backbone, framework, name.removesuffix(LE_EMBEDDINGS), **more)
-        keys = {**same.keys, "item_embedding_init": "le"}
-        baseline = same.label.removeprefix(f"{backbone} ")
+        keys: dict[str, Any] = {**same.keys, "item_embedding_init": "le"}
+        baseline: str | None = same.label.removeprefix(f"{backbone} ")
         return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
     if framework == "none":
         keys = {"lea_method": "base", "q_weight": 0}
