@@ -254,12 +254,39 @@ def test_feedback_is_read_by_tokens(settings):
             found = read_rewards(rewards_folder, user, n)
             assert found == {CATALOGUE.tokens[i]: score for i, score in expected.items()}
             assert next(iter(found)) == CATALOGUE.tokens[items[n]]
-    with pytest.raises(KeyError, match="'nobody'"):
+    with pytest.raises(KeyError, match="users.json has no user 'nobody'"):
         read_state(states_folder, "nobody", 1)
+    user, n = SEQUENCES.users[-1], len(SEQUENCES.items[-1])
+    with pytest.raises(IndexError, match=f"1 to {n} items, not {n + 1}"):
+        read_state(states_folder, user, n + 1)
+    with pytest.raises(IndexError, match=f"1 to {n - 1} items, not {n}"):
+        read_rewards(rewards_folder, user, n)
     with pytest.raises(IndexError, match="1 to 2 items, not 3"):
         read_state(states_folder, "u0", 3)
     with pytest.raises(IndexError, match="1 to 1 items, not 2"):
         read_rewards(rewards_folder, "u0", 2)
+
+
+def test_arrays_stay_on_disk_where_asked(tmp_path):
+    fill(open_store(tmp_path), 0, 1)
+    assert isinstance(open_store(tmp_path).array("a"), np.memmap)
+    assert isinstance(read_array(tmp_path / "a.npy", mapped=True), np.memmap)
+    assert not isinstance(read_array(tmp_path / "a.npy"), np.memmap)
+
+
+def test_a_shard_may_be_one_byte(tmp_path):
+    spec = {"a": ((2,), "int8")}
+    store = ArrayStore(tmp_path, spec, [0, 1, 2], "x")
+    for shard in (0, 1):
+        store.write(shard, {"a": np.array([shard])})
+    assert ArrayStore(tmp_path, spec, [0, 1, 2], "x").missing() == []
+
+
+def test_a_full_disk_is_named_with_the_remedy():
+    error = DiskFull(Path("there"))
+    assert error.errno == errno.ENOSPC
+    assert str(error).startswith("no space left in there: free some, or set lea_cache_dir")
+    assert str(error).endswith("what is finished is kept")
 
 
 class Payload:
