@@ -21,6 +21,7 @@ from recbole_lea.le.store import (
     DiskFull,
     pieces,
     read_array,
+    read_json,
     read_record,
     read_rewards,
     read_state,
@@ -344,6 +345,10 @@ def test_anything_but_numbers_is_named(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(pickle.dumps(Payload()))
     with pytest.raises(ValueError, match="x.safetensors: not a safetensors file"):
         read_tensors(tmp_path / "x.safetensors")
+    for content in (b"\xff", b"{", b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ValueError, match="x.json: not JSON: .*; delete it"):
+            read_json(tmp_path / "x.json")
     assert not Path("ran").exists()
 
 
