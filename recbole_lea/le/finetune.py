@@ -109,7 +109,7 @@ def finetune(
         len(learned), len(sequences), len(measured),
     )  # fmt: skip
     parameters = [p for p in environment.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr)
+    optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr, fused=True)
     rngs = [np.random.default_rng([settings.seed, 2, e]) for e in range(settings.finetune_epochs)]
     epochs = [epoch_batches(sequences, learned, settings.finetune_batch_size, g) for g in rngs]
     n_steps = sum(len(batches) for batches in epochs)
@@ -186,7 +186,7 @@ def _train_step(
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
     totals = torch.zeros(3, device=table.device)
-    for packed in pack(groups, settings.row_length, settings.batch_rows, fill_batches=False):
+    for packed in pack(groups, settings.row_length, settings.batch_rows, snug=True):
         hidden = environment.at_reads(packed, environment.hidden(packed))
         rewards = environment.reward_of(hidden).view(-1, size)  # [N, 1 + K + 1]
         positive, negative = rewards[:, :1], rewards[:, 1:-1]
