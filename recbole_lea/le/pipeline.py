@@ -234,7 +234,7 @@ class Pipeline:
         """Write ``tokens.npy``.
 
         Returns:
-            The mean sentence loss before and after, in the main process.
+            The mean sentence loss before and after, in the main process; None without iterations.
         """
         llm, s, n = self.llm(), self.settings, len(self.catalogue)
         plain = Environment(llm, torch.zeros(n, llm.width), s, adapted=False)
@@ -242,6 +242,10 @@ class Pipeline:
         if cut:
             logger.info("%d item sentences were cut to %d tokens", cut, s.item_max_tokens)
         start = tokenization.initial_tokens(ids, plain, s)
+        if s.item_iterations == 0:  # measuring the losses alone would take minutes
+            if self._main:
+                write_array(folder / "tokens.npy", start.numpy())
+            return None
         # items of similar length together; the order decides nothing else
         order = sorted(range(n), key=lambda i: (len(ids[i]), i))
         starts = list(range(0, n, BUCKET))

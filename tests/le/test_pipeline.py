@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recbole_lea.le import pipeline as pipeline_module
+from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
@@ -299,6 +300,17 @@ def test_a_finished_stage_leaves_no_intermediate_files(settings):
         ("environment", {"adapter.safetensors", "history.json"}),
     ):
         assert {f.name for f in p._folder(stage).iterdir()} == files | {"done.json", "lock"}
+
+
+def test_item_tokens_without_iterations_are_their_start(settings, log, monkeypatch):
+    s = settings(item_iterations=0)
+    monkeypatch.setattr(pipeline_module.Environment, "hidden", None)  # no forward pass
+    p = pipeline(s)
+    plain = pipeline_module.Environment(p.llm(), torch.zeros(2, p.llm().width), s, adapted=False)
+    ids, _ = tokenization.sentence_ids(p.sentences, plain, p.llm().tokenizer)
+    start = tokenization.initial_tokens(ids, plain, s)
+    np.testing.assert_array_equal(p.item_tokens(), start.numpy())
+    assert "mean sentence loss" not in log.text
 
 
 def test_correlation_of_rewards_with_popularity(settings):
