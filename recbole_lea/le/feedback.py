@@ -103,12 +103,12 @@ class Computation:
 
 
 def choose(
-    label_scores: np.ndarray, candidates: np.ndarray, calibration: str
+    scores: np.ndarray, candidates: np.ndarray, calibration: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted positive action a^e: the listed item with the highest label score.
+    """The predicted positive action a^e: the listed item with the highest score.
 
     Args:
-        label_scores: log-probabilities [n, k].
+        scores: log-probabilities of the label words, or rewards [n, k].
         candidates: listed items [n, k].
         calibration: ``prior`` subtracts each label's mean over all prompts, because a small
             LLM leans to one position whatever the items (row 14b); ``none`` is the paper.
@@ -116,7 +116,7 @@ def choose(
     Returns:
         The chosen item [n] and the share each position won [k].
     """
-    scores = np.asarray(label_scores, dtype=np.float32)
+    scores = np.asarray(scores, dtype=np.float32)
     if calibration == "prior":
         scores = scores - scores.mean(0)
     position = scores.argmax(1)

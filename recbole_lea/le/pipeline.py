@@ -401,17 +401,25 @@ class Pipeline:
         self, candidates: np.ndarray, want_rewards: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         s = self.settings
+        by_reward = s.selection_by == "reward"
+        asked = (
+            {"by": "reward"}
+            if by_reward
+            else {"prompt": s.selection_prompt + s.selection_suffix, "labels": s.selection_labels}
+        )
         self.keys["selection"] = _key(
             environment=self.keys["environment"],
-            prompt=s.selection_prompt + s.selection_suffix,
-            labels=s.selection_labels,
             candidates=hashlib.sha256(candidates.tobytes()).hexdigest(),
+            **asked,
         )
+        judge = fb.Computation.rewards if by_reward else fb.Computation.label_scores
         scores = self._computed(
-            "selection", "augmentation", "label_scores", candidates.shape,
-            lambda computation: computation.label_scores(candidates), actions=candidates,
+            "selection", "augmentation", "rewards" if by_reward else "label_scores",
+            candidates.shape, lambda computation: judge(computation, candidates),
+            actions=candidates,
         )  # fmt: skip
-        chosen, share = fb.choose(scores, candidates, s.selection_calibration)
+        calibration = "none" if by_reward else s.selection_calibration
+        chosen, share = fb.choose(scores, candidates, calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
         )
@@ -428,6 +436,8 @@ class Pipeline:
         )  # fmt: skip
         if not want_rewards:
             return chosen, None
+        if by_reward:
+            return chosen, np.max(scores, axis=1)
         self.keys["selection_rewards"] = _key(
             selection=self.keys["selection"], calibration=s.selection_calibration
         )

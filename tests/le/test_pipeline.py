@@ -131,6 +131,25 @@ def test_selection_is_one_of_the_list_and_cached_by_its_contents(settings, log):
     assert computed(log) == ["augmentation"]
 
 
+def test_selection_by_reward_is_the_listed_item_with_the_highest(settings, log):
+    rng = np.random.default_rng(0)
+    candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
+    pipeline(settings()).select(candidates, want_rewards=True)
+    computed(log)
+    p = pipeline(settings(selection_by="reward"))
+    chosen, scores = p.select(candidates, want_rewards=True)
+    assert computed(log) == ["augmentation"]  # not the answers to the prompt, and nothing more
+    env, first = p.environment(), int(SEQUENCES.transition_starts[7])
+    for k, t in enumerate(range(1, len(SEQUENCES.items[7])), first):
+        prompts = [[env.prompts.reward(SEQUENCES.history(7, t), a)] for a in candidates[k]]
+        alone = env.read(prompts, env.reward_of)
+        assert scores[k] == pytest.approx(alone.max(), rel=1e-4)
+        (position,) = np.flatnonzero(
+            candidates[k] == chosen[k]
+        )  # items of one text have one reward
+        assert alone[position] == pytest.approx(alone.max(), rel=1e-4)
+
+
 def test_state_dim_stores_a_projection(settings):
     full = pipeline(settings()).states()
     small = pipeline(settings(state_dim=4)).states()
