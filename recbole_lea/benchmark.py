@@ -30,8 +30,8 @@ def main() -> None:
         allow_abbrev=False,  # --seed is a key, not short for --seeds
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=int, choices=(2, 3, 4, 5, 6),
-                      help="table of the paper; 6, ours: LE embeddings")  # fmt: skip
+    what.add_argument("--table", type=int, choices=(2, 3, 4, 5, 6, 7),
+                      help="the paper's; ours: 6 LE embeddings, 7 shuffled feedback")  # fmt: skip
     what.add_argument("--figure", type=int, choices=(4, 5), help="figure of the paper")
     what.add_argument("--speed", action="store_true", help="measure speed")
     what.add_argument("--growth", action="store_true", help="feedback for up to a million rows")

@@ -218,6 +218,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_compile": _one_of("auto", True, False),
     "lea_cache_dir": _PATH,
     "lea_stop_after": _optional(_one_of("items", "finetune", "states", "rewards", "feedback")),
+    "lea_shuffle": _FLAG,
     "lea_row_length": _number(16, 10**6, int),
     "lea_batch_rows": _COUNT,
     "lea_max_history": _COUNT,

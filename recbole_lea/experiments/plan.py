@@ -39,10 +39,16 @@ TABLES = {
         "SNQN": ("SNQN", "LEASR", "LEASR, LE embeddings"),
         "SA2C": ("SA2C", "LEASR", "LEASR, LE embeddings"),
     },
+    # a control: whether it matters what the LE says of a transition
+    7: {
+        "SNQN": ("SNQN", "LEASR", "LEASR, shuffled"),
+        "SA2C": ("SA2C", "LEASR", "LEASR, shuffled", "LES", "LES, shuffled"),
+    },
 }
 FIGURES = (4, 5)
 BOTH_BACKBONES = (2, 5, 6)
 LE_EMBEDDINGS = ", LE embeddings"
+VARIANTS = {LE_EMBEDDINGS: {"item_embedding_init": "le"}, ", shuffled": {"lea_shuffle": True}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +124,12 @@ def table(number: int) -> list[Method]:
 
 
 def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
-    if name.endswith(LE_EMBEDDINGS):
-        same = _method(backbone, framework, name.removesuffix(LE_EMBEDDINGS), **more)
-        keys = {**same.keys, "item_embedding_init": "le"}
-        baseline = same.label.removeprefix(f"{backbone} ")
-        return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
+    for suffix, change in VARIANTS.items():
+        if name.endswith(suffix):
+            same = _method(backbone, framework, name.removesuffix(suffix), **more)
+            baseline = same.label.removeprefix(f"{backbone} ")
+            keys = {**same.keys, **change}
+            return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
     if framework == "none":
         keys = {"lea_method": "base", "q_weight": 0}
         baseline = None if name in ("Normal", "RecBole") else "Normal"

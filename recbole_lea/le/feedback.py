@@ -160,7 +160,8 @@ class Feedback:
     Args:
         sequences: the training sequences.
         n_items: items to draw negatives from.
-        seed: of the negative draws.
+        seed: of the negative draws and of the permutation.
+        shuffle: give each transition the states and rewards of another one (a control).
         scale: reward scale; None where rewards are not wanted.
         state_dim: width of a state; None where states are not wanted.
     """
@@ -172,12 +173,16 @@ class Feedback:
         seed: int,
         scale: RewardScale | None,
         state_dim: int | None,
+        shuffle: bool = False,
     ) -> None:
         self.sequences = sequences
         self.n_items = n_items
         self.scale = scale
         self.state_dim = state_dim
         self.rng = np.random.default_rng([seed, 5])
+        self.others: np.ndarray | None = None
+        if shuffle:
+            self.others = np.random.default_rng([seed, 6]).permutation(sequences.n_transitions)
         self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def augment(self, actions: np.ndarray, scores: np.ndarray | None) -> None:
@@ -196,10 +201,11 @@ class Feedback:
             as the method wants them and they exist already.
         """
         found: dict[str, Tensor] = {}
+        judged = rows if self.others is None else self.others[rows]
         if self.state_dim is not None:
-            found["state"], found["next_state"] = self._states(rows)
+            found["state"], found["next_state"] = self._states(judged)
         if self.scale is not None:
-            positive, negative, items = self._rewards(rows)
+            positive, negative, items = self._rewards(judged)
             found["reward"] = self.scale(positive)
             found["negative_reward"] = self.scale(negative)
             found["negative"] = torch.from_numpy(items)
@@ -207,7 +213,7 @@ class Feedback:
             actions, scores = self.augmented
             found["augmented"] = torch.from_numpy(np.asarray(actions[rows], dtype=np.int64))
             if scores is not None and self.scale is not None:
-                found["augmented_reward"] = self.scale(_float(scores[rows]))
+                found["augmented_reward"] = self.scale(_float(scores[judged]))
         return found
 
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

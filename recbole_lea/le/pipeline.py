@@ -528,6 +528,7 @@ class Pipeline:
             "sequences": self.sequences,
             "n_items": len(self.catalogue),
             "seed": self.settings.seed,
+            "shuffle": self.settings.shuffle,
         }
 
     def _folder(self, stage: str) -> Path:

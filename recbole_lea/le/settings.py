@@ -51,6 +51,7 @@ class LESettings:
     state_head: str
     row_length: int
     batch_rows: int
+    shuffle: bool
     cache_dir: str
     seed: int
     negative_pool: int

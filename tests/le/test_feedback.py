@@ -18,7 +18,7 @@ from recbole_lea.le.stages import StageLog
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 
-def planted():
+def planted(**more):
     """State k holds k; the reward of transition k is k, of its j-th negative 100 k + j."""
     n = SEQUENCES.n_transitions
     states = np.repeat(np.arange(SEQUENCES.n_states, dtype=np.float16)[:, None], 3, axis=1)
@@ -30,7 +30,7 @@ def planted():
         "seed": 0,
         "scale": RewardScale("raw"),
         "state_dim": 3,
-    }
+    } | more
     return PrecomputedFeedback(states, rewards, negatives, **options)
 
 
@@ -48,6 +48,21 @@ def test_lookup_finds_each_transition_s_own_rows():
             drawn = int(found["negative_reward"][k]) - 100 * k
             assert found["negative"][k] == (k + drawn) % 12
             k += 1
+
+
+def test_shuffled_feedback_is_that_of_other_transitions():
+    feedback, rows = planted(shuffle=True), np.arange(SEQUENCES.n_transitions)
+    feedback.augment(rows % 12, rows.astype(np.float32))
+    found = feedback.lookup(rows)
+    order = found["reward"].long()
+    assert sorted(order.tolist()) == rows.tolist()
+    assert (order.numpy() != rows).mean() > 0.8
+    plain = planted().lookup(order.numpy())
+    for name in ("state", "next_state", "reward"):
+        assert torch.equal(found[name], plain[name])
+    assert torch.equal(found["augmented_reward"], order.float())
+    assert found["augmented"].tolist() == (rows % 12).tolist()  # the model's own list stays
+    assert torch.equal(feedback.lookup(rows)["state"], found["state"])
 
 
 def test_every_negative_of_the_pool_is_drawn():
