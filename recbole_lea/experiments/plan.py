@@ -35,20 +35,20 @@ TABLES = {
     5: {"SA2C": ("SA2C", "LES'", "LES")},
     # not the paper's: what item embeddings that start from the LE's item tokens have to do with it
     6: {
-        "none": ("Normal", "Normal, LE embeddings"),
-        "SNQN": ("SNQN", "LEASR", "LEASR, LE embeddings"),
-        "SA2C": ("SA2C", "LEASR", "LEASR, LE embeddings"),
+        "none": ("Normal", "Normal with LE embeddings"),
+        "SNQN": ("SNQN", "LEASR", "LEASR with LE embeddings"),
+        "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings"),
     },
     # a control: whether it matters what the LE says of a transition
     7: {
-        "SNQN": ("SNQN", "LEASR", "LEASR, shuffled"),
-        "SA2C": ("SA2C", "LEASR", "LEASR, shuffled", "LES", "LES, shuffled"),
+        "SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
+        "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled"),
     },
 }
 FIGURES = (4, 5)
 BOTH_BACKBONES = (2, 5, 6)
-LE_EMBEDDINGS = ", LE embeddings"
-VARIANTS = {LE_EMBEDDINGS: {"item_embedding_init": "le"}, ", shuffled": {"lea_shuffle": True}}
+LE_EMBEDDINGS = " with LE embeddings"  # --methods is separated by commas
+VARIANTS = {LE_EMBEDDINGS: {"item_embedding_init": "le"}, " shuffled": {"lea_shuffle": True}}
 
 
 @dataclasses.dataclass(frozen=True)
