@@ -486,3 +486,17 @@ def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
     """ "N epochs" or "N steps" in optimiser steps."""
     count, unit = _WARMUP.fullmatch(warmup).groups()
     return int(count) * (steps_per_epoch if unit.startswith("epoch") else 1)
+
+
+def absolute_paths(config: Mapping[str, Any]) -> dict[str, str]:
+    """The paths among a config's values, for a run that works in another folder.
+
+    Args:
+        config: RecBole's, of a model of ours or (without the LE's keys) of RecBole's.
+    """
+    paths = {"data_path": str(Path(config["data_path"]).absolute())}
+    if config["lea_cache_dir"]:
+        paths["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())
+    if config["lea_llm"] and Path(config["lea_llm"]).exists():
+        paths["lea_llm"] = str(Path(config["lea_llm"]).absolute())
+    return paths

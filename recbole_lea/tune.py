@@ -28,7 +28,7 @@ from recbole.quick_start import objective_function
 from recbole.trainer import HyperTuning
 from recbole.utils import dict2str
 
-from recbole_lea.config import RULES, find_config_file, nearest
+from recbole_lea.config import RULES, absolute_paths, find_config_file, nearest
 from recbole_lea.le.store import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -155,18 +155,11 @@ def _algorithm(space: Space, tool: str) -> str:
 
 
 def _fixed(config: Config) -> dict[str, Any]:
-    """Keys of all trials; paths are absolute, as a trial of Ray has a folder of its own."""
-    keys = dict(config.cmd_config_dict) | {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        # RecBole appends the dataset's name again
-        "data_path": str(Path(config["data_path"]).absolute().parent),
-    }
-    if config["lea_cache_dir"]:
-        keys["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())
-        if Path(config["lea_llm"]).exists():
-            keys["lea_llm"] = str(Path(config["lea_llm"]).absolute())
-    return keys
+    """Keys of all trials; a trial of Ray has a folder of its own."""
+    paths = absolute_paths(config)
+    paths["data_path"] = str(Path(paths["data_path"]).parent)  # RecBole appends the dataset's name
+    named = {"model": config["model"], "dataset": config["dataset"]}
+    return dict(config.cmd_config_dict) | named | paths
 
 
 def run_trial(
