@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recbole.model.abstract_recommender import SequentialRecommender
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from recbole_lea.config import RULES
 from recbole_lea.methods import switches
 from recbole_lea.model import lea_model
-from recbole_lea.model.lea import QHead
+from recbole_lea.model.lea import LEARecommender, QHead
 
 # The files of ``recbole_lea.export``
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
@@ -28,7 +29,7 @@ class Ranker(nn.Module):
         output_head: the dense head; None for the backbone's own scores (``lea_output_head``).
     """
 
-    def __init__(self, backbone: nn.Module, output_head: nn.Linear | None) -> None:
+    def __init__(self, backbone: SequentialRecommender, output_head: nn.Linear | None) -> None:
         super().__init__()
         self.backbone = backbone
         self.output_head = output_head
@@ -102,13 +103,7 @@ class Checkpoint:
                 f"{path} is no checkpoint of recbole_lea: torch cannot read it as tensors and "
                 "built-in types"
             ) from error
-        known = isinstance(content, dict) and isinstance(content.get("config"), dict)
-        model = content["config"].get("model") if known else None
-        if not (isinstance(model, str) and lea_model(model)):
-            what = f"holds the model {model}" if model else "holds no model"
-            raise ValueError(
-                f"{path} {what}, but has to hold one of recbole_lea, such as SASRecSA2CLEA"
-            )
+        _model_class(path, content.get("config") if isinstance(content, dict) else None)
         other = content.get("other_parameter") or {}
         if "item_tokens" not in other:
             raise ValueError(
@@ -124,6 +119,7 @@ class Checkpoint:
         try:
             about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             tokens = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+            _model_class(folder, about["config"])
             return cls(folder, about["config"], tokens, load_file(folder / WEIGHTS), {})
         except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{folder} was not made by --to safetensors: {error}") from error
@@ -131,7 +127,7 @@ class Checkpoint:
     @property
     def backbone_class(self) -> type:
         """RecBole's own class."""
-        return lea_model(self.config["model"]).backbone_class()
+        return _model_class(self.path, self.config).backbone_class()
 
     @property
     def dense(self) -> bool:
@@ -152,7 +148,8 @@ class Checkpoint:
             backbone = self.backbone_class(config, items)
             head = None
             if self.dense:
-                head = nn.Linear(*reversed(self.state["output_head.weight"].shape))
+                n_items, width = self.state["output_head.weight"].shape
+                head = nn.Linear(width, n_items)
         backbone.load_state_dict({name: self.state[name] for name in backbone.state_dict()})
         if head is not None:
             names = ("weight", "bias")
@@ -171,7 +168,7 @@ class Checkpoint:
         """The Q head of the copy that is evaluated; None under ``q_weight: 0`` or if exported."""
         if "q_head.linear.weight" not in self.state:
             return None
-        state = switches(self.config, lea_model(self.config["model"]).rl_loss).state
+        state = switches(self.config, _model_class(self.path, self.config).rl_loss).state
         n_items, width = self.state["q_head.linear.weight"].shape
         norm = self.state.get("q_head.norm.weight", ())
         le_size = len(norm) or width * (state == "LE")
@@ -185,3 +182,14 @@ class Checkpoint:
         """The keys of the run that plain RecBole knows, for the backbone."""
         keys = {name: value for name, value in self.config.items() if name not in RULES}
         return keys | {"model": self.backbone_class.__name__, "transform": None}
+
+
+def _model_class(path: Path, config: Any) -> type[LEARecommender]:
+    name = config.get("model") if isinstance(config, dict) else None
+    model = lea_model(name) if isinstance(name, str) else None
+    if model is None:
+        what = f"holds the model {name}" if name else "holds no model"
+        raise ValueError(
+            f"{path} {what}, but has to hold one of recbole_lea, such as SASRecSA2CLEA"
+        )
+    return model

@@ -141,7 +141,10 @@ def _init_logger(original: Callable, config: Config) -> None:
     config["log_file"] = str(new.pop()) if new else None
 
 
-class _YAMLLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # in C: ten times faster
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times faster
+
+
+class _YAMLLoader(_SafeLoader):
     """YAML's plain values alone; RecBole's FullLoader also looks up names of Python modules."""
 
 

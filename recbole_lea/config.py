@@ -484,7 +484,7 @@ def warn_of_unknown(given: Iterable[str], known: Iterable[str]) -> None:
 
 def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
     """ "N epochs" or "N steps" in optimiser steps."""
-    count, unit = _WARMUP.fullmatch(warmup).groups()
+    count, unit = warmup.split()
     return int(count) * (steps_per_epoch if unit.startswith("epoch") else 1)
 
 

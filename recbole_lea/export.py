@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from safetensors.torch import save  # noqa: E402
+from torch.serialization import DEFAULT_PROTOCOL  # noqa: E402
 
 from recbole_lea.checkpoint import CONFIG, ITEMS, WEIGHTS, Checkpoint  # noqa: E402
 from recbole_lea.compat import DERIVED, plain, restored_config  # noqa: E402
@@ -128,7 +129,7 @@ def to_recbole(checkpoint: Checkpoint, pickle_config: bool = False) -> dict[str,
     }
     buffer = io.BytesIO()
     # a pickled Config needs the protocol that RecBole uses
-    torch.save(content, buffer, **({"pickle_protocol": 4} if pickle_config else {}))
+    torch.save(content, buffer, pickle_protocol=4 if pickle_config else DEFAULT_PROTOCOL)
     worked_out = {*DERIVED, "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
     given = {k: v for k, v in keys.items() if k not in {*worked_out, "log_file"}}
     given |= {"train_neg_sample_args": None, "data_path": str(Path(keys["data_path"]).parent)}
@@ -173,6 +174,7 @@ def to_onnx(checkpoint: Checkpoint) -> dict[str, bytes]:
         input_names=["item_ids", "lengths"], output_names=["scores"],
         dynamic_shapes={"item_ids": {0: batch}, "lengths": {0: batch}},
     )  # fmt: skip
+    assert program is not None
     return {"model.onnx": program.model_proto.SerializeToString()}
 
 

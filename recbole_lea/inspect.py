@@ -151,7 +151,7 @@ class View:
             mark = "  <- the LE's choice" if place == self.chosen else ""
             lines.append(f"  {place + 1:>2}  {_line(item)}{label}{mark}")
         lines += ["", f"LE label: {self.note}", "LE reward: unscaled"]
-        if self.truth is None:
+        if self.truth is None or self.ranks is None:
             return "\n".join(lines)
         rank, q_rank = self.ranks
         by_q = f", {q_rank} by Q" if q_rank else ""
@@ -285,7 +285,7 @@ class Inspector:
             own = wanted[-1]
             ranks = (_rank(scores, own), None if q is None else _rank(q, own))
         length = self.recommender.checkpoint.max_length
-        windows = (min(len(known), length), len(self.prompts.window(known)))
+        windows = (min(len(known), length), len(self.prompts.window(self._indices(known))))
         return View(
             name, [(token, self.title(token)) for token in known], windows,
             judged[: len(top)], labels.tolist(), int(labels.argmax()), note,

@@ -8,6 +8,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,7 +129,8 @@ def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, 
     def plain() -> None:
         rewards["plain"] = plain_rewards(env, prompts)
 
-    packed(), plain()  # every shape once
+    packed()  # every shape once
+    plain()
     passes = [(timed(packed), timed(plain)) for _ in range(PASSES)]
     packed_seconds, plain_seconds = (
         statistics.median(times) for times in zip(*passes, strict=True)
@@ -167,7 +169,7 @@ def pool_ratio(env: Environment, pipeline: Pipeline, rows: int) -> float:
         drawn = sample_negatives(pipeline.sequences, len(pipeline.catalogue), pool, seed=0)
         groups = reward_groups(env, pipeline.sequences, drawn)[:rows]
         env.read(groups[: rows // 8], env.reward_of)
-        seconds.append(timed(lambda g=groups: env.read(g, env.reward_of)))
+        seconds.append(timed(partial(env.read, groups, env.reward_of)))
     return seconds[1] / seconds[0]
 
 
@@ -207,11 +209,11 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
     plain_seconds, packed_seconds = [], []
     measured = (batches * (1 + steps // len(batches)))[: steps + 1]
     for batch in measured:
-        theirs, ours = timed(lambda b=batch: plain(b)), timed(lambda b=batch: packed(b))
+        theirs, ours = timed(partial(plain, batch)), timed(partial(packed, batch))
         plain_seconds.append(theirs)
         packed_seconds.append(ours)
     compile_layers(env.llm.base_model.model)
-    compiled = [timed(lambda b=batch: packed(b)) for batch in measured + measured]
+    compiled = [timed(partial(packed, batch)) for batch in measured + measured]
     plain_step = statistics.median(plain_seconds[1:])
     return {
         "speedup": plain_step / statistics.median(compiled[len(measured) :]),
@@ -258,7 +260,7 @@ def training_ratios(
         step = _training_step(ours, batch, fused(adam(ours.parameters())))  # as LEATrainer's
         stock_step = _training_step(stock, batch, adam(stock.parameters()))
         train_ratio[name] = _ratio(step, stock_step, steps)
-        inference_ratio[name] = _ratio(*[_scoring(model, rows) for model in (ours, stock)], steps)
+        inference_ratio[name] = _ratio(_scoring(ours, rows), _scoring(stock, rows), steps)
     return train_ratio, inference_ratio
 
 
@@ -275,8 +277,9 @@ def _training_step(model: Any, batch: Any, optimizer: torch.optim.Optimizer) -> 
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = model.calculate_loss(batch)
-        (sum(loss) if isinstance(loss, tuple) else loss).backward()
+        loss: Any = model.calculate_loss(batch)
+        loss = sum(loss) if isinstance(loss, tuple) else loss
+        loss.backward()
         optimizer.step()
 
     return step
@@ -293,7 +296,8 @@ def _scoring(model: Any, rows: Any) -> Callable[[], None]:
 
 def _ratio(ours: Callable[[], Any], theirs: Callable[[], Any], n: int) -> float:
     """Median ratio of alternating runs."""
-    ours(), theirs()
+    ours()
+    theirs()
     return statistics.median(timed(ours) / timed(theirs) for _ in range(n))
 
 
@@ -379,7 +383,7 @@ def option_token_ratios(env: Environment, pipeline: Pipeline, tokenizer: Any) ->
         return n
 
     plain = tokens()
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "state_input: prompt": {"state_input": "prompt"},
         "history_hop: 5": {"history_hop": 5},
     }

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class _Batches:
     def __init__(self, loader, before_batch) -> None:
         self._loader = loader
         self._before_batch = before_batch
-        self.batch = None
+        self.batch: Any = None
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -103,17 +104,17 @@ class StepTrainer(Trainer):
     Epochs, ``eval_step`` and ``stopping_step`` then count chunks of N steps.
     """
 
-    _chunk = None
+    _chunk: _Chunk | None = None
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self.config["lea_valid_steps"]:
-            self._open_chunk(train_data)
-            train_data = self._chunk
+            train_data = self._open_chunk(train_data)
         return super()._train_epoch(self._watched(train_data), epoch_idx, loss_func, show_progress)
 
-    def _open_chunk(self, train_data) -> None:
+    def _open_chunk(self, train_data) -> _Chunk:
         if self._chunk is None or self._chunk._loader is not train_data:
             self._chunk = _Chunk(train_data, self.config["lea_valid_steps"])
+        return self._chunk
 
     def _watched(self, batches):
         return batches
@@ -133,7 +134,7 @@ class LEATrainer(StepTrainer):
         self.steps = 0
         self.record: dict = {}
         self._resumed: dict | None = None
-        self._train_data = None
+        self._train_data: Any = None
 
     @property
     def has_begun(self) -> bool:
@@ -232,8 +233,7 @@ class LEATrainer(StepTrainer):
             resume.set_augmentation(self, state["augmentation"])
         if self.config["lea_valid_steps"]:
             self._chunk = None
-            self._open_chunk(train_data)
-            self._chunk.skip(state["taken"])
+            self._open_chunk(train_data).skip(state["taken"])
         resume.set_random_state(self, state["random"])
 
     def evaluate(self, eval_data, load_best_model=True, **kwargs):

@@ -3,6 +3,7 @@
 import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,8 @@ class LEADataset(SequentialDataset):
 
     lea_feedback = None
     lea_pipeline = None
+
+    inter_feat: Any
 
     def __init__(self, config) -> None:
         self.lea_stages = StageLog()

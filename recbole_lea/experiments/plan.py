@@ -24,7 +24,7 @@ OPTIONAL = ("q_weight", "w_ah", "w_aq")
 # Table 3's names for the losses that the LE's choice joins.
 AUGMENTATIONS = {"sv": "supervised", "q": "Q", "sv+q": "both"}
 
-TABLES = {
+TABLES: dict[int, dict[str, tuple[str, ...]]] = {
     2: {
         "none": ("Normal",),
         "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
@@ -127,8 +127,8 @@ def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
     for suffix, change in VARIANTS.items():
         if name.endswith(suffix):
             same = _method(backbone, framework, name.removesuffix(suffix), **more)
-            baseline = same.label.removeprefix(f"{backbone} ")
-            keys = {**same.keys, **change}
+            baseline: str | None = same.label.removeprefix(f"{backbone} ")
+            keys: dict[str, Any] = {**same.keys, **change}
             return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
     if framework == "none":
         keys = {"lea_method": "base", "q_weight": 0}

@@ -122,12 +122,12 @@ def _row(outcome: Outcome, by_label: Mapping[str, Outcome], metric: str, paper) 
         "baseline": method.baseline_label,
     }
     row |= dict.fromkeys(("relative_gain", "interval", "seed_gains", "p_seeds", "p_users"))
-    base = by_label.get(method.baseline_label)
+    base = by_label.get(method.baseline_label or "")
     common = sorted(set(seeds) & set(base.records)) if base else []
-    if common:
+    if base and common:
         users = [average([o.users[seed][metric] for seed in common]) for o in (outcome, base)]
         pair = [_values(o, metric, common) for o in (outcome, base)]
-        found = compare(*pair, *users)
+        found = compare(pair[0], pair[1], users[0], users[1])
         row |= {
             "seed_gains": [
                 own / other - 1 if other else None for own, other in zip(*pair, strict=True)
@@ -350,7 +350,7 @@ class Report:
     def _search(self) -> str:
         lines = []
         for outcome in self.done:
-            chosen = ", ".join(f"{key} {value:g}" for key, value in outcome.chosen.items())
+            chosen = ", ".join(f"{key} {value:g}" for key, value in (outcome.chosen or {}).items())
             scores = [score for _, score in outcome.trials]
             spread = f"{max(scores):.4f} ({min(scores):.4f} to {max(scores):.4f})" if scores else ""
             warm = sum(record["best_is_warmup"] for record in outcome.records.values())

@@ -172,7 +172,7 @@ class Benchmark:
     def chosen(self, method: Method) -> dict[str, Any] | None:
         """Keys of the best trial on validation; None while one is missing."""
         points = self.search.points(method)
-        records = [run.record() for run in self.trials(method)]
+        records: list[Any] = [run.record() for run in self.trials(method)]
         if None in records:
             return None
         if not records:

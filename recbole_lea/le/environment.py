@@ -33,6 +33,8 @@ class Environment(nn.Module):
         adapted: add the LoRA adapter and train it; item tokenization needs none.
     """
 
+    item_tokens: Tensor
+
     def __init__(
         self, llm: LLM, item_tokens: Tensor, settings: LESettings, adapted: bool = True
     ) -> None:

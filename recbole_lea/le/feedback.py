@@ -252,11 +252,13 @@ class PrecomputedFeedback(Feedback):
         self.negatives = negatives
 
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        assert self.states is not None
         sequence, t = self.locate(rows)
         first = self.sequences.state_starts[sequence] + t - 1
         return _float(take(self.states, first)), _float(take(self.states, first + 1))
 
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        assert self.rewards is not None
         pool = self.negatives.shape[1]
         drawn = self.rng.integers(0, pool, size=len(rows))
         scores = take(self.rewards, rows)

@@ -162,7 +162,7 @@ def load_llm(
     options = dict(options or {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=pick_dtype(dtype, device),
             # the flash kernels take no tree mask; on a CPU, sdpa is slower than plain products

@@ -212,8 +212,8 @@ class Pipeline:
             self.require_llm(f"what the cache {self.folder} lacks")
             with self.stages.stage("load LLM"):
                 s = self.settings
-                compiled = s.compile
-                if compiled == "auto":
+                compiled = bool(s.compile)
+                if s.compile == "auto":
                     compiled = self.sequences.n_transitions >= WORTH_COMPILING
                 self._llm = load_llm(s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
         return self._llm
@@ -584,7 +584,8 @@ class Pipeline:
     ) -> np.ndarray:
         """The stage's array, memory-mapped, after ``fill`` has written the missing shards."""
         self._save_sequences()
-        folder, key, store = self._folder(stage), self.keys[stage], None
+        folder, key = self._folder(stage), self.keys[stage]
+        store: ArrayStore | None = None
 
         def finished() -> bool:
             nonlocal store  # opened under the lock: another run may be filling it until then
@@ -594,6 +595,7 @@ class Pipeline:
 
         with self._stage(stage, title, needs, finished) as work:
             if work is not None:
+                assert store is not None
                 fill(store)
         return read_array(folder / f"{array}.npy", mapped=True)
 
@@ -641,7 +643,9 @@ class Pipeline:
         if stage in FILES:
             return self._is_done(stage)
         record = read_record(self._folder(stage) / MANIFEST)
-        return bool(record) and record.get("key") == self.keys[stage] and all(record["shards"])
+        if record is None:
+            return False
+        return record.get("key") == self.keys[stage] and all(record["shards"])
 
     def _is_done(self, stage: str) -> bool:
         """Whether a stage of ``FILES`` is finished and unaltered."""

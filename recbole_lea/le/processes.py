@@ -7,12 +7,14 @@ Only the main process writes, into a cache folder that all of them see.
 
 import datetime
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
+
+Part = TypeVar("Part", list[Any], range)
 
 
 def processes() -> PartialState:
@@ -36,7 +38,7 @@ def collected(parts: list[Any]) -> list[Any]:
     return gather_object(parts)
 
 
-def own_part(items: Sequence[Any]) -> Sequence[Any]:
+def own_part(items: Part) -> Part:
     """This process's contiguous share of a list."""
     state = processes()
     bounds = [len(items) * i // state.num_processes for i in range(state.num_processes + 1)]
@@ -55,12 +57,14 @@ def sum_gradients(parameters: Sequence[nn.Parameter], totals: Tensor) -> Tensor:
     """
     if processes().num_processes == 1:
         return totals
+    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    parts = [parameter.grad.flatten().float() for parameter in parameters]
+        gradients.append(parameter.grad)
+    parts = [gradient.flatten().float() for gradient in gradients]
     summed = reduce(torch.cat([*parts, totals]), "sum")
     sizes = [part.numel() for part in parts]
-    for parameter, part in zip(parameters, summed.split([*sizes, len(totals)]), strict=False):
-        parameter.grad.copy_(part.view_as(parameter))
+    for gradient, part in zip(gradients, summed.split([*sizes, len(totals)]), strict=False):
+        gradient.copy_(part.view_as(gradient))
     return summed[sum(sizes) :]

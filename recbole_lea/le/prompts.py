@@ -8,7 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from recbole_lea.le.settings import LESettings
+
+# LE item indices
+Items = Sequence[int] | np.ndarray
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -88,11 +93,11 @@ class Prompts:
         )
         self.labels = label_ids(tokenizer, settings.selection_labels)
 
-    def item_ids(self, items: Sequence[int]) -> list[int]:
+    def item_ids(self, items: Items) -> list[int]:
         """Virtual token ids of LE item indices."""
         return [self.vocab_size + int(item) for item in items]
 
-    def window(self, history: Sequence[int]) -> Sequence[int]:
+    def window(self, history: Items) -> Items:
         """The part of x_{1:t} that the LE sees.
 
         The newest ``max_history`` items; with a ``history_hop`` of h, the first of them moves
@@ -103,14 +108,14 @@ class Prompts:
             start -= start % self.history_hop
         return history[start:]
 
-    def _user_prompt(self, history: Sequence[int]) -> list[int]:
+    def _user_prompt(self, history: Items) -> list[int]:
         return self.user.fill(history=self.item_ids(self.window(history)))
 
-    def reward(self, history: Sequence[int], item: int) -> list[int]:
+    def reward(self, history: Items, item: int) -> list[int]:
         """Reward prompt "p_t p_a"; the reward is read at its last token (Eq. 1)."""
         return self._user_prompt(history) + self.action.fill(item=self.item_ids([item]))
 
-    def state(self, history: Sequence[int]) -> list[int]:
+    def state(self, history: Items) -> list[int]:
         """Input of the state model; the state is read at its last token (Eq. 3).
 
         ``state_input: items`` is the bare item tokens (the paper); ``prompt`` is the user
@@ -122,7 +127,7 @@ class Prompts:
             return prompt[: len(prompt) - tail] if tail else prompt
         return self.item_ids(self.window(history))
 
-    def select(self, history: Sequence[int], items: Sequence[int]) -> list[int]:
+    def select(self, history: Items, items: Items) -> list[int]:
         """Augmentation prompt "p_t p_l"; the label is read after its last token."""
         return self._user_prompt(history) + self.selection.fill(list=self.item_ids(items))
 

@@ -67,7 +67,7 @@ class LESettings:
         Raises:
             KeyError: a key is missing; the message names it.
         """
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             key = field.name if field.name in BARE_KEYS else f"lea_{field.name}"
             if key not in config:

@@ -17,6 +17,8 @@ class LastHidden(nn.Module):
         keys: what ``query`` is multiplied with for the scores of all items [n_items, d].
     """
 
+    keys: Tensor
+
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
         self.register_buffer("keys", tokens, persistent=False)
@@ -47,6 +49,8 @@ class Residual(nn.Module):
 
     # Near the best factor of the untrained cosines on Industrial and Scientific.
     START = 6.0
+
+    keys: Tensor
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -79,4 +83,7 @@ def evened(vectors: Tensor) -> Tensor:
     return centred @ (directions[:, kept] * values[kept] ** -0.25) @ directions[:, kept].T
 
 
-STATE_HEADS = {"residual": Residual, "none": LastHidden}
+STATE_HEADS: dict[str, type[Residual] | type[LastHidden]] = {
+    "residual": Residual,
+    "none": LastHidden,
+}

@@ -43,7 +43,7 @@ MODELS = {
 
 
 @functools.cache
-def lea_model(name: str) -> type | None:
+def lea_model(name: str) -> type[LEARecommender] | None:
     """The model class of that name; None if the name is not of the form.
 
     Args:

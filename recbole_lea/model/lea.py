@@ -1,9 +1,10 @@
 """SNQN and SA2C with the LE's feedback, on top of a RecBole sequential recommender."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +45,11 @@ class QHead(nn.Module):
 
     def join(self, hidden: Tensor | None, le_state: Tensor | None) -> Tensor:
         """h_t [B, H] and s'_t [B, d], either None where it is unused -> the state s_t [B, S]."""
-        if self.state == "hidden":
-            return hidden
         if self.state == "LE":
             return self.norm(le_state)
+        assert hidden is not None
+        if self.state == "hidden":
+            return hidden
         return torch.cat([self.norm(le_state), hidden], dim=-1)  # s_t = s'_t || h_t
 
     def forward(self, state: Tensor) -> Tensor:
@@ -90,7 +92,11 @@ class ReadableCrossEntropy(nn.CrossEntropyLoss):
         return self.reading.zero
 
 
-class Readable:
+# What stands behind our mixins: a class of RecBole's, which has no type hints.
+_Backbone: Any = object
+
+
+class Readable(_Backbone):
     """Mixed in before a RecBole backbone: h_t, and the scores that its own loss makes of h_t.
 
     RecBole's ``calculate_loss`` stays the one place that says how h_t becomes scores and what
@@ -149,7 +155,7 @@ class Readable:
         if len(reading.passes) != 1 or len(reading.scores) != 1:
             raise ValueError(self._refusal("its loss is not one cross-entropy of one forward"))
         (inputs, hidden), (scores, target) = reading.passes[0], reading.scores[0]
-        self.inputs = tuple(names.get(id(value)) for value in inputs)
+        self.inputs = tuple(names.get(id(value), "") for value in inputs)
         if not set(known).issuperset(self.inputs):
             raise ValueError(self._refusal("its forward takes more than items, length and user"))
         if any(not torch.equal(rows[name], value) for name, value in before.items()):
@@ -206,7 +212,7 @@ class Readable:
 class Network(nn.Module):
     """One copy of (G, Q) of Algorithm 1: backbone, optional dense supervised head, Q head."""
 
-    def __init__(self, backbone: nn.Module, q_head: QHead, output_head: nn.Linear | None) -> None:
+    def __init__(self, backbone: Readable, q_head: QHead, output_head: nn.Linear | None) -> None:
         super().__init__()
         self.backbone = backbone
         self.q_head = q_head
@@ -289,14 +295,15 @@ class LEARecommender(Readable):
         """Whether anything starts at the end of a warm-up: SA2C's advantage, augmentation."""
         return (self.rl_loss == "SA2C" and self.q_weight != 0) or self.switches.augmented
 
-    def _copies(self) -> list[tuple[nn.Module, QHead, nn.Linear | None]]:
+    def _copies(self) -> list[tuple[Readable, QHead, nn.Linear | None]]:
+        assert self.q_head is not None and self.twin is not None
         return [
             (self, self.q_head, self.output_head),
             (self.twin.backbone, self.twin.q_head, self.twin.output_head),
         ]
 
     def _supervised(
-        self, backbone: nn.Module, output_head: nn.Linear | None, interaction, hidden: Tensor
+        self, backbone: Readable, output_head: nn.Linear | None, interaction, hidden: Tensor
     ) -> tuple[Tensor, Tensor | float]:
         """``Readable.supervised`` of one copy; a dense head has scores of its own."""
         if output_head is None:
@@ -395,16 +402,16 @@ class LEARecommender(Readable):
     def _actions(self, interaction, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Negative action, reward of the positive and reward of the negative, each [B]."""
         if self.switches.le_reward:
-            return tuple(
-                self._field(interaction, name) for name in ("negative", "reward", "negative_reward")
-            )
+            names = ("negative", "reward", "negative_reward")
+            negative, reward, negative_reward = (self._field(interaction, name) for name in names)
+            return negative, reward, negative_reward
         draws = torch.randint(1, self.n_items - 1, positive.shape, generator=self._rng)
         draws = draws.to(positive.device)
         negative = draws + (draws >= positive)  # uniform over items, the positive left out
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
 
-    def _encode_pair(self, backbone: nn.Module, interaction) -> tuple[Tensor, Tensor]:
+    def _encode_pair(self, backbone: Readable, interaction) -> tuple[Tensor, Tensor]:
         """h_t = G(x_{1:t}) and, without gradient, h_{t+1} of one copy, [B, H] each.
 
         A causal backbone reads both from one pass over x_{1:t+1}, under the same dropout masks;
@@ -460,7 +467,7 @@ class LEARecommender(Readable):
 
 
 @torch.no_grad()
-def init_item_embeddings(copies: list[nn.Module], tokens: np.ndarray, ids: Tensor) -> None:
+def init_item_embeddings(copies: Sequence[nn.Module], tokens: np.ndarray, ids: Tensor) -> None:
     """Let item embeddings start from the LE's item tokens.
 
     Their principal components, as many as the embeddings are wide, scaled to the deviation of the
@@ -474,7 +481,7 @@ def init_item_embeddings(copies: list[nn.Module], tokens: np.ndarray, ids: Tenso
     Raises:
         ValueError: there are no such embeddings, or they are wider than the tokens allow.
     """
-    tables = [getattr(backbone, "item_embedding", None) for backbone in copies]
+    tables: list[Any] = [getattr(backbone, "item_embedding", None) for backbone in copies]
     if not all(isinstance(table, nn.Embedding) for table in tables):
         raise ValueError("`item_embedding_init: le` needs a backbone with one item embedding table")
     width = tables[0].embedding_dim
