@@ -48,7 +48,10 @@ TABLES: dict[int, dict[str, tuple[str, ...]]] = {
 FIGURES = (4, 5)
 BOTH_BACKBONES = (2, 5, 6)
 LE_EMBEDDINGS = " with LE embeddings"  # --methods is separated by commas
-VARIANTS = {LE_EMBEDDINGS: {"item_embedding_init": "le"}, " shuffled": {"lea_shuffle": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    LE_EMBEDDINGS: {"item_embedding_init": "le"},
+    " shuffled": {"lea_shuffle": True},
+}
 
 
 @dataclasses.dataclass(frozen=True)
