@@ -284,6 +284,30 @@ def test_q_of_given_actions_is_q_of_all_gathered(tiny_config):
     )
 
 
+@ALL
+def test_the_maximum_over_actions_in_pieces_is_the_exact_one(tiny_config, name, monkeypatch):
+    """Loss and gradients are those of all items at once, but Q of all items is never held."""
+    widths, results, pieces = [], [], lea.QHead.pieces
+
+    def watched(self, state, chunk):
+        for piece in pieces(self, state, chunk):
+            widths.append(piece.shape[1])
+            yield piece
+
+    monkeypatch.setattr(lea.QHead, "pieces", watched)
+    for chunk, expected in ((None, {21}), (65536, {21}), (2, {2, 1}), (6, {6, 3})):
+        model, train, _ = build(tiny_config(name, q_max_chunk=chunk, **NO_DROPOUT))
+        terms = model.calculate_loss(one_batch(train))
+        sum(terms).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append([*terms, *gradients])
+        assert set(widths) == expected
+        widths.clear()
+    for other in results[1:]:
+        for found, exact in zip(other, results[0], strict=True):
+            torch.testing.assert_close(found, exact)
+
+
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSA2CLEA"])
 def test_the_le_s_state_alone_takes_one_pass(tiny_config, name, monkeypatch):
     model, train, _ = build(tiny_config(name, lea_method="LES'"))
