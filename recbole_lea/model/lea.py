@@ -493,7 +493,9 @@ def init_item_embeddings(copies: list[nn.Module], tokens: np.ndarray, ids: Tenso
             f"`item_embedding_init: le`: embeddings of width {width} cannot be made from "
             f"{tokens.shape[0]} item tokens of width {tokens.shape[1]}: lower the embedding's width"
         )
-    parts = PCA(width, svd_solver="full").fit_transform(tokens)  # [n, width]
+    # the full decomposition holds more arrays of the tokens' size: gigabytes at a million items
+    solver = "covariance_eigh" if len(tokens) > 10 * tokens.shape[1] else "full"
+    parts = PCA(width, svd_solver=solver).fit_transform(tokens)  # [n, width]
     for table in tables:
         start, own = torch.from_numpy(parts).to(table.weight), ids.to(table.weight.device)
         table.weight[own] = start * (table.weight[own].std() / start.std())

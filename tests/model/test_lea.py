@@ -427,6 +427,20 @@ def test_item_embeddings_start_from_the_item_tokens(tiny_config, model, keys):
         torch.testing.assert_close(found[0], drawn[0])
 
 
+def test_item_embeddings_of_many_items_are_their_principal_components():
+    """Beyond ten items a dimension by another decomposition, to the same result."""
+    tokens = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
+    tokens = tokens * np.arange(6, 0, -1, dtype=np.float32) + 1
+    backbone = torch.nn.Module()
+    backbone.item_embedding = torch.nn.Embedding(401, 3)
+    init_item_embeddings([backbone], tokens, torch.arange(1, 401))
+    centred = tokens - tokens.mean(0)
+    parts = centred @ np.linalg.svd(centred, full_matrices=False)[2][:3].T
+    found = backbone.item_embedding.weight[1:].detach().numpy()
+    for d in range(3):
+        assert abs(np.corrcoef(found[:, d], parts[:, d])[0, 1]) == pytest.approx(1, abs=1e-4)
+
+
 def test_embeddings_wider_than_the_tokens_allow_are_refused():
     backbone = torch.nn.Module()
     backbone.item_embedding = torch.nn.Embedding(6, 8, padding_idx=0)
