@@ -24,7 +24,7 @@ def double_q_value(online: Iterable[Tensor], target: Callable[[Tensor], Tensor])
 
     Args:
         online: Q of the copy that is updated; it picks the action. Pieces of [B, n_items] in the
-            order of the items, [B, n] each; only one is held at a time.
+            order of the items, [B, n] each, the first of two or more; a generator holds one.
         target: Q' of the other copy at the same states: actions [B, 1] -> values [B, 1]; it is
             asked for the picked actions alone.
 
