@@ -178,6 +178,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "q_weight": _WEIGHT,
     "gamma": _number(0, 1),
     "td_scale": _number(0, 1e6),
+    "q_max_chunk": _optional(_number(2, 10**9, int)),
     "r_pos": _number(-1e6, 1e6),
     "r_neg": _number(-1e6, 1e6),
     "negative_pool": _COUNT,

@@ -22,6 +22,7 @@ def test_every_default_has_a_rule_and_passes_it(defaults):
         ("gamma", 1.5),
         ("negative_pool", 0),
         ("negative_pool", True),
+        ("q_max_chunk", 1),
         ("advantage_clip", [10, 0]),
         ("warmup", "ten epochs"),
         ("warmup", 5),

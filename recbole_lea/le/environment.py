@@ -135,9 +135,9 @@ class Environment(nn.Module):
         """
         return self.state_head(hidden, items.clamp(min=0))
 
-    def state_scores_of(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """How near every item is to the state: as ``state_of`` -> [N, n_items] (Eq. 2)."""
-        return self.state_head.query(self.state_of(hidden, items)) @ self.state_head.keys.T
+    def state_scores(self, states: Tensor) -> Tensor:
+        """How near every item is to states s'_t: [N, d] -> [N, n_items] (Eq. 2)."""
+        return self.state_head.query(states) @ self.state_head.keys.T
 
     def label_scores_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Log-probabilities of the label words as the next token [N, d] -> [N, n_labels]."""

@@ -1,6 +1,7 @@
 """The LE's feedback on logged data: states, rewards and selected actions (sections 3.3, 3.4)."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,13 +16,20 @@ from recbole_lea.le.store import ArrayStore, pieces, take
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
 SHARD = 1024
 
+# Shards at most; each one finished writes the manifest anew, with a checksum of every shard.
+SHARDS = 2048
+
 
 def shard_bounds(sequences: Sequences) -> np.ndarray:
-    """First sequence of each shard, and the end; a shard has about ``SHARD`` transitions."""
-    starts = sequences.transition_starts
+    """First sequence of each shard, and the end.
+
+    A shard has about ``SHARD`` transitions, or more where that gave over ``SHARDS`` of them.
+    """
+    starts = sequences.transition_starts.tolist()
+    size = max(SHARD, math.ceil(sequences.n_transitions / SHARDS))
     bounds = [0]
     for s in range(1, len(sequences)):
-        if starts[s] - starts[bounds[-1]] >= SHARD:
+        if starts[s] - starts[bounds[-1]] >= size:
             bounds.append(s)
     return np.array([*bounds, len(sequences)])
 
@@ -116,12 +124,13 @@ def choose(
     Returns:
         The chosen item [n] and the share each position won [k].
     """
-    scores = np.asarray(scores, dtype=np.float32)
+    n, k = scores.shape
+    prior = np.zeros(k, dtype=np.float32)
     if calibration == "prior":
-        scores = scores - scores.mean(0)
-    position = scores.argmax(1)
-    share = np.bincount(position, minlength=scores.shape[1]) / max(1, len(position))
-    return candidates[np.arange(len(position)), position], share
+        prior[:] = sum(part.sum(0, dtype=np.float64) for part in pieces(scores)) / n
+    position = np.concatenate([(part - prior).argmax(1) for part in pieces(scores)])
+    share = np.bincount(position, minlength=k) / n
+    return np.take_along_axis(candidates, position[:, None], axis=1)[:, 0], share
 
 
 @dataclasses.dataclass(frozen=True)

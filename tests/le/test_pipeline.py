@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from recbole_lea.le import pipeline as pipeline_module
 from recbole_lea.le import tokenization
@@ -168,6 +169,13 @@ def test_items_without_text_are_named_and_kept(settings, log):
     assert "i03" in log.text
     assert tokens.shape == (12, 32)
     assert np.abs(tokens[3]).sum() > 0
+
+
+def test_the_log_names_some_of_many_items_without_text(settings, log, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "NAMED", 2)
+    pipeline(settings(), catalogue=Catalogue({token: {} for token in CATALOGUE.tokens}))
+    assert "12 of 12 items have no text" in log.text
+    assert "by their token: i00, i01 and 10 more" in log.text
 
 
 def test_adapter_and_score_head_are_one_safetensors_file(settings):
@@ -342,6 +350,24 @@ def test_correlation_of_rewards_with_popularity(settings):
     assert le._popularity_correlation(np.zeros_like(popular)) is None
     le.precomputed(want_states=False, want_rewards=True)
     assert le.diagnostics()["reward_popularity"] == le._popularity_correlation(le.rewards())
+
+
+def test_correlation_of_many_rewards_is_that_of_a_sample(settings, monkeypatch):
+    le = pipeline(settings(negative_pool=2))
+    n = SEQUENCES.n_transitions
+    rewards = np.random.default_rng(0).standard_normal((n, 3))
+    seen = []
+    monkeypatch.setattr(
+        pipeline_module,
+        "spearmanr",
+        lambda a, b, axis: seen.append((a, b)) or spearmanr(a, b, axis),
+    )
+    le._popularity_correlation(rewards)
+    monkeypatch.setattr(pipeline_module, "CORRELATED", 20)
+    le._popularity_correlation(rewards)
+    assert [a.shape for a, _ in seen] == [(n, 2), (10, 2)]
+    pairs = set(zip(*(values.ravel().tolist() for values in seen[0]), strict=True))
+    assert pairs.issuperset(zip(*(values.ravel().tolist() for values in seen[1]), strict=True))
 
 
 def test_altered_le_is_trained_again_even_where_its_feedback_is_there(settings, log):
