@@ -201,6 +201,8 @@ def load_llm(
         check_packing(model)
     except ValueError as error:
         raise ValueError(f"lea_llm: {spec}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise _load_error(spec, part, options, error) from error
     if compiled:
         compile_layers(model)
     logger.info("LLM %s: %s, %s on %s", spec, type(model).__name__, model.dtype, model.device)
