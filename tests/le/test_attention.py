@@ -11,23 +11,12 @@ from recbole_lea.le import attention
 from recbole_lea.le.attention import attention_masks, check_packing, position_limit
 from recbole_lea.le.llm import load_llm
 from recbole_lea.le.packing import pack
-from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.prompts import label_ids
-from tests.le.helpers import CATALOGUE, SEQUENCES, environment
+from tests.le.helpers import SEQUENCES, environment
 from tests.le.llms import ARCHITECTURES, WIDTHS, make_llm
 from tests.le.test_environment import all_prompts
 
 KEYS = {"max_history": 4, "row_length": 128, "batch_rows": 2}
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request):
-    return request.param
-
-
-@pytest.fixture(params=["byte_level", "sentencepiece"])
-def tokenizer(request):
-    return request.param
 
 
 def alone(env, prompt):
@@ -54,6 +43,7 @@ def alone(env, prompt):
     return state, logits[:vocab] if tied else logits
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, kernel):
     env = environment(settings(llm=make_llm(tmp_path / "llm", architecture), **KEYS))
@@ -62,7 +52,7 @@ def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, ke
     env.decoder.set_attn_implementation(kernel)
     torch.nn.init.normal_(env.score_head.weight)
     torch.nn.init.normal_(env.state_head.weight)
-    prompts = all_prompts(env)[-60:]
+    prompts = all_prompts(env)[-40:]
     groups = [[p] for p in prompts]
     hidden = env.read(groups, lambda hidden, items: hidden)
     rewards, states = env.read(groups, env.reward_of), env.read(groups, env.state_of)
@@ -80,19 +70,6 @@ def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, ke
             ]
         for found, wanted in expected:
             assert np.abs(found - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
-
-
-def test_the_whole_chain(settings, tmp_path, architecture, tokenizer):
-    llm = make_llm(tmp_path / "llm", architecture, tokenizer)
-    le = Pipeline(settings(llm=llm, **KEYS), CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
-    states, rewards = le.states(), le.rewards()
-    candidates = np.arange(SEQUENCES.n_transitions * 5).reshape(-1, 5) % len(CATALOGUE)
-    chosen, scores = le.select(candidates, want_rewards=True)
-    assert states.shape == (SEQUENCES.n_states, 32)
-    for values in (states, rewards, scores):
-        assert np.isfinite(np.asarray(values)).all()
-        assert np.asarray(values).std() > 0
-    assert (candidates == chosen[:, None]).any(1).all()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -120,7 +97,7 @@ REFUSED = {
         {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
         "does not follow the mask",
     ),
-    "bert": ({}, "no causal model"),
+    "bert": ({}, "(no causal model|LM head)"),
     "mamba": ({}, "no attention mask"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "'conv' have no attention mask"),
     "rwkv": ({"attention_hidden_size": 32}, "does not follow the mask"),
@@ -160,10 +137,11 @@ def test_a_prompt_longer_than_the_llm_reads_is_an_error(settings, tmp_path):
 
 
 def test_positions_that_depend_on_the_batch_are_a_limit():
-    rope = {"rope_type": "longrope", "original_max_position_embeddings": 40}
-    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 1e4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     keys = {"max_position_embeddings": 80, "pad_token_id": 0}
     assert position_limit(AutoConfig.for_model("phi3", **keys)) == 80
+    keys |= {"original_max_position_embeddings": 40}
     scaled = AutoConfig.for_model("phi3", rope_parameters=rope, **WIDTHS, **keys)
     assert position_limit(scaled) == 40
     assert position_limit(AutoConfig.for_model("llama4_text", attention_chunk_size=30)) == 30
@@ -178,6 +156,7 @@ def test_a_window_counts_tokens_of_the_prompt_not_of_the_row():
     assert np.flatnonzero(visible[6]).tolist() == [4, 5, 6]
 
 
+@pytest.mark.parametrize("tokenizer", ["byte_level", "sentencepiece"])
 def test_label_words_that_share_a_first_token_are_refused(settings, tmp_path, tokenizer):
     llm = make_llm(tmp_path / "llm", "llama", tokenizer)
     read = load_llm(llm, "float32", torch.device("cpu")).tokenizer

@@ -56,15 +56,16 @@ def limit(env, monkeypatch, rows, error=ERRORS["CUDA"], where="forward"):
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_reading_goes_on_with_fewer_rows(settings, monkeypatch, caplog, kind):
-    env = environment(settings(row_length=48, batch_rows=8, max_history=4))
+    env = environment(settings(row_length=96, batch_rows=8, max_history=4))
     prompts = [[p] for p in all_prompts(env)]
+    assert max(len(p) for (p,) in prompts) <= 96
     whole = env.read(prompts, env.reward_of)
     tried = limit(env, monkeypatch, 3, ERRORS[kind])
     np.testing.assert_allclose(env.read(prompts, env.reward_of), whole, rtol=1e-5, atol=1e-7)
     assert tried[:4] == [8, 4, 2, 2]
     assert set(tried[4:]) == {2}  # the size that fits is kept
-    assert "out of memory with 8 rows of 48 tokens: going on with 4" in caplog.text
-    assert "with 4 rows of 48 tokens: going on with 2" in caplog.text
+    assert "out of memory with 8 rows of 96 tokens: going on with 4" in caplog.text
+    assert "with 4 rows of 96 tokens: going on with 2" in caplog.text
     assert "lea_batch_rows" in caplog.text
 
 
