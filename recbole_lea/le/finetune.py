@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
-from recbole_lea.le.packing import pack
+from recbole_lea.le.memory import add_gradients
+from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.processes import own_part, processes, sum_gradients
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
@@ -187,7 +188,9 @@ def _train_step(
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
     totals = torch.zeros(3, device=table.device)
-    for packed in pack(groups, settings.row_length, settings.batch_rows, snug=True):
+
+    def learn(packed: PackedBatch) -> Tensor:
+        """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
         hidden = environment.at_reads(packed, environment.hidden(packed))
         rewards = environment.reward_of(hidden).view(-1, size)  # [N, 1 + K + 1]
         positive, negative = rewards[:, :1], rewards[:, 1:-1]
@@ -202,9 +205,12 @@ def _train_step(
         loss = (reward + settings.state_weight * state).sum() / len(batch)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
-        loss.backward()
+        add_gradients(loss, parameters)
         right = (positive > negative).float().mean(1).sum()
-        totals += torch.stack([reward.sum(), state.sum(), right]).detach()
+        return torch.stack([reward.sum(), state.sum(), right]).detach()
+
+    for packed in pack(groups, settings.row_length, settings.batch_rows, snug=True):
+        totals += sum(environment.within_memory(packed, learn))
     totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:
         torch.nn.utils.clip_grad_norm_(parameters, settings.finetune_clip)

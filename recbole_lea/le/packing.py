@@ -82,7 +82,7 @@ class PackedBatch:
         reads: flat positions (row * L + column) of the prompts' last tokens.
         parents: flat position of each token's parent, -1 for a root or padding [B, L].
         prompts: index of each read's prompt in the order the prompts were given.
-        n_tokens: tokens that are not padding.
+        sizes: tokens of each row that are not padding [B].
     """
 
     ids: np.ndarray
@@ -91,7 +91,31 @@ class PackedBatch:
     reads: np.ndarray
     parents: np.ndarray
     prompts: np.ndarray
-    n_tokens: int
+    sizes: np.ndarray
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.sizes.sum())
+
+    def halves(self) -> "tuple[PackedBatch, PackedBatch]":
+        """The first and the second half of the rows, of which there are at least two."""
+        rows, length = self.ids.shape
+        return self._rows(0, rows // 2, length), self._rows(rows // 2, rows, length)
+
+    def _rows(self, first: int, end: int, length: int) -> "PackedBatch":
+        before = first * length
+        read = (self.reads >= before) & (self.reads < end * length)
+        parents = self.parents[first:end]
+        return PackedBatch(
+            ids=self.ids[first:end],
+            positions=self.positions[first:end],
+            mask=self.mask[first:end],
+            reads=self.reads[read] - before,
+            parents=np.where(parents >= 0, parents - before, -1),
+            prompts=self.prompts[read],
+            sizes=self.sizes[first:end],
+        )
 
 
 class _Open:
@@ -207,5 +231,5 @@ def _batch(rows: list[PromptRow], reads: list[int], prompts: list[int]) -> Packe
         reads=np.array(reads, dtype=np.int64),
         parents=parents,
         prompts=np.array(prompts, dtype=np.int64),
-        n_tokens=sum(len(row.ids) for row in rows),
+        sizes=np.array([len(row.ids) for row in rows]),
     )

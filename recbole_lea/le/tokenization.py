@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import sentence_loss
+from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.prompts import bos_ids, following_all, ids_of_all
 from recbole_lea.le.settings import LESettings
@@ -51,7 +52,7 @@ def initial_tokens(ids: list[list[int]], environment: Environment, settings: LES
     to the vocabulary's mean norm (deviation 21). ``random``: normal with the vocabulary's
     deviation (the paper).
     """
-    vocabulary = environment.llm.get_input_embeddings().weight.detach().float().cpu()
+    vocabulary = environment.words()
     if settings.item_init == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         shape = (len(ids), vocabulary.shape[1])
@@ -125,7 +126,8 @@ def _losses(
     """
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)
-    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
+
+    def learn(batch: PackedBatch) -> None:
         nodes, owners = _predicted(batch, environment.vocab_size)
         targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
         owner = torch.from_numpy(owners).to(table.device)
@@ -137,9 +139,12 @@ def _losses(
             sums = sums.index_add(0, owner, sentence_loss(logits, targets))
             losses = sums / counts.clamp(min=1)
         if backward:
-            losses.sum().backward()
+            add_gradients(losses.sum(), [table])
         present = counts.cpu() > 0
         result[present] = losses.detach().cpu()[present]
+
+    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
+        environment.within_memory(batch, learn)
     return result
 
 
