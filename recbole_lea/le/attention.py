@@ -14,7 +14,7 @@ from recbole_lea.le.packing import PackedBatch, pack
 
 # Tokens of the row on which ``check_packing`` compares: more than the windows of architectures
 # that build their own masks by column.
-CHECKED_ROW = 512
+CHECKED_ROW = 320
 
 # Largest relative differences that rounding explains: within a row and between shapes, in float32
 # and in 16 bits. A mask that is not obeyed gives about 1, a window of 256 tokens 0.03.
@@ -121,7 +121,7 @@ def check_packing(model: Any) -> None:
         ValueError: they do not, or the LLM gives numbers that are not finite; with the reason.
     """
     decoder, words = model.get_decoder(), model.get_input_embeddings()
-    device = words.weight.device
+    device = model.device
     unknown = sorted(set(getattr(decoder.config, "layer_types", None) or []) - KINDS)
     if unknown:
         raise ValueError(

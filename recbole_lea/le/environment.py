@@ -95,10 +95,9 @@ class Environment(nn.Module):
         Gemma scales them after the look-up: the matrix itself would be too small.
         """
         embedding = self.llm.get_input_embeddings()
-        device = embedding.weight.device
-        ids = torch.arange(self.vocab_size).split(4096)
+        ids = torch.arange(self.vocab_size, device=self.device).split(4096)
         with torch.no_grad():
-            return torch.cat([embedding(part.to(device)).float().cpu() for part in ids])
+            return torch.cat([embedding(part).float().cpu() for part in ids])
 
     def hidden(self, batch: PackedBatch, item_tokens: Tensor | None = None) -> Tensor:
         """Last hidden state of every token of a packed batch [B * L, d]."""
