@@ -144,10 +144,10 @@ def check_packing(model: Any) -> None:
     plain = [torch.tensor([group[i]], device=device) for i in measured]
     try:
         with _narrow_window(decoder.config):
-            alone = [decoder(input_ids=p, use_cache=False).last_hidden_state[:, -1] for p in plain]
-            logits = [model(input_ids=p, use_cache=False).logits[:, -1] for p in plain]
+            ends = [decoder(input_ids=p, use_cache=False).last_hidden_state[:, -1] for p in plain]
+            plain_logits = [model(input_ids=p, use_cache=False).logits[:, -1] for p in plain]
             together = packed(group)[measured]
-            apart = [packed([group[i]]) for i in measured]
+            apart = torch.cat([packed([group[i]]) for i in measured])
     except Exception as error:  # noqa: BLE001 - whatever an architecture makes of a mask [B, 1, L, L]
         if out_of_memory(error):
             raise
@@ -155,7 +155,7 @@ def check_packing(model: Any) -> None:
             f"it cannot read prompts that share a row: {type(model).__name__} takes no attention "
             f"mask of four dimensions ({type(error).__name__}: {error}); {OTHERS}"
         ) from error
-    apart, alone, logits = torch.cat(apart), torch.cat(alone), torch.cat(logits)
+    alone, logits = torch.cat(ends), torch.cat(plain_logits)
     if not torch.isfinite(alone).all():
         raise ValueError(
             f"it gives numbers that are not finite in {model.dtype}: set lea_llm_dtype to bfloat16 "

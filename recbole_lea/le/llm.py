@@ -173,7 +173,7 @@ def load_llm(
     folder, gguf = locate(spec)
     file = {"gguf_file": gguf} if gguf else {}
     options = dict(options or {})
-    keywords = {"dtype": pick_dtype(dtype, device)}
+    keywords: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
     if device.type == "cpu":
         keywords["attn_implementation"] = "eager"  # sdpa is slower there than plain products
     part = ".gguf file" if gguf else "model"
@@ -183,13 +183,14 @@ def load_llm(
             part = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
         part = ".gguf file" if gguf else "model"
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             trust_remote_code=False,
             output_loading_info=True,
             **file,
             **(keywords | options),
         )
+        model, report = loaded
         if "device_map" not in options and "quantization_config" not in options:
             model.to(device)
     except Exception as error:  # noqa: BLE001 - transformers checks little of what it reads
@@ -274,11 +275,11 @@ def check_files(tokenizer: Any, model: Any, report: Mapping[str, Any]) -> None:
         )
     rows = model.get_input_embeddings().num_embeddings
     words = tokenizer.get_vocab()
-    beyond = {word: i for word, i in words.items() if i >= rows and word != tokenizer.pad_token}
-    if beyond:
-        word = min(beyond, key=beyond.get)
+    unknown = {word: i for word, i in words.items() if i >= rows and word != tokenizer.pad_token}
+    if unknown:
+        word = min(unknown, key=unknown.__getitem__)
         raise ValueError(
-            f"its tokenizer has the token {word!r} with id {beyond[word]}, but its weights have "
+            f"its tokenizer has the token {word!r} with id {unknown[word]}, but its weights have "
             f"{rows} embeddings: take the tokenizer that belongs to them"
         )
     if len(words) < 0.9 * rows:
