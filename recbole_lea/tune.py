@@ -76,7 +76,7 @@ def main() -> None:
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 f"--tool {options.tool} needs the package {package}: pip install "
-                "'recbole_lea[tune]', or pip install hyperopt==0.2.5 'pyarrow<26'"
+                "'recbole_lea[tune]', or in its checkout pip install '.[tune]'"
             ) from None
     files = [str(Path(find_config_file(f)).absolute()) for f in options.config_files.split()]
     config = Config(options.model, options.dataset, files or None)
