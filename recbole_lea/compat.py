@@ -6,6 +6,7 @@ Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recb
 
 import ast
 import functools
+import importlib
 import itertools
 import logging
 import os
@@ -54,6 +55,8 @@ KEYS_WITHOUT_DEFAULT = (
 
 def register() -> None:
     """Make RecBole know our models, datasets, trainers, transforms and YAML files."""
+    _name_numpy_types()
+    _import_quick_start()
     # sine.py switches autograd's anomaly detection on for every sequential model: 2.5 to 4
     # times slower training, and it stays on for the whole process.
     torch.autograd.set_detect_anomaly(False)
@@ -75,6 +78,39 @@ def register() -> None:
     trainer._save_checkpoint = _save_checkpoint
     trainer.resume_checkpoint = _names_bad_checkpoint(trainer.resume_checkpoint)
     trainer.evaluate = _names_bad_checkpoint(trainer.evaluate)
+
+
+def _name_numpy_types() -> None:
+    """``Config`` reads three names that numpy 2 has dropped."""
+    for name, scalar in (
+        ("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)
+    ):  # fmt: skip
+        if not hasattr(np, name):
+            setattr(np, name, scalar)
+
+
+def _import_quick_start() -> None:
+    """``recbole.quick_start`` imports ``ray.tune``, to report a trial's test metrics there.
+
+    RecBole wants ray <= 2.6.3, which Python 3.12 and newer cannot have. Without Ray nothing is
+    reported, as there is nothing to report to; a newer one gets the metrics as one dict.
+    """
+    try:
+        from ray import tune
+    except ImportError:
+        # one that is there, but without what its ray.tune needs
+        kept = {name: module for name, module in sys.modules.items() if name == "ray"}
+        stand_in = types.SimpleNamespace(report=lambda **metrics: None)
+        sys.modules["ray"] = types.SimpleNamespace(tune=stand_in)
+        try:
+            importlib.import_module("recbole.quick_start")
+        finally:  # other packages look whether Ray is there
+            del sys.modules["ray"]
+            sys.modules.update(kept)
+    else:
+        quick_start = importlib.import_module("recbole.quick_start.quick_start")
+        if sys.version_info >= (3, 12):
+            quick_start.tune = types.SimpleNamespace(report=lambda **metrics: tune.report(metrics))
 
 
 def _replace(module: Any, name: str, make: Callable) -> None:

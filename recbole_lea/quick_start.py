@@ -8,7 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from recbole.config import Config
+try:
+    from recbole.config import Config
+except ModuleNotFoundError as error:
+    if error.name != "recbole":
+        raise
+    raise ModuleNotFoundError(
+        "RecBole is not installed: pip install --no-deps recbole==1.2.1", name="recbole"
+    ) from None
 from recbole.data import data_preparation
 from recbole.quick_start import run
 from recbole.trainer import Trainer

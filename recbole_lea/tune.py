@@ -76,7 +76,7 @@ def main() -> None:
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 f"--tool {options.tool} needs the package {package}: pip install "
-                "'recbole_lea[tune]', or pip install hyperopt==0.2.5 'pyarrow<26'"
+                "'recbole_lea[tune]', or in its checkout pip install '.[tune]'"
             ) from None
     files = [str(Path(find_config_file(f)).absolute()) for f in options.config_files.split()]
     config = Config(options.model, options.dataset, files or None)
@@ -219,14 +219,15 @@ def _by_ray(
             resources_per_trial={"cpu": 1, "gpu": int(torch.cuda.is_available())},
             storage_path=str(Path("ray_log").absolute()), raise_on_failed_trial=False, verbose=1,
         )  # fmt: skip
+        done = [trial for trial in result.trials if "best_valid_score" in (trial.last_result or {})]
+        # a newer Ray tells these files only until it is shut down
+        errors = [trial.error_file for trial in result.trials if trial not in done]
     finally:
         ray.shutdown()
-    done = [trial for trial in result.trials if "best_valid_score" in (trial.last_result or {})]
-    failed = [trial for trial in result.trials if trial not in done]
     if not done:
-        raise ValueError(f"no trial has finished; the first one's error: {failed[0].error_file}")
-    for trial in failed:
-        logger.warning("a trial has failed: %s", trial.error_file)
+        raise ValueError(f"no trial has finished; the first one's error: {errors[0]}")
+    for file in errors:
+        logger.warning("a trial has failed: %s", file)
     lines = []
     for trial in done:
         lines += [
