@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recbole_lea.le.environment import Environment
+from recbole_lea.le.processes import Share, drawn
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.store import ArrayStore, pieces, take
@@ -179,6 +180,7 @@ class Feedback:
         self.state_dim = state_dim
         self.rng = np.random.default_rng([seed, 5])
         self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None
+        self.share: Share | None = None  # in a training in several processes
 
     def augment(self, actions: np.ndarray, scores: np.ndarray | None) -> None:
         """Add the predicted positive action of each transition and its reward score."""
@@ -252,11 +254,11 @@ class PrecomputedFeedback(Feedback):
 
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         pool = self.negatives.shape[1]
-        drawn = self.rng.integers(0, pool, size=len(rows))
+        chosen = drawn(self.share, len(rows), lambda n: self.rng.integers(0, pool, size=n))
         scores = take(self.rewards, rows)
         positive = _float(scores[:, 0])
-        negative = _float(scores[np.arange(len(rows)), 1 + drawn])
-        return positive, negative, self.negatives[rows, drawn]
+        negative = _float(scores[np.arange(len(rows)), 1 + chosen])
+        return positive, negative, self.negatives[rows, chosen]
 
 
 class LiveFeedback(Feedback):
