@@ -68,7 +68,7 @@ def register() -> None:
     _replace(recbole.utils, "get_model", _get_model)
     _replace(recbole.utils, "init_logger", _init_logger)
     _replace(recbole.utils, "get_tensorboard", _get_tensorboard)
-    _replace(recbole.utils, "ensure_dir", lambda _, path: os.makedirs(path, exist_ok=True))
+    _replace(recbole.utils, "ensure_dir", lambda _, dir_path: os.makedirs(dir_path, exist_ok=True))
     _replace(recbole.data.transform, "construct_transform", _construct_transform)
     Config._build_yaml_loader = lambda self: _YAMLLoader
     Config._load_config_files = _load_config_files

@@ -11,6 +11,7 @@ averages even those that are no mean over rows. Here the processes share each ba
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def run_rank(local_rank: int, *arguments: Any) -> None:
     keys["local_rank"] = local_rank
     if keys["offset"] + local_rank > 0:
         logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     try:
         run_recbole(*arguments[:3], **options)
     except MISTAKES as error:
