@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -93,6 +96,24 @@ def test_two_machines_build_the_le_and_train_together(start):
     only("log", f"{model}/*/run.json")
 
 
+@pytest.mark.parametrize("method", ["base", "LER"])
+def test_negatives_do_not_depend_on_the_number_of_processes(tiny_config, method):
+    """Drawn by the model, or by the LE's feedback from a pool."""
+    trainer, loaders = quick_start.prepare(tiny_config(lea_method=method, negative_pool=3))
+    model, data = trainer.model, loaders[0]._dataset
+
+    def negatives(share, rows=slice(None)):
+        model.share, model._rng = share, torch.Generator().manual_seed(3)
+        if feedback := data.lea_feedback:
+            feedback.share, feedback.rng = share, np.random.default_rng(3)
+        batch = loaders[0].transform(data, data[torch.arange(20)[rows]])
+        return model._actions(batch, batch["item_id"])[0]
+
+    whole = negatives(None)
+    for own in (slice(0, None, 2), slice(1, None, 2)):
+        assert torch.equal(negatives(SimpleNamespace(size=20, own=own), own), whole[own])
+
+
 def resumed(rank, port, keys):
     """In each of two processes: a resumed training equals an uninterrupted one, on all alike."""
     together = {"local_rank": rank, "nproc": 2, "world_size": 2, "offset": 0, "port": port,
@@ -105,7 +126,10 @@ def resumed(rank, port, keys):
         init_seed(config["seed"] + rank, True)
         loaders = data_preparation(config, create_dataset(config))
         network = get_model(model)(config, loaders[0]._dataset)
-        return get_trainer(config["MODEL_TYPE"], model)(config, network), loaders
+        time.sleep(1.1 * rank)  # RecBole's name of the checkpoint holds the second
+        trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
+        assert len(set(collected([trainer.saved_model_file]))) == 1
+        return trainer, loaders
 
     def after(epoch, score):
         if epoch == 2:
