@@ -458,9 +458,10 @@ def _check_method(config: Mapping[str, Any], model: Any) -> None:
         raise ValueError(
             "`state_dim` needs all states beforehand: leave it out, or set transform: lea_feedback"
         )
-    if chosen.augmented and config.get("local_rank") is not None:
+    if transform == "lea_live" and chosen.needs_le and config.get("local_rank") is not None:
         raise ValueError(
-            f"`lea_augmentation: {chosen.augmentation}` works in one process: leave out nproc"
+            "`transform: lea_live` works in one process: leave out nproc, or set transform: "
+            "lea_feedback"
         )
     # a file of keys for several models may give n_heads to those that have none
     if model.backbone_class().__name__ == "SASRec" and config["hidden_size"] % config["n_heads"]:

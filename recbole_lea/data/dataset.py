@@ -179,8 +179,8 @@ class LEADataset(SequentialDataset):
                 self._attach_feedback(train, sequences, chosen)
             if from_items:
                 train.lea_item_tokens = train.lea_pipeline.item_tokens()
-            if not processes().is_main_process:
-                # the recommender trains in the main process alone
+            if not processes().is_main_process and not self.config["ranks"]:
+                # under accelerate the recommender trains in the main process alone
                 if train.lea_pipeline is not None:
                     train.lea_pipeline.assist()
                 raise SystemExit(0)
@@ -233,8 +233,9 @@ class LEADataset(SequentialDataset):
         transform = self.config["transform"]
         if transform == "lea_live" and processes().num_processes > 1:
             raise ValueError(
-                "transform: lea_live asks the LLM within the recommender's training, which runs in "
-                "one process: set transform: lea_feedback, or start without accelerate"
+                "transform: lea_live asks the LLM within the recommender's training, which then "
+                "has to run in one process: set transform: lea_feedback, or start without "
+                "accelerate and nproc"
             )
         pipeline = train.lea_pipeline = self.pipeline(sequences)
         ids = self.field2token_id[self.iid_field]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_lea.le.environment import Environment
+from recbole_lea.le.processes import Share, drawn
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.store import ArrayStore, pieces, take
@@ -193,6 +194,7 @@ class Feedback:
         if shuffle:
             self.others = np.random.default_rng([seed, 6]).permutation(sequences.n_transitions)
         self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None
+        self.share: Share | None = None  # in a training in several processes
 
     def augment(self, actions: np.ndarray, scores: np.ndarray | None) -> None:
         """Add the predicted positive action of each transition and its reward score."""
@@ -269,11 +271,11 @@ class PrecomputedFeedback(Feedback):
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         assert self.rewards is not None
         pool = self.negatives.shape[1]
-        drawn = self.rng.integers(0, pool, size=len(rows))
+        chosen = drawn(self.share, len(rows), lambda n: self.rng.integers(0, pool, size=n))
         scores = take(self.rewards, rows)
         positive = _float(scores[:, 0])
-        negative = _float(scores[np.arange(len(rows)), 1 + drawn])
-        return positive, negative, self.negatives[rows, drawn]
+        negative = _float(scores[np.arange(len(rows)), 1 + chosen])
+        return positive, negative, self.negatives[rows, chosen]
 
 
 class LiveFeedback(Feedback):

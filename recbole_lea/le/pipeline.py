@@ -385,6 +385,8 @@ class Pipeline:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The LE's choice among each transition's candidates (section 3.4).
 
+        The other processes either call this too, and get the main one's, or are in ``assist``.
+
         Args:
             candidates: LE item indices in the list's order [n_transitions, k <= 5].
             want_rewards: also score the chosen actions.
@@ -393,9 +395,7 @@ class Pipeline:
             Chosen LE item indices [n_transitions] and their reward scores or None.
         """
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
-        if self._main:
-            from_main((candidates, want_rewards))
-        return self._selected(candidates, want_rewards)
+        return self._selected(*from_main((candidates, want_rewards)))
 
     def assist(self) -> None:
         """In the other processes: take part in ``select`` until the main one says ``release``."""

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from recbole_lea.data.transform import FIELD_PREFIX
+from recbole_lea.le.processes import Share, drawn
 from recbole_lea.methods import switches
 from recbole_lea.model.backbones import refusal
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
@@ -250,6 +251,7 @@ class LEARecommender(Readable):
         self.advantage_clip = tuple(config["advantage_clip"])
         self.w_ah, self.w_aq = config["w_ah"], config["w_aq"]
         self.warmed_up = False
+        self.share: Share | None = None  # in a training in several processes
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
         self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         self.other_parameter_name = ["warmed_up", "item_tokens"]
@@ -415,8 +417,11 @@ class LEARecommender(Readable):
             names = ("negative", "reward", "negative_reward")
             negative, reward, negative_reward = (self._field(interaction, name) for name in names)
             return negative, reward, negative_reward
-        draws = torch.randint(1, self.n_items - 1, positive.shape, generator=self._rng)
-        draws = draws.to(positive.device)
+
+        def draw(n: int) -> Tensor:
+            return torch.randint(1, self.n_items - 1, (n,), generator=self._rng)
+
+        draws = drawn(self.share, len(positive), draw).to(positive.device)
         negative = draws + (draws >= positive)  # uniform over items, the positive left out
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
