@@ -1,7 +1,8 @@
 """``python -m recbole_lea.benchmark``: the paper's tables and figures, and measurements of speed.
 
 ``--table 2 --dataset industrial --seeds 5`` does all runs of a table that are not finished yet and
-writes the report into ``results/industrial/``; ``--speed`` and ``--growth`` print one JSON object.
+writes the report into ``results/industrial/``; ``--speed``, ``--growth`` and ``--load`` print one
+JSON object.
 """
 
 import argparse
@@ -30,11 +31,12 @@ def main() -> None:
         allow_abbrev=False,  # --seed is a key, not short for --seeds
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=int, choices=(2, 3, 4, 5, 6),
-                      help="table of the paper; 6, ours: LE embeddings")  # fmt: skip
+    what.add_argument("--table", type=int, choices=(2, 3, 4, 5, 6, 7),
+                      help="the paper's; ours: 6 LE embeddings, 7 shuffled feedback")  # fmt: skip
     what.add_argument("--figure", type=int, choices=(4, 5), help="figure of the paper")
     what.add_argument("--speed", action="store_true", help="measure speed")
     what.add_argument("--growth", action="store_true", help="feedback for up to a million rows")
+    what.add_argument("--load", action="store_true", help="part of all stages at a million items")
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--seeds", type=int, default=5, help="reported runs a method")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -47,10 +49,14 @@ def main() -> None:
     parser.add_argument("--config_files", default="", help="YAML files, separated by blanks")
     parser.add_argument("--methods", default="", help="rows to run now, separated by commas")
     parser.add_argument("--rows", type=int, default=400, help="--speed: transitions to sample")
+    parser.add_argument("--items", type=int, default=10**6, help="--load: items")
+    parser.add_argument(
+        "--transitions", type=int, default=10**7, help="--load: training transitions"
+    )
     options, rest = parser.parse_known_args()
     command = shlex.join(["python", "-m", "recbole_lea.benchmark", *sys.argv[1:]])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if options.speed or options.growth:
+    if options.speed or options.growth or options.load:
         print(json.dumps(_measure(options, rest)))
         return
     try:
@@ -68,7 +74,7 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any
     from recbole.config import Config
 
     import recbole_lea  # noqa: F401
-    from recbole_lea import growth, speed
+    from recbole_lea import growth, load, speed
     from recbole_lea.le import LESettings
 
     config = Config(
@@ -76,6 +82,8 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any
         options.dataset,
         config_dict={"lea_method": "base", "show_progress": False},
     )
+    if options.load:
+        return load.run(config["lea_llm"], options.items, options.transitions)
     if options.growth:
         return growth.run(LESettings.from_config(config.final_config_dict))
     return speed.run(config, options.rows)

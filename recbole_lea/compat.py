@@ -6,6 +6,7 @@ Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recb
 
 import ast
 import functools
+import importlib
 import itertools
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import recbole
@@ -31,12 +32,17 @@ import recbole.utils
 import torch
 import yaml
 from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.evaluator.collector import Collector, DataStruct
 from recbole.utils import argument_list
+from torch.utils.data import DataLoader
 
 from recbole_lea import config as lea_config
+from recbole_lea import distributed
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.data.transform import TRANSFORMS
-from recbole_lea.le.processes import processes
+from recbole_lea.le.processes import Share, collected, processes
 from recbole_lea.model import backbones, lea_model
 from recbole_lea.model.lea import LEARecommender
 from recbole_lea.trainer import LEATrainer
@@ -54,6 +60,8 @@ KEYS_WITHOUT_DEFAULT = (
 
 def register() -> None:
     """Make RecBole know our models, datasets, trainers, transforms and YAML files."""
+    _name_numpy_types()
+    _import_quick_start()
     # sine.py switches autograd's anomaly detection on for every sequential model: 2.5 to 4
     # times slower training, and it stays on for the whole process.
     torch.autograd.set_detect_anomaly(False)
@@ -62,12 +70,15 @@ def register() -> None:
         setattr(recbole.data.dataset, f"{name}Dataset", LEADataset)
     _replace(recbole.utils, "get_model", _get_model)
     _replace(recbole.utils, "init_logger", _init_logger)
+    _replace(recbole.utils, "get_tensorboard", _get_tensorboard)
+    _replace(recbole.utils, "ensure_dir", lambda _, dir_path: os.makedirs(dir_path, exist_ok=True))
     _replace(recbole.data.transform, "construct_transform", _construct_transform)
     Config._build_yaml_loader = lambda self: _YAMLLoader
     Config._load_config_files = _load_config_files
     Config._load_cmd_line = _load_cmd_line
     Config._convert_config_dict = _convert_config_dict
     Config._load_internal_config_dict = _with_our_yaml(Config._load_internal_config_dict)
+    Config._init_device = _in_several_processes(Config._init_device)
     # a module's own name goes before the builtin: run_hyper.py's lists of choices
     recbole.trainer.hyper_tuning.eval = ast.literal_eval
     recbole.data.utils.pickle = types.SimpleNamespace(load=_refuse_pickle, dump=pickle.dump)
@@ -75,6 +86,48 @@ def register() -> None:
     trainer._save_checkpoint = _save_checkpoint
     trainer.resume_checkpoint = _names_bad_checkpoint(trainer.resume_checkpoint)
     trainer.evaluate = _names_bad_checkpoint(trainer.evaluate)
+    trainer.__init__ = _set_up_for_several(trainer.__init__)
+    trainer._train_epoch = _shared_epoch(trainer._train_epoch)
+    AbstractDataLoader.share = property(_share)
+    AbstractDataLoader._index_sampler = property(_index_sampler)
+    Collector.get_data_struct = _get_data_struct
+    # so its processes import recbole_lea, and report mistakes shortly
+    quick_start: Any = sys.modules["recbole.quick_start.quick_start"]
+    quick_start.run_recboles = distributed.run_rank
+
+
+def _name_numpy_types() -> None:
+    """``Config`` reads three names that numpy 2 has dropped."""
+    for name, scalar in (
+        ("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)
+    ):  # fmt: skip
+        if not hasattr(np, name):
+            setattr(np, name, scalar)
+
+
+def _import_quick_start() -> None:
+    """``recbole.quick_start`` imports ``ray.tune``, to report a trial's test metrics there.
+
+    RecBole wants ray <= 2.6.3, which Python 3.12 and newer cannot have. Without Ray nothing is
+    reported, as there is nothing to report to; a newer one gets the metrics as one dict.
+    """
+    try:
+        from ray import tune
+    except ImportError:
+        # one that is there, but without what its ray.tune needs
+        kept = {name: module for name, module in sys.modules.items() if name == "ray"}
+        stand_in: Any = types.ModuleType("ray")
+        stand_in.tune = types.SimpleNamespace(report=lambda **metrics: None)
+        sys.modules["ray"] = stand_in
+        try:
+            importlib.import_module("recbole.quick_start")
+        finally:  # other packages look whether Ray is there
+            del sys.modules["ray"]
+            sys.modules.update(kept)
+    else:
+        quick_start = importlib.import_module("recbole.quick_start.quick_start")
+        if sys.version_info >= (3, 12):
+            quick_start.tune = types.SimpleNamespace(report=lambda **metrics: tune.report(metrics))
 
 
 def _replace(module: Any, name: str, make: Callable) -> None:
@@ -139,6 +192,16 @@ def _init_logger(original: Callable, config: Config) -> None:
     original(config)
     new = set(folder.glob("*.log")) - before
     config["log_file"] = str(new.pop()) if new else None
+
+
+def _get_tensorboard(original: Callable, *arguments: Any) -> Any:
+    """Of several processes that train together, the main one alone leaves a record."""
+    if processes().is_main_process:
+        return original(*arguments)
+
+    def nothing(*args: Any, **kwargs: Any) -> None: ...
+
+    return types.SimpleNamespace(add_scalar=nothing, add_hparams=nothing)
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times faster
@@ -271,6 +334,96 @@ def _with_our_yaml(original: Callable) -> Callable:
     return load
 
 
+def _in_several_processes(original: Callable) -> Callable:
+    """One of the processes of ``run(nproc=...)``; RecBole hard-codes nccl and cuda for them.
+
+    ``ranks`` is the number of all processes. Unless ``gpu_id`` is given, the first GPUs serve.
+    """
+
+    @functools.wraps(original)
+    def init_device(self: Config) -> None:
+        values = self.final_config_dict
+        if values.get("local_rank") is None:
+            return original(self)
+        if values.get("worker"):
+            raise ValueError("`worker` and nproc do not go together: leave out one of them")
+        if "gpu_id" in self.external_config_dict:
+            given = values["gpu_id"]
+            values["gpu_id"] = ",".join(map(str, given if isinstance(given, tuple) else [given]))
+            os.environ["CUDA_VISIBLE_DEVICES"] = values["gpu_id"]
+        names = ("local_rank", "nproc", "offset", "world_size", "ip", "port")
+        distributed.join(*(values[name] for name in names))
+        state = processes()
+        device = state.device if state.device.type != "cpu" else torch.device("cpu")  # not cpu:1
+        values |= {"device": device, "single_spec": True, "ranks": state.num_processes}
+        if not state.is_main_process:
+            values |= {"show_progress": False, "log_wandb": False}
+
+    return init_device
+
+
+def _set_up_for_several(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def init(self: Any, config: Config, model: Any) -> None:
+        original(self, config, model)
+        if config["ranks"]:
+            distributed.set_up(self)
+
+    return init
+
+
+def _shared_epoch(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def train_epoch(
+        self: Any, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress=False
+    ) -> Any:
+        if not self.config["ranks"]:
+            return original(self, train_data, epoch_idx, loss_func, show_progress)
+        loss = loss_func or self.model.calculate_loss
+        return distributed.train_epoch(original, self, train_data, epoch_idx, loss, show_progress)
+
+    return train_epoch
+
+
+_batch_rows = cast(Any, DataLoader._index_sampler).fget
+
+
+def _share(self: AbstractDataLoader) -> Share | None:
+    """What of each batch is this process's; None in one process."""
+    if not self.config["ranks"]:
+        return None
+    if "_own_share" not in vars(self):
+        scores = isinstance(self, FullSortEvalDataLoader | NegSampleEvalDataLoader)
+        self._own_share = Share(_batch_rows(self), even=not scores)
+    return self._own_share
+
+
+def _index_sampler(self: AbstractDataLoader) -> Any:
+    """RecBole's DistributedSampler repeats rows; its batches would be no parts of those of one."""
+    return _batch_rows(self) if self.share is None else self.share
+
+
+# What RecBole collects by rows, and forgets after each evaluation.
+ROWS = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+
+
+def _get_data_struct(self: Collector) -> DataStruct:
+    """What an evaluation has collected.
+
+    RecBole's fails with the metrics that need counts (ItemCoverage, GiniIndex, AveragePopularity,
+    TailPercentage). Several processes compute the metrics over the rows of all of them: they are
+    those of one, and all stop and save alike.
+    """
+    data = self.data_struct._data_dict
+    own = {key: data.pop(key).cpu() for key in ROWS if key in data}  # [n_rows, ...] each
+    parts = collected([own]) if self.config["ranks"] else [own]
+    struct = DataStruct()
+    struct._data_dict |= data
+    for key in {key: None for part in parts for key in part}:
+        struct.set(key, torch.cat([part[key] for part in parts if key in part]))
+    return struct
+
+
 def backbone_keys(backbone: str) -> list[str]:
     """Names of the hyperparameters in RecBole's own YAML file of a model."""
     path = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone}.yaml"
@@ -323,7 +476,10 @@ def plain(value: Any) -> Any:
 
 
 # What RecBole works out itself from the other keys; a checkpoint holds its text alone.
-DERIVED = ("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank")
+DERIVED = (
+    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "ranks",
+    "nproc", "world_size", "offset", "group_offset", "ip", "port",
+)  # fmt: skip
 
 
 def restored_config(saved: dict[str, Any]) -> Config:
@@ -353,9 +509,19 @@ def restored_config(saved: dict[str, Any]) -> Config:
 
 
 def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-    """RecBole's checkpoint without its pickled Config, which torch >= 2.6 refuses to load."""
-    if not self.config["single_spec"] and self.config["local_rank"] != 0:
-        return
+    """RecBole's checkpoint without its pickled Config, which torch >= 2.6 refuses to load.
+
+    Of several processes that train together the main one writes it, and none goes on before.
+    """
+    resumable = isinstance(self, LEATrainer) and self.has_begun
+    more = {"resume": self.resume_state()} if resumable else {}
+    if processes().is_main_process:
+        _write_checkpoint(self, epoch, verbose, more, kwargs)
+    if self.config["ranks"]:
+        processes().wait_for_everyone()
+
+
+def _write_checkpoint(self: Any, epoch: int, verbose: bool, more: dict, kwargs: dict) -> None:
     path = kwargs.pop("saved_model_file", self.saved_model_file)
     state = {
         "config": plain(self.config.final_config_dict),
@@ -366,8 +532,6 @@ def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any)
         "other_parameter": self.model.other_parameter(),
         "optimizer": self.optimizer.state_dict(),
     }
-    if isinstance(self, LEATrainer) and self.has_begun:
-        state["resume"] = self.resume_state()
-    torch.save(state, path)
+    torch.save(state | more, path)
     if verbose:
         self.logger.info(recbole.utils.set_color("Saving current", "blue") + f": {path}")

@@ -178,6 +178,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "q_weight": _WEIGHT,
     "gamma": _number(0, 1),
     "td_scale": _number(0, 1e6),
+    "q_max_chunk": _optional(_number(2, 10**9, int)),
     "r_pos": _number(-1e6, 1e6),
     "r_neg": _number(-1e6, 1e6),
     "negative_pool": _COUNT,
@@ -191,6 +192,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "w_aq": _WEIGHT,
     "exclude_target": _FLAG,
     "augmentation_refresh": _number(0, 10**9, int),
+    "selection_by": _one_of("label", "reward"),
     "selection_calibration": _one_of("prior", "none"),
     "reward_scale": _one_of("standardize", "raw", "sigmoid"),
     "state_dim": _optional(_COUNT),
@@ -217,6 +219,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_compile": _one_of("auto", True, False),
     "lea_cache_dir": _PATH,
     "lea_stop_after": _optional(_one_of("items", "finetune", "states", "rewards", "feedback")),
+    "lea_shuffle": _FLAG,
     "lea_row_length": _number(16, 10**6, int),
     "lea_batch_rows": _COUNT,
     "lea_max_history": _COUNT,
@@ -455,9 +458,10 @@ def _check_method(config: Mapping[str, Any], model: Any) -> None:
         raise ValueError(
             "`state_dim` needs all states beforehand: leave it out, or set transform: lea_feedback"
         )
-    if chosen.augmented and config.get("local_rank") is not None:
+    if transform == "lea_live" and chosen.needs_le and config.get("local_rank") is not None:
         raise ValueError(
-            f"`lea_augmentation: {chosen.augmentation}` works in one process: leave out nproc"
+            "`transform: lea_live` works in one process: leave out nproc, or set transform: "
+            "lea_feedback"
         )
     # a file of keys for several models may give n_heads to those that have none
     if model.backbone_class().__name__ == "SASRec" and config["hidden_size"] % config["n_heads"]:
@@ -484,3 +488,17 @@ def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
     """ "N epochs" or "N steps" in optimiser steps."""
     count, unit = warmup.split()
     return int(count) * (steps_per_epoch if unit.startswith("epoch") else 1)
+
+
+def absolute_paths(config: Mapping[str, Any]) -> dict[str, str]:
+    """The paths among a config's values, for a run that works in another folder.
+
+    Args:
+        config: RecBole's, of a model of ours or (without the LE's keys) of RecBole's.
+    """
+    paths = {"data_path": str(Path(config["data_path"]).absolute())}
+    if config["lea_cache_dir"]:
+        paths["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())
+    if config["lea_llm"] and Path(config["lea_llm"]).exists():
+        paths["lea_llm"] = str(Path(config["lea_llm"]).absolute())
+    return paths

@@ -324,7 +324,9 @@ class Inspector:
         return q
 
     def _labels(self, history: list[str], listed: list[str]) -> tuple[np.ndarray, str]:
-        """The LE's label scores of the listed items [k], and how they were calibrated."""
+        """What the LE picks from the listed items by [k], and what these numbers are."""
+        if self.config["selection_by"] == "reward":
+            return self.rewards([history], [listed]), "the item's reward"
         lists = [(history, listed)]
         if self.config["selection_calibration"] == "prior":
             others = [self._transition(row)[0] for row in self.sample(PRIOR)]

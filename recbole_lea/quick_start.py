@@ -4,19 +4,29 @@ import argparse
 import logging
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from recbole.config import Config
+try:
+    from recbole.config import Config
+except ModuleNotFoundError as error:
+    if error.name != "recbole":
+        raise
+    raise ModuleNotFoundError(
+        "RecBole is not installed: pip install --no-deps recbole==1.2.1", name="recbole"
+    ) from None
 from recbole.data import data_preparation
 from recbole.quick_start import run
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed, set_color
+from torch.multiprocessing import ProcessRaisedException
 
 from recbole_lea.compat import backbone_keys
 from recbole_lea.config import find_config_file
 from recbole_lea.data.dataset import LEADataset, StoppedAfter
+from recbole_lea.distributed import MISTAKES, mistake, mistake_in
 from recbole_lea.le.processes import processes
 from recbole_lea.model.lea import LEARecommender
 from recbole_lea.trainer import LEATrainer, StepTrainer
@@ -45,17 +55,60 @@ def main() -> dict[str, Any]:
     parser.add_argument(
         "--config_files", default=None, help="YAML files, separated by blanks; later ones win"
     )
+    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine")
+    parser.add_argument(
+        "--world_size", type=int, default=-1, help="processes on all machines; default: nproc"
+    )
+    parser.add_argument("--ip", default="localhost", help="address of the first machine")
+    parser.add_argument(
+        "--port", default=None, help="a free port there; with one machine it is found, else 5678"
+    )
+    parser.add_argument(
+        "--group_offset", type=int, default=0, help="processes on the machines before this one"
+    )
     options, _ = parser.parse_known_args()
     names = options.config_files.split() if options.config_files else []
     files = [find_config_file(name) for name in names]
-    processes()  # takes its accelerator before RecBole hides all but one
+    several = _several(options)
+    if several:
+        # the log is the main process's
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    else:
+        processes()  # takes its accelerator before RecBole hides all but one
     try:
-        result = run(options.model, options.dataset, config_file_list=files or None)
+        result = run(options.model, options.dataset, config_file_list=files or None, **several)
+        if result is None:  # the processes have ended well, without one
+            raise StoppedAfter
     except StoppedAfter:
         logger.info("go on by: %s", shlex.join(_without_stop(sys.argv)))
         return {}
-    _report(options.model, options.dataset, files, result)
+    if options.group_offset == 0:
+        _report(options.model, options.dataset, files, result)
     return result
+
+
+def _several(options: argparse.Namespace) -> dict[str, Any]:
+    """RecBole's arguments for several processes; none for one."""
+    here, offset = options.nproc, options.group_offset
+    everywhere = options.world_size if options.world_size > 0 else here
+    if here == 1 and options.world_size <= 0:
+        return {}
+    if not (here > 0 and 0 <= offset <= everywhere - here):
+        raise ValueError(
+            f"--nproc={here} --group_offset={offset} --world_size={everywhere}: the processes of "
+            "this machine and those before it have to be some of the `world_size` in all"
+        )
+    port = options.port or ("5678" if everywhere > here else str(_free_port()))
+    return {
+        "nproc": here, "world_size": everywhere, "ip": options.ip, "port": port,
+        "group_offset": offset,
+    }  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def _without_stop(arguments: list[str]) -> list[str]:
@@ -71,11 +124,11 @@ def console(function: Callable[[], Any] = main) -> None:
     """``main`` for the shell: a mistake in the input is one line, not a traceback."""
     try:
         function()
-    except (ValueError, KeyError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("LEA_TRACEBACK"):
+    except (*MISTAKES, ProcessRaisedException) as error:
+        found = mistake(error) if isinstance(error, MISTAKES) else mistake_in(str(error))
+        if os.environ.get("LEA_TRACEBACK") or found is None:
             raise
-        message = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"error: {message} (LEA_TRACEBACK=1 shows where)")
+        sys.exit(f"error: {found} (LEA_TRACEBACK=1 shows where)")
 
 
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def dataset_fingerprint(dataset: Any) -> str:
         dataset.iid_field,
         dataset.iid_field + dataset.config["LIST_SUFFIX"],
     ):
-        digest.update(dataset.inter_feat[field].numpy().tobytes())
+        digest.update(dataset.inter_feat[field].contiguous().numpy())
     return digest.hexdigest()
 
 

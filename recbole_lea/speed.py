@@ -184,7 +184,7 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
     rng = np.random.default_rng(0)
     batches = finetune.epoch_batches(sequences, learned, settings.finetune_batch_size, rng)
     parameters = [p for p in env.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=1e-5)
+    optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
 
     def packed(batch: list) -> None:
         finetune._train_step(env, optimizer, sequences, batch, rng, settings)

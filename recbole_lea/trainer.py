@@ -15,6 +15,7 @@ from recbole.utils import set_color
 from recbole_lea import record, resume
 from recbole_lea.config import warmup_steps
 from recbole_lea.data.dataset import ROW
+from recbole_lea.le.processes import collected, processes
 from recbole_lea.le.stages import StageLog
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,9 @@ class LEATrainer(StepTrainer):
     Until the warm-up is over, SA2C's advantage is off and there is no augmentation; the
     patience of early stopping starts when it ends. Then the model's top-5 for every training
     transition go to the LE (section 3.4).
+
+    With RecBole's ``nproc`` every process runs this with its share of each batch: all end the
+    warm-up, choose the copy to train and stop at the same step.
     """
 
     def __init__(self, config, model) -> None:
@@ -151,13 +155,17 @@ class LEATrainer(StepTrainer):
         self._train_data = train_data
         self.record = {}
         dataset = train_data._dataset
+        self.model.share = train_data.share
+        if dataset.lea_feedback is not None:
+            dataset.lea_feedback.share = train_data.share
         self.stages = getattr(dataset, "lea_stages", self.stages)
         try:
             self._prepare(train_data)
             with self.stages.stage("training"):
                 result = super().fit(train_data, valid_data, **kwargs)
         finally:
-            if pipeline := getattr(dataset, "lea_pipeline", None):
+            pipeline = getattr(dataset, "lea_pipeline", None)
+            if pipeline and not self.config["ranks"]:
                 pipeline.release()
         if not self.model.warmed_up:
             self.logger.warning(
@@ -172,8 +180,9 @@ class LEATrainer(StepTrainer):
         self.record = record.start(self.config, dataset, self.stages)
         self.record["best_valid_result"] = dict(result[1] or {})
         self.record["best_is_warmup"] = self._best_is_warmup
-        self.record_folder = record.new_folder(self.config)
-        record.write(self.record, self.record_folder)
+        if processes().is_main_process:
+            self.record_folder = record.new_folder(self.config)
+            record.write(self.record, self.record_folder)
         return result
 
     def _prepare(self, train_data) -> None:
@@ -211,11 +220,15 @@ class LEATrainer(StepTrainer):
         self._resumed = content.get("resume")
 
     def resume_state(self) -> dict:
-        """What ``resume_checkpoint`` needs beside RecBole's checkpoint; within a ``fit``."""
+        """What ``resume_checkpoint`` needs beside RecBole's checkpoint; within a ``fit``.
+
+        With ``nproc`` all processes have to call it.
+        """
+        random = [resume.random_state(self)]
         state = {
             "warm_epoch": self._warm_epoch,
             "best_is_warmup": self._best_is_warmup,
-            "random": resume.random_state(self),
+            "random": collected(random) if self.config["ranks"] else random,
             "loader": self._train_data.generator.get_state(),
             "taken": 0,
         }
@@ -226,6 +239,12 @@ class LEATrainer(StepTrainer):
         return state
 
     def _go_on(self, train_data, state: dict) -> None:
+        here, there = self.config["ranks"] or 1, len(state["random"])
+        if here != there:
+            raise ValueError(
+                f"{self.saved_model_file} was written by a training in {there} processes, this is "
+                f"one in {here}: resume it with --nproc (or nodes) for {there}"
+            )
         self._warm_epoch = state["warm_epoch"]
         self._best_is_warmup = state["best_is_warmup"]
         train_data.generator.set_state(state["loader"].cpu())
@@ -234,12 +253,13 @@ class LEATrainer(StepTrainer):
         if self.config["lea_valid_steps"]:
             self._chunk = None
             self._open_chunk(train_data).skip(state["taken"])
-        resume.set_random_state(self, state["random"])
+        rank = processes().process_index if self.config["ranks"] else 0
+        resume.set_random_state(self, state["random"][rank])
 
     def evaluate(self, eval_data, load_best_model=True, **kwargs):
         """RecBole's ``evaluate``; after ``fit``, the result goes into the ``run.json``."""
         result = super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)
-        if self.record and result is not None:
+        if self.record and result is not None and processes().is_main_process:
             self.record["test_result"] = dict(result)
             record.write(self.record, self.record_folder)
             self.logger.info(
@@ -321,6 +341,7 @@ class LEATrainer(StepTrainer):
         le_index[item_ids] = torch.arange(len(item_ids))
         k = min(k, len(item_ids) - 1)
         result = np.zeros((len(dataset), k), dtype=np.int64)
+        found = []
         was_training = self.model.training
         self.model.eval()
         for interaction, _, _, target in loader:
@@ -330,8 +351,10 @@ class LEATrainer(StepTrainer):
                 scores[torch.arange(len(target)), target.to(scores.device)] = -torch.inf
             top = scores.topk(k, dim=1).indices.cpu()
             rows = dataset.lea_transitions[interaction[ROW].cpu().numpy()]
-            result[rows] = le_index[top].numpy()
+            found.append((rows, le_index[top].numpy()))
         self.model.train(was_training)
+        for rows, top in collected(found) if self.config["ranks"] else found:
+            result[rows] = top
         return result
 
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):

@@ -28,7 +28,7 @@ from recbole.quick_start import objective_function
 from recbole.trainer import HyperTuning
 from recbole.utils import dict2str
 
-from recbole_lea.config import RULES, find_config_file, nearest
+from recbole_lea.config import RULES, absolute_paths, find_config_file, nearest
 from recbole_lea.le.store import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def main() -> None:
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 f"--tool {options.tool} needs the package {package}: pip install "
-                "'recbole_lea[tune]', or pip install hyperopt==0.2.5 'pyarrow<26'"
+                "'recbole_lea[tune]', or in its checkout pip install '.[tune]'"
             ) from None
     files = [str(Path(find_config_file(f)).absolute()) for f in options.config_files.split()]
     config = Config(options.model, options.dataset, files or None)
@@ -155,18 +155,11 @@ def _algorithm(space: Space, tool: str) -> str:
 
 
 def _fixed(config: Config) -> dict[str, Any]:
-    """Keys of all trials; paths are absolute, as a trial of Ray has a folder of its own."""
-    keys = dict(config.cmd_config_dict) | {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        # RecBole appends the dataset's name again
-        "data_path": str(Path(config["data_path"]).absolute().parent),
-    }
-    if config["lea_cache_dir"]:
-        keys["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())
-        if Path(config["lea_llm"]).exists():
-            keys["lea_llm"] = str(Path(config["lea_llm"]).absolute())
-    return keys
+    """Keys of all trials; a trial of Ray has a folder of its own."""
+    paths = absolute_paths(config)
+    paths["data_path"] = str(Path(paths["data_path"]).parent)  # RecBole appends the dataset's name
+    named = {"model": config["model"], "dataset": config["dataset"]}
+    return dict(config.cmd_config_dict) | named | paths
 
 
 def run_trial(
@@ -226,14 +219,15 @@ def _by_ray(
             resources_per_trial={"cpu": 1, "gpu": int(torch.cuda.is_available())},
             storage_path=str(Path("ray_log").absolute()), raise_on_failed_trial=False, verbose=1,
         )  # fmt: skip
+        done = [trial for trial in result.trials if "best_valid_score" in (trial.last_result or {})]
+        # a newer Ray tells these files only until it is shut down
+        errors = [trial.error_file for trial in result.trials if trial not in done]
     finally:
         ray.shutdown()
-    done = [trial for trial in result.trials if "best_valid_score" in (trial.last_result or {})]
-    failed = [trial for trial in result.trials if trial not in done]
     if not done:
-        raise ValueError(f"no trial has finished; the first one's error: {failed[0].error_file}")
-    for trial in failed:
-        logger.warning("a trial has failed: %s", trial.error_file)
+        raise ValueError(f"no trial has finished; the first one's error: {errors[0]}")
+    for file in errors:
+        logger.warning("a trial has failed: %s", file)
     lines = []
     for trial in done:
         lines += [

@@ -15,7 +15,9 @@ from recbole.trainer import HyperTuning, Trainer
 from recbole.utils import get_model, get_trainer
 
 from recbole_lea.compat import plain, restored_config
+from recbole_lea.config import METRICS
 from recbole_lea.model import MODELS, SASRecSA2CLEA
+from recbole_lea.quick_start import prepare
 from recbole_lea.trainer import LEATrainer
 from tests.conftest import tiny_keys
 
@@ -127,6 +129,35 @@ def test_the_le_needs_no_recbole(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_neither_ray_nor_numpy_1_is_needed(tiny_dataset):
+    """As on Python 3.12 and newer. A Ray without ``ray.tune`` may be there for another package."""
+    config = {
+        "model": "SASRec", "dataset": "tiny", "epochs": 1, "train_neg_sample_args": None,
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "show_progress": False,
+    }  # fmt: skip
+    code = (
+        "import sys, types, numpy as np, scipy.stats, sklearn.utils\n"
+        "sys.modules['ray'] = ray = types.ModuleType('ray')\n"
+        "for name in ('float_', 'complex_', 'unicode_'): vars(np).pop(name, None)\n"
+        "import recbole_lea\n"
+        "assert sys.modules['ray'] is ray\n"
+        "from recbole.quick_start import objective_function\n"
+        f"result = objective_function({config!r})\n"
+        "assert 'ndcg@10' in result['best_valid_result'], result\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_ranking_metric_can_be_computed(tiny_config):
+    """RecBole fails with those that need counts of items."""
+    config = tiny_config(lea_method="base", metrics=list(METRICS), epochs=1)
+    trainer, loaders = prepare(config)
+    trainer.fit(*loaders[:2], verbose=False)
+    result = trainer.evaluate(loaders[2])
+    assert {name.partition("@")[0] for name in result} == set(METRICS)
 
 
 def test_run_hyper_s_objective_function(tiny_dataset, tiny_llm, monkeypatch):

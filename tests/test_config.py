@@ -22,6 +22,7 @@ def test_every_default_has_a_rule_and_passes_it(defaults):
         ("gamma", 1.5),
         ("negative_pool", 0),
         ("negative_pool", True),
+        ("q_max_chunk", 1),
         ("advantage_clip", [10, 0]),
         ("warmup", "ten epochs"),
         ("warmup", 5),
@@ -65,7 +66,7 @@ def test_unknown_key_suggests_the_nearest(defaults):
         ("SASRecSA2CLEA", {"hidden_size": 64, "n_heads": 3}, "multiple of `n_heads`"),
         ("SASRecSA2CLEA", {"lea_reward_prompt": "item_last", "lea_action_prompt_item_last":
                            "{item} next"}, "`lea_action_prompt_item_last` has to end"),
-        ("SASRecSA2CLEA", {"local_rank": 0}, "one process"),
+        ("SASRecSA2CLEA", {"local_rank": 0, "transform": "lea_live"}, "leave out nproc"),
         ("SASRecSA2CLEA", {"worker": 2}, "`worker` is 2, but has to be left out"),
         ("SASRecSA2CLEA", {"benchmark_filename": ["a", "b", "c"]}, "`benchmark_filename`"),
         ("SASRecSA2CLEA", {"save_dataset": True}, "`save_dataset` is True.*pickles"),

@@ -90,6 +90,17 @@ def test_label_scores_are_those_of_the_augmentation(trained):
     assert view.chosen == int(np.argmax(view.labels))
 
 
+def test_selection_by_reward_shows_rewards(trained):
+    model = trained(selection_by="reward")
+    folder = model.train._dataset.lea_pipeline._folder("selection")
+    actions, scores = (np.load(folder / f"{name}.npy") for name in ("actions", "rewards"))
+    looked, tokens = Inspector(model.path), model.train._dataset.lea_pipeline.catalogue.tokens
+    for _, k, history, _ in training_rows(model):
+        rewards, note = looked._labels(history, [tokens[i] for i in actions[k]])
+        np.testing.assert_allclose(rewards, scores[k], atol=1e-4)
+        assert note == "the item's reward"
+
+
 def test_calibration_takes_each_label_s_mean_away(inspector):
     rows = inspector.sample(64)
     histories = [inspector._transition(row)[0] for row in rows]

@@ -94,6 +94,19 @@ def test_a_mistake_is_one_clear_line(yaml_file, arguments, message):
     assert "Traceback" not in output
 
 
+def test_without_recbole_the_script_names_the_remedy():
+    """On Python 3.12 and newer it is installed apart."""
+    absent = (
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda n, *a: None if n == 'recbole' else find(n, *a)\n"
+        "import run_recbole_lea\n"
+    )
+    code, output = run(launcher=("-c", absent))
+    assert code != 0
+    assert output.strip().endswith("pip install --no-deps recbole==1.2.1")
+
+
 def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
     code, output = run(
         "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",

@@ -297,11 +297,6 @@ def test_live_feedback_trains(tiny_config):
     assert trainer.evaluate(loaders[2])["hit@10"] >= 0
 
 
-def test_augmentation_in_several_processes_is_refused(tiny_config):
-    with pytest.raises(ValueError, match="lea_augmentation.*one process"):
-        tiny_config(local_rank=1)
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_model(
     tiny_config, monkeypatch, bad

@@ -111,7 +111,8 @@ def test_a_mistake_is_one_clear_line(search, monkeypatch, space, arguments, mess
         search("--params_file=space.test", *arguments, space=space)
 
 
-def test_a_missing_package_is_named_with_the_remedy(search, monkeypatch):
-    monkeypatch.setitem(sys.modules, "hyperopt", None)
-    with pytest.raises(SystemExit, match="package hyperopt: pip install 'recbole_lea.tune.'"):
-        search("--params_file=space.test")
+@pytest.mark.parametrize(("tool", "package"), [("Hyperopt", "hyperopt"), ("Ray", "ray")])
+def test_a_missing_package_is_named_with_the_remedy(search, monkeypatch, tool, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=f"package {package}: pip install 'recbole_lea.tune.'"):
+        search("--params_file=space.test", f"--tool={tool}")

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ DONE = FIELD_PREFIX + "done"
 EXACT_FLOAT32 = 2**24
 
 # What builds the LE up to a value of lea_stop_after
-BUILDERS = {
+BUILDERS: dict[str, Callable[[Pipeline], Any]] = {
     "items": Pipeline.item_tokens,
     "finetune": Pipeline.environment,
     "states": Pipeline.states,
@@ -178,8 +179,8 @@ class LEADataset(SequentialDataset):
                 self._attach_feedback(train, sequences, chosen)
             if from_items:
                 train.lea_item_tokens = train.lea_pipeline.item_tokens()
-            if not processes().is_main_process:
-                # the recommender trains in the main process alone
+            if not processes().is_main_process and not self.config["ranks"]:
+                # under accelerate the recommender trains in the main process alone
                 if train.lea_pipeline is not None:
                     train.lea_pipeline.assist()
                 raise SystemExit(0)
@@ -232,8 +233,9 @@ class LEADataset(SequentialDataset):
         transform = self.config["transform"]
         if transform == "lea_live" and processes().num_processes > 1:
             raise ValueError(
-                "transform: lea_live asks the LLM within the recommender's training, which runs in "
-                "one process: set transform: lea_feedback, or start without accelerate"
+                "transform: lea_live asks the LLM within the recommender's training, which then "
+                "has to run in one process: set transform: lea_feedback, or start without "
+                "accelerate and nproc"
             )
         pipeline = train.lea_pipeline = self.pipeline(sequences)
         ids = self.field2token_id[self.iid_field]
@@ -280,7 +282,8 @@ class LEADataset(SequentialDataset):
                 f"user {user!r} has training interactions after held-out ones: this split would "
                 "leak held-out items into the LE; use split LS or RS with group_by user"
             )
-        item = self.field2id_token[self.iid_field]
+        # one text an item, not one an interaction
+        item = [str(token) for token in self.field2id_token[self.iid_field]]
         sequences: dict[str, list[str]] = {}
         rows_of: dict[str, np.ndarray] = {}
         for start, stop in zip(new_user, np.r_[new_user[1:], len(users)], strict=True):
@@ -288,7 +291,7 @@ class LEADataset(SequentialDataset):
             if len(rows):
                 user = str(self.id2token(self.uid_field, users[start]))
                 rows_of[user] = rows
-                sequences[user] = [str(item[i]) for i in (firsts[start], *targets[rows])]
+                sequences[user] = [item[i] for i in (firsts[start], *targets[rows].tolist())]
         transitions = np.full(len(users), -1, dtype=np.int64)
         in_le_order = np.concatenate([rows_of[user] for user in sorted(rows_of)])
         transitions[in_le_order] = np.arange(len(in_le_order))
@@ -296,12 +299,9 @@ class LEADataset(SequentialDataset):
 
     def _ends(self, train) -> torch.Tensor:
         """1 for each user's last training row, else 0 (deviation 6) [n_rows]."""
-        rows = train.inter_feat[ROW].numpy()
-        users = train.inter_feat[self.uid_field].numpy()
-        last: dict[int, int] = {}
-        for user, row in zip(users, rows, strict=True):
-            last[user] = max(row, last.get(user, -1))
-        return torch.tensor([float(last[u] == r) for u, r in zip(users, rows, strict=True)])
+        rows, users = train.inter_feat[ROW], train.inter_feat[self.uid_field]
+        last = torch.zeros(self.user_num, dtype=rows.dtype).scatter_reduce_(0, users, rows, "amax")
+        return (rows == last[users]).float()
 
     def before(self, row: int) -> list[str]:
         """A user's items before the target of a row, held-out ones too, in time order.

@@ -35,14 +35,23 @@ TABLES: dict[int, dict[str, tuple[str, ...]]] = {
     5: {"SA2C": ("SA2C", "LES'", "LES")},
     # not the paper's: what item embeddings that start from the LE's item tokens have to do with it
     6: {
-        "none": ("Normal", "Normal, LE embeddings"),
-        "SNQN": ("SNQN", "LEASR", "LEASR, LE embeddings"),
-        "SA2C": ("SA2C", "LEASR", "LEASR, LE embeddings"),
+        "none": ("Normal", "Normal with LE embeddings"),
+        "SNQN": ("SNQN", "LEASR", "LEASR with LE embeddings"),
+        "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings"),
+    },
+    # a control: whether it matters what the LE says of a transition
+    7: {
+        "SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
+        "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled"),
     },
 }
 FIGURES = (4, 5)
 BOTH_BACKBONES = (2, 5, 6)
-LE_EMBEDDINGS = ", LE embeddings"
+LE_EMBEDDINGS = " with LE embeddings"  # --methods is separated by commas
+VARIANTS: dict[str, dict[str, Any]] = {
+    LE_EMBEDDINGS: {"item_embedding_init": "le"},
+    " shuffled": {"lea_shuffle": True},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +127,12 @@ def table(number: int) -> list[Method]:
 
 
 def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
-    if name.endswith(LE_EMBEDDINGS):
-        same = _method(backbone, framework, name.removesuffix(LE_EMBEDDINGS), **more)
-        keys: dict[str, Any] = {**same.keys, "item_embedding_init": "le"}
-        baseline: str | None = same.label.removeprefix(f"{backbone} ")
-        return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
+    for suffix, change in VARIANTS.items():
+        if name.endswith(suffix):
+            same = _method(backbone, framework, name.removesuffix(suffix), **more)
+            baseline: str | None = same.label.removeprefix(f"{backbone} ")
+            keys: dict[str, Any] = {**same.keys, **change}
+            return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
     if framework == "none":
         keys = {"lea_method": "base", "q_weight": 0}
         baseline = None if name in ("Normal", "RecBole") else "Normal"

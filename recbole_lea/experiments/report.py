@@ -22,7 +22,8 @@ SETTINGS = (
     "eval_protocol", "lea_split_seed", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs",
     "stopping_step", "lea_valid_steps", "warmup", "learner", "lea_output_head", "lea_llm",
     "lea_llm_dtype", "lea_seed", "lea_reward_prompt", "lea_item_iterations",
-    "lea_finetune_fraction", "lea_finetune_epochs", "reward_scale", "selection_calibration",
+    "lea_finetune_fraction", "lea_finetune_epochs", "reward_scale", "selection_by",
+    "selection_calibration",
 )  # fmt: skip
 
 TESTS = (

@@ -23,6 +23,7 @@ from recbole.utils import init_seed
 
 from recbole_lea import record
 from recbole_lea.compat import evaluate_rows, plain
+from recbole_lea.config import absolute_paths
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.quick_start import backbone_config, prepare
 
@@ -116,11 +117,8 @@ def execute(spec: Spec, folder: Path) -> None:
     code = record.code_version()  # before the training: the files may change meanwhile
     config = spec.config()
     given = plain(config.final_config_dict)
-    config["data_path"] = str(Path(config["data_path"]).absolute())
-    if not spec.stock:
-        config["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())
-        if Path(config["lea_llm"]).exists():
-            config["lea_llm"] = str(Path(config["lea_llm"]).absolute())
+    for key, path in absolute_paths(config).items():
+        config[key] = path
     # RecBole leaves checkpoints and TensorBoard's files where it works
     work, home = folder / "work", Path.cwd()
     work.mkdir(parents=True, exist_ok=True)

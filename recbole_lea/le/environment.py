@@ -1,17 +1,24 @@
 """The LE: one adapted LLM that gives states, rewards and selections (paper section 3.2)."""
 
 import contextlib
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from recbole_lea.le.attention import last_hidden, next_word_logits
 from recbole_lea.le.llm import LLM
+from recbole_lea.le.memory import out_of_memory
 from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.processes import collected, processes
 from recbole_lea.le.progress import PromptBar
@@ -19,6 +26,10 @@ from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.state import STATE_HEADS
 from recbole_lea.le.store import read_tensors, write_bytes
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 HEADS = ("score_head", "state_head")
 
@@ -44,6 +55,7 @@ class Environment(nn.Module):
         self.vocab_size = llm.vocab_size
         self.llm = llm.model
         self.adapted = adapted
+        self._fitting_tokens = sys.maxsize  # of a forward pass, as far as one has failed
         if adapted:
             targets = settings.lora_targets
             config = LoraConfig(
@@ -53,7 +65,13 @@ class Environment(nn.Module):
                 target_modules=targets if isinstance(targets, str) else list(targets),
             )
             torch.manual_seed(settings.seed)
-            self.llm = get_peft_model(llm.model, config)
+            try:
+                self.llm = get_peft_model(llm.model, config)
+            except ValueError as error:
+                raise ValueError(
+                    f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use "
+                    f"all-linear, or names among {', '.join(_linear_layers(llm.model))}"
+                ) from error
         self.decoder = llm.model.get_decoder()
         self.register_buffer("item_tokens", item_tokens.to(llm.model.device), persistent=False)
         self.score_head = nn.Linear(llm.width, 1, device=llm.model.device)
@@ -71,18 +89,24 @@ class Environment(nn.Module):
         items = item_tokens[(ids - self.vocab_size).clamp(min=0)].to(words.dtype)
         return torch.where(is_item[..., None], items, words)
 
+    def words(self) -> Tensor:
+        """Embeddings of the vocabulary as the decoder gets them [vocab_size, d], float32, CPU.
+
+        Gemma scales them after the look-up: the matrix itself would be too small.
+        """
+        embedding = self.llm.get_input_embeddings()
+        ids = torch.arange(self.vocab_size, device=self.device).split(4096)
+        with torch.no_grad():
+            return torch.cat([embedding(part).float().cpu() for part in ids])
+
     def hidden(self, batch: PackedBatch, item_tokens: Tensor | None = None) -> Tensor:
         """Last hidden state of every token of a packed batch [B * L, d]."""
         table = self.item_tokens if item_tokens is None else item_tokens
         with self.precision():
-            output = self.decoder(
-                inputs_embeds=self.embed(torch.from_numpy(batch.ids).to(self.device), table),
-                attention_mask=self._attention_mask(batch),
-                position_ids=torch.from_numpy(batch.positions).to(self.device),
-                use_cache=False,
-            )
+            embedded = self.embed(torch.from_numpy(batch.ids).to(self.device), table)
+            hidden = last_hidden(self.decoder, embedded, batch)
         # a device_map may end on another device
-        return output.last_hidden_state.flatten(0, 1).to(self.device)
+        return hidden.flatten(0, 1).to(self.device)
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
@@ -110,12 +134,6 @@ class Environment(nn.Module):
             self.adapted = False
         return self.eval()
 
-    def _attention_mask(self, batch: PackedBatch) -> Tensor:
-        """Ancestor mask as an additive bias [B, 1, L, L], which every attention kernel takes."""
-        visible = torch.from_numpy(batch.mask).to(self.device)
-        bias = torch.zeros(visible.shape, dtype=self.llm.dtype, device=self.device)
-        return bias.masked_fill_(~visible, torch.finfo(self.llm.dtype).min)
-
     def at_reads(self, batch: PackedBatch, hidden: Tensor) -> Tensor:
         """Hidden state at the end of each prompt of the batch, float32 [N, d]."""
         return hidden[torch.from_numpy(batch.reads).to(self.device)].float()
@@ -135,9 +153,9 @@ class Environment(nn.Module):
         """
         return self.state_head(hidden, items.clamp(min=0))
 
-    def state_scores_of(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """How near every item is to the state: as ``state_of`` -> [N, n_items] (Eq. 2)."""
-        return self.state_head.query(self.state_of(hidden, items)) @ self.state_head.keys.T
+    def state_scores(self, states: Tensor) -> Tensor:
+        """How near every item is to states s'_t: [N, d] -> [N, n_items] (Eq. 2)."""
+        return self.state_head.query(states) @ self.state_head.keys.T
 
     def label_scores_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Log-probabilities of the label words as the next token [N, d] -> [N, n_labels]."""
@@ -146,7 +164,49 @@ class Environment(nn.Module):
 
     def next_word_logits(self, hidden: Tensor) -> Tensor:
         """LM head: last hidden states [N, d] -> logits [N, vocab_size] in the LLM's dtype."""
-        return self.llm.get_output_embeddings()(hidden.to(self.llm.dtype)).to(self.device)
+        return next_word_logits(self.llm, hidden).to(self.device)
+
+    def within_memory(
+        self, batch: PackedBatch, work: Callable[[PackedBatch], Result]
+    ) -> list[Result]:
+        """Work on a batch, in halves and their halves where memory does not suffice.
+
+        The size that fits is kept for the batches to come. With several processes each has its
+        own; they stay in step, as the results together are those of the whole batch.
+
+        Args:
+            batch: rows.
+            work: of one part; where it fails, it must not have changed anything.
+
+        Returns:
+            The result of each part, in the order of the rows.
+
+        Raises:
+            ValueError: not even one row fits.
+        """
+        rows, length = batch.ids.shape
+        if rows == 1 or rows * length <= self._fitting_tokens:
+            try:
+                return [work(batch)]
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise ValueError(
+                        f"out of memory with one row of {length} tokens: lower lea_row_length, "
+                        "lea_max_history, lea_item_max_tokens or lea_finetune_negatives, set "
+                        "lea_llm_dtype to bfloat16, or use a smaller LLM "
+                        f"({str(error).strip().splitlines()[0]})"
+                    ) from error
+            # only now, as the error's traceback held the failed pass's tensors
+            clear_device_cache(garbage_collection=True)
+            self._fitting_tokens = rows // 2 * length
+            logger.warning(
+                "out of memory with %d rows of %d tokens: going on with %d; a lower "
+                "lea_batch_rows spares the attempt", rows, length, rows // 2,
+            )  # fmt: skip
+        halves = [half for half in batch.halves() if len(half.reads)]  # a batch is padded with rows
+        return [result for half in halves for result in self.within_memory(half, work)]
 
     @torch.inference_mode()
     def read(
@@ -168,14 +228,18 @@ class Environment(nn.Module):
         Returns:
             One row per prompt, in the given order, float32.
         """
+
+        def values(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+            hidden = self.at_reads(batch, self.hidden(batch))
+            found = readout(hidden, self.items_at_reads(batch))
+            return batch.prompts, found.float().cpu().numpy()
+
         self.eval()
         state, read = processes(), []
         packed = pack(groups, self.settings.row_length, self.settings.batch_rows)
         for number, batch in enumerate(packed):
             if number % state.num_processes == state.process_index:
-                hidden = self.at_reads(batch, self.hidden(batch))
-                values = readout(hidden, self.items_at_reads(batch))
-                read.append((batch.prompts, values.float().cpu().numpy()))
+                read += self.within_memory(batch, values)
             if progress is not None:
                 progress.advance(len(batch.prompts), batch.n_tokens)
         read = collected(read)
@@ -218,3 +282,9 @@ class Environment(nn.Module):
     def load(self, path: Path) -> None:
         """Read what ``save`` wrote."""
         self.load_trained_state(read_tensors(path))
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Last parts of the names of the decoder's matrices that LoRA can adapt."""
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return sorted({name.rpartition(".")[2] for name in names if "." in name})

@@ -1,6 +1,7 @@
 """The LE's feedback on logged data: states, rewards and selected actions (sections 3.3, 3.4)."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_lea.le.environment import Environment
+from recbole_lea.le.processes import Share, drawn
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.store import ArrayStore, pieces, take
@@ -15,13 +17,20 @@ from recbole_lea.le.store import ArrayStore, pieces, take
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
 SHARD = 1024
 
+# Shards at most; each one finished writes the manifest anew, with a checksum of every shard.
+SHARDS = 2048
+
 
 def shard_bounds(sequences: Sequences) -> np.ndarray:
-    """First sequence of each shard, and the end; a shard has about ``SHARD`` transitions."""
-    starts = sequences.transition_starts
+    """First sequence of each shard, and the end.
+
+    A shard has about ``SHARD`` transitions, or more where that gave over ``SHARDS`` of them.
+    """
+    starts = sequences.transition_starts.tolist()
+    size = max(SHARD, math.ceil(sequences.n_transitions / SHARDS))
     bounds = [0]
     for s in range(1, len(sequences)):
-        if starts[s] - starts[bounds[-1]] >= SHARD:
+        if starts[s] - starts[bounds[-1]] >= size:
             bounds.append(s)
     return np.array([*bounds, len(sequences)])
 
@@ -103,12 +112,12 @@ class Computation:
 
 
 def choose(
-    label_scores: np.ndarray, candidates: np.ndarray, calibration: str
+    scores: np.ndarray, candidates: np.ndarray, calibration: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted positive action a^e: the listed item with the highest label score.
+    """The predicted positive action a^e: the listed item with the highest score.
 
     Args:
-        label_scores: log-probabilities [n, k].
+        scores: log-probabilities of the label words, or rewards [n, k].
         candidates: listed items [n, k].
         calibration: ``prior`` subtracts each label's mean over all prompts, because a small
             LLM leans to one position whatever the items (row 14b); ``none`` is the paper.
@@ -116,12 +125,13 @@ def choose(
     Returns:
         The chosen item [n] and the share each position won [k].
     """
-    scores = np.asarray(label_scores, dtype=np.float32)
+    n, k = scores.shape
+    prior = np.zeros(k, dtype=np.float32)
     if calibration == "prior":
-        scores = scores - scores.mean(0)
-    position = scores.argmax(1)
-    share = np.bincount(position, minlength=scores.shape[1]) / max(1, len(position))
-    return candidates[np.arange(len(position)), position], share
+        prior[:] = sum(part.sum(0, dtype=np.float64) for part in pieces(scores)) / n
+    position = np.concatenate([(part - prior).argmax(1) for part in pieces(scores)])
+    share = np.bincount(position, minlength=k) / n
+    return np.take_along_axis(candidates, position[:, None], axis=1)[:, 0], share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +170,8 @@ class Feedback:
     Args:
         sequences: the training sequences.
         n_items: items to draw negatives from.
-        seed: of the negative draws.
+        seed: of the negative draws and of the permutation.
+        shuffle: give each transition the states and rewards of another one (a control).
         scale: reward scale; None where rewards are not wanted.
         state_dim: width of a state; None where states are not wanted.
     """
@@ -172,13 +183,18 @@ class Feedback:
         seed: int,
         scale: RewardScale | None,
         state_dim: int | None,
+        shuffle: bool = False,
     ) -> None:
         self.sequences = sequences
         self.n_items = n_items
         self.scale = scale
         self.state_dim = state_dim
         self.rng = np.random.default_rng([seed, 5])
+        self.others: np.ndarray | None = None
+        if shuffle:
+            self.others = np.random.default_rng([seed, 6]).permutation(sequences.n_transitions)
         self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None
+        self.share: Share | None = None  # in a training in several processes
 
     def augment(self, actions: np.ndarray, scores: np.ndarray | None) -> None:
         """Add the predicted positive action of each transition and its reward score."""
@@ -196,10 +212,11 @@ class Feedback:
             as the method wants them and they exist already.
         """
         found: dict[str, Tensor] = {}
+        judged = rows if self.others is None else self.others[rows]
         if self.state_dim is not None:
-            found["state"], found["next_state"] = self._states(rows)
+            found["state"], found["next_state"] = self._states(judged)
         if self.scale is not None:
-            positive, negative, items = self._rewards(rows)
+            positive, negative, items = self._rewards(judged)
             found["reward"] = self.scale(positive)
             found["negative_reward"] = self.scale(negative)
             found["negative"] = torch.from_numpy(items)
@@ -207,7 +224,7 @@ class Feedback:
             actions, scores = self.augmented
             found["augmented"] = torch.from_numpy(np.asarray(actions[rows], dtype=np.int64))
             if scores is not None and self.scale is not None:
-                found["augmented_reward"] = self.scale(_float(scores[rows]))
+                found["augmented_reward"] = self.scale(_float(scores[judged]))
         return found
 
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -254,11 +271,11 @@ class PrecomputedFeedback(Feedback):
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         assert self.rewards is not None
         pool = self.negatives.shape[1]
-        drawn = self.rng.integers(0, pool, size=len(rows))
+        chosen = drawn(self.share, len(rows), lambda n: self.rng.integers(0, pool, size=n))
         scores = take(self.rewards, rows)
         positive = _float(scores[:, 0])
-        negative = _float(scores[np.arange(len(rows)), 1 + drawn])
-        return positive, negative, self.negatives[rows, drawn]
+        negative = _float(scores[np.arange(len(rows)), 1 + chosen])
+        return positive, negative, self.negatives[rows, chosen]
 
 
 class LiveFeedback(Feedback):

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
-from recbole_lea.le.packing import pack
+from recbole_lea.le.memory import add_gradients
+from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.processes import own_part, processes, sum_gradients
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, uniform_except
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 SEGMENT = 5
 
 CHECKPOINT = "checkpoint.json"
+
+# Held-out states whose scores of all items are in memory at a time.
+RANKED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,19 +113,18 @@ def finetune(
         len(learned), len(sequences), len(measured),
     )  # fmt: skip
     parameters = [p for p in environment.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr)
+    optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr, fused=True)
     rngs = [np.random.default_rng([settings.seed, 2, e]) for e in range(settings.finetune_epochs)]
-    epochs = [epoch_batches(sequences, learned, settings.finetune_batch_size, g) for g in rngs]
-    n_steps = sum(len(batches) for batches in epochs)
+    n = sum(len(sequences.items[s]) - 1 for s in learned)
+    n_steps = settings.finetune_epochs * math.ceil(n / settings.finetune_batch_size)
     step, history = _load_checkpoint(environment, optimizer, folder)
     pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
     pairs = pairs[: settings.finetune_eval]
 
     for epoch in range(len(history), settings.finetune_epochs):
         totals = np.zeros(3)
-        bar = tqdm(
-            epochs[epoch], desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar
-        )
+        batches = epoch_batches(sequences, learned, settings.finetune_batch_size, rngs[epoch])
+        bar = tqdm(batches, desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar)
         # the same stream of dropout masks, whether or not the run was interrupted before
         torch.manual_seed((settings.seed * 1000 + epoch) * 1000 + processes().process_index)
         for batch in bar:
@@ -131,7 +134,6 @@ def finetune(
             totals += np.array(losses) * len(batch)
             step += 1
             bar.set_postfix(reward=f"{losses[0]:.3f}", state=f"{losses[1]:.3f}")
-        n = sum(len(batch) for batch in epochs[epoch])
         record = {"epoch": epoch, "reward_loss": totals[0] / n, "state_loss": totals[1] / n}
         record["train_accuracy"] = totals[2] / n
         if pairs:
@@ -186,7 +188,9 @@ def _train_step(
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
     totals = torch.zeros(3, device=table.device)
-    for packed in pack(groups, settings.row_length, settings.batch_rows, fill_batches=False):
+
+    def learn(packed: PackedBatch) -> Tensor:
+        """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
         hidden = environment.at_reads(packed, environment.hidden(packed))
         rewards = environment.reward_of(hidden).view(-1, size)  # [N, 1 + K + 1]
         positive, negative = rewards[:, :1], rewards[:, 1:-1]
@@ -201,9 +205,12 @@ def _train_step(
         loss = (reward + settings.state_weight * state).sum() / len(batch)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
-        loss.backward()
+        add_gradients(loss, parameters)
         right = (positive > negative).float().mean(1).sum()
-        totals += torch.stack([reward.sum(), state.sum(), right]).detach()
+        return torch.stack([reward.sum(), state.sum(), right]).detach()
+
+    for packed in pack(groups, settings.row_length, settings.batch_rows, snug=True):
+        totals += sum(environment.within_memory(packed, learn))
     totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:
         torch.nn.utils.clip_grad_norm_(parameters, settings.finetune_clip)
@@ -236,14 +243,14 @@ def evaluate(
     groups = _prompts(environment, sequences, pairs, positives, negatives[:, None])
 
     def readout(hidden: Tensor, items: Tensor) -> Tensor:
-        scores = environment.state_scores_of(hidden, items)  # [N, n_items]
-        return torch.cat([environment.reward_of(hidden)[:, None], scores], dim=1)
+        reward = environment.reward_of(hidden)[:, None]
+        return torch.cat([reward, environment.state_of(hidden, items)], dim=1)  # [N, 1 + d]
 
     read = environment.read(groups, readout, progress)
     margin = read[0::3, 0] - read[1::3, 0]
-    scores = read[2::3, 1:]
-    own = scores[np.arange(len(pairs)), positives][:, None]
-    rank = (scores > own).sum(1)  # 0 is first
+    states = torch.from_numpy(read[2::3, 1:]).to(environment.device)
+    parts = zip(states.split(RANKED), torch.from_numpy(positives).split(RANKED), strict=True)
+    rank = np.concatenate([_rank(environment, *part) for part in parts])
     hit = rank < 10
     return Evaluation(
         accuracy=float((margin > 0).mean()),
@@ -252,6 +259,14 @@ def evaluate(
         ndcg_10=float(np.where(hit, 1 / np.log2(rank + 2.0), 0).mean()),
         n=len(pairs),
     )
+
+
+@torch.inference_mode()
+def _rank(environment: Environment, states: Tensor, items: Tensor) -> np.ndarray:
+    """Place of items [N] among all by their nearness to states [N, d]; 0 is first."""
+    scores = environment.state_scores(states)  # [N, n_items]
+    own = scores.gather(1, items[:, None].to(scores.device))
+    return (scores > own).sum(1).cpu().numpy()
 
 
 def _save_checkpoint(environment, optimizer, step: int, history: list[dict], folder: Path) -> None:

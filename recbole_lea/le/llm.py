@@ -5,18 +5,26 @@ import hashlib
 import importlib.util
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from recbole_lea.le.attention import check_packing
+from recbole_lea.le.memory import out_of_memory
 from recbole_lea.le.processes import processes
 
 logger = logging.getLogger(__name__)
 
 WHEEL_PREFIX = "wheel:"
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclasses.dataclass
@@ -72,6 +80,10 @@ def locate(spec: str) -> tuple[str, str | None]:
         if (path / "config.json").is_file():
             return str(path), None
         return _gguf_in(path, spec)
+    if path.is_file():
+        raise FileNotFoundError(
+            f"lea_llm: {spec}: is a file, but no .gguf; a Hugging Face model is named by its folder"
+        )
     if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
         raise FileNotFoundError(f"lea_llm: {spec}: no such folder or .gguf file")
     return spec, None
@@ -123,8 +135,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: the name is not ``auto``, ``float32``, ``bfloat16`` or ``float16``.
     """
-    if name in ("float32", "bfloat16", "float16"):
-        return getattr(torch, name)
+    if name in DTYPES:
+        return DTYPES[name]
     if name != "auto":
         raise ValueError(f"lea_llm_dtype is {name!r}; use auto, float32, bfloat16 or float16")
     if device.type == "cuda":
@@ -154,44 +166,135 @@ def load_llm(
     Raises:
         FileNotFoundError: see ``locate``.
         ValueError: ``options`` needs a package that is not installed; the model needs code of
-            its own, or its weights are pickled objects.
-        OSError: the Hub name cannot be loaded, or the folder is not a model.
+            its own, or its weights are pickled objects; the files are damaged or do not belong
+            together; the LLM cannot read packed prompts.
+        OSError: the Hub name cannot be loaded, or the folder lacks a file.
     """
     folder, gguf = locate(spec)
     file = {"gguf_file": gguf} if gguf else {}
     options = dict(options or {})
+    keywords: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
+    if device.type == "cpu":
+        keywords["attn_implementation"] = "eager"  # sdpa is slower there than plain products
+    part = ".gguf file" if gguf else "model"
     try:
+        if not gguf:
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            part = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        part = ".gguf file" if gguf else "model"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=pick_dtype(dtype, device),
-            # the flash kernels take no tree mask; on a CPU, sdpa is slower than plain products
-            attn_implementation="eager" if device.type == "cpu" else "sdpa",
             trust_remote_code=False,
+            output_loading_info=True,
             **file,
-            **options,
+            **(keywords | options),
         )
-    except ImportError as error:
-        raise ValueError(f"lea_llm_options {options}: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"lea_llm: {spec}: its weights are not tensors alone, and could run code when they are "
-            "read: use a model with .safetensors or .gguf weights"
-        ) from error
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"lea_llm: {spec}: cannot be loaded, with lea_llm_options {options} and without code "
-            f"that a model brings along: {reason}"
-        ) from error
+        model, report = loaded
+        if "device_map" not in options and "quantization_config" not in options:
+            model.to(device)
+    except Exception as error:  # noqa: BLE001 - transformers checks little of what it reads
+        raise _load_error(spec, part, options, error) from error
     model.requires_grad_(False)
     model.eval()
-    if "device_map" not in options and "quantization_config" not in options:
-        model.to(device)
+    try:
+        check_files(tokenizer, model, report)
+        check_packing(model)
+    except ValueError as error:
+        raise ValueError(f"lea_llm: {spec}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise _load_error(spec, part, options, error) from error
     if compiled:
         compile_layers(model)
     logger.info("LLM %s: %s, %s on %s", spec, type(model).__name__, model.dtype, model.device)
     return LLM(model, tokenizer)
+
+
+_REMEDIES = {
+    "tokenizer": "put the files of the model's own tokenizer beside its weights (tokenizer.json "
+    "and tokenizer_config.json, or tokenizer.model)",
+    "model": "check that its files are whole and belong together, and that it is a causal language "
+    "model that this version of transformers knows",
+    ".gguf file": "check that it is whole, and of an architecture whose .gguf transformers reads",
+}
+
+
+def _load_error(
+    spec: str, part: str, options: Mapping[str, Any], error: Exception
+) -> OSError | ValueError:
+    """What went wrong while the tokenizer or the model was loaded, and what to do, in one line."""
+    name = f"lea_llm: {spec}" + (f", with lea_llm_options {options}" if options else "")
+    reason, remedy = " ".join(str(error).split()), _REMEDIES[part]
+    if "trust_remote_code" in reason or "custom code" in reason:
+        reason = "it needs code that it brings along, which is never run"
+        remedy = "use a model that transformers itself knows"
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = "its weights are not tensors alone, and could run code when they are read"
+        remedy = "use a model with .safetensors or .gguf weights"
+    elif out_of_memory(error):
+        remedy = (
+            "it does not fit into memory: set lea_llm_dtype to bfloat16, spread or quantize it by "
+            "lea_llm_options (device_map, quantization_config), or use a smaller LLM"
+        )
+    elif isinstance(error, ImportError):
+        remedy = "install that package, or use a model that does without"
+    elif isinstance(error, SafetensorError):
+        reason = f"a .safetensors file is damaged or none: {reason}"
+    elif "ignore_mismatched_sizes" in reason:
+        reason = "the sizes of its weights are not those of its config.json"
+    elif not isinstance(error, OSError | ValueError):
+        reason = f"{type(error).__name__}: {reason}"
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"{name}: its {part} cannot be loaded: {reason.rstrip('.: ')}; {remedy}")
+
+
+def check_files(tokenizer: Any, model: Any, report: Mapping[str, Any]) -> None:
+    """Make sure that tokenizer, configuration and weights belong together and are numbers.
+
+    Args:
+        tokenizer: the tokenizer.
+        model: the causal LM.
+        report: transformers' loading info.
+
+    Raises:
+        ValueError: they do not, or are not.
+    """
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"its weights lack {missing[0]} ({len(missing)} tensors in all) that its config.json "
+            "asks for: are they of the same causal language model?"
+        )
+    # what the model has in one layer but was not loaded for another: config.json has fewer layers
+    kinds = {_NUMBER.sub("#", name) for name in model.state_dict()}
+    beyond = sorted(n for n in report["unexpected_keys"] if _NUMBER.sub("#", n) in kinds)
+    if beyond:
+        raise ValueError(
+            f"its weights hold {beyond[0]} ({len(beyond)} tensors in all), but its config.json has "
+            "fewer layers: are they of the same model?"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    words = tokenizer.get_vocab()
+    unknown = {word: i for word, i in words.items() if i >= rows and word != tokenizer.pad_token}
+    if unknown:
+        word = min(unknown, key=unknown.__getitem__)
+        raise ValueError(
+            f"its tokenizer has the token {word!r} with id {unknown[word]}, but its weights have "
+            f"{rows} embeddings: take the tokenizer that belongs to them"
+        )
+    if len(words) < 0.9 * rows:
+        logger.warning(
+            "the tokenizer knows %d tokens, the LLM's weights %d: do they belong together?",
+            len(words), rows,
+        )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        # no copy of the size of a matrix, unlike isfinite(); integers and what is offloaded apart
+        if parameter.dtype in DTYPES.values() and not parameter.is_meta and parameter.numel():
+            if not all(torch.isfinite(end) for end in torch.aminmax(parameter)):
+                raise ValueError(
+                    f"its weights hold NaN or infinity in {name}: the file is damaged, or "
+                    f"{parameter.dtype} cannot hold them (lea_llm_dtype: bfloat16 or float32)"
+                )
 
 
 def compile_layers(model: Any) -> None:

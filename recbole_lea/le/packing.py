@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+LENGTH_STEP = 32  # tokens
+
 
 class PromptRow:
     """A forest of at most ``length`` tokens, each known by (parent, token id)."""
@@ -80,7 +82,7 @@ class PackedBatch:
         reads: flat positions (row * L + column) of the prompts' last tokens.
         parents: flat position of each token's parent, -1 for a root or padding [B, L].
         prompts: index of each read's prompt in the order the prompts were given.
-        n_tokens: tokens that are not padding.
+        sizes: tokens of each row that are not padding [B].
     """
 
     ids: np.ndarray
@@ -89,7 +91,31 @@ class PackedBatch:
     reads: np.ndarray
     parents: np.ndarray
     prompts: np.ndarray
-    n_tokens: int
+    sizes: np.ndarray
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.sizes.sum())
+
+    def halves(self) -> "tuple[PackedBatch, PackedBatch]":
+        """The first and the second half of the rows, of which there are at least two."""
+        rows, length = self.ids.shape
+        return self._rows(0, rows // 2, length), self._rows(rows // 2, rows, length)
+
+    def _rows(self, first: int, end: int, length: int) -> "PackedBatch":
+        before = first * length
+        read = (self.reads >= before) & (self.reads < end * length)
+        parents = self.parents[first:end]
+        return PackedBatch(
+            ids=self.ids[first:end],
+            positions=self.positions[first:end],
+            mask=self.mask[first:end],
+            reads=self.reads[read] - before,
+            parents=np.where(parents >= 0, parents - before, -1),
+            prompts=self.prompts[read],
+            sizes=self.sizes[first:end],
+        )
 
 
 class _Open:
@@ -116,7 +142,7 @@ def pack(
     groups: Iterable[Sequence[Sequence[int]]],
     row_length: int,
     batch_rows: int,
-    fill_batches: bool = True,
+    snug: bool = False,
 ) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.
 
@@ -127,18 +153,23 @@ def pack(
         groups: groups of prompts (lists of token ids).
         row_length: L, tokens of the shortest row.
         batch_rows: B, rows of that length a batch.
-        fill_batches: pad the last batch of a length, so that all of them have the same shape.
+        snug: for a few groups, such as those of a training step: rows of about ``row_length``,
+            as long as the groups need (``snug_length``). Otherwise the last batch of a length
+            gets rows of padding, so that all of them have the same shape.
 
     Yields:
         Batches in which each prompt has the number it has in the order of ``groups``.
     """
+    if snug:
+        groups = list(groups)
+        row_length = snug_length(groups, row_length)
     buckets: list[_Open] = []
     n_prompts = 0
     for group in groups:
         for size in itertools.count():
             if size == len(buckets):
                 rows = max(1, batch_rows >> size)
-                buckets.append(_Open(row_length << size, rows, fill_batches))
+                buckets.append(_Open(row_length << size, rows, not snug))
             bucket = buckets[size]
             last = bucket.rows[-1].insert(group) if bucket.rows else None
             if last is None:
@@ -160,6 +191,32 @@ def pack(
             yield bucket.batch()
 
 
+def snug_length(groups: Sequence[Sequence[Sequence[int]]], row_length: int) -> int:
+    """The row length near ``row_length`` that leaves little padding.
+
+    Rows of a fixed length left a fifth of a fine-tuning step to padding. Lengths are multiples of
+    ``LENGTH_STEP``, so that a run still meets few shapes.
+    """
+    tree = PromptRow(sum(len(prompt) for group in groups for prompt in group))
+    for group in groups:
+        tree.insert(group)
+    n_rows = max(1, round(len(tree.ids) / row_length))
+    length = -(-len(tree.ids) // (n_rows * LENGTH_STEP)) * LENGTH_STEP
+    while _rows_needed(groups, length) > n_rows:  # each row repeats what its groups share
+        length += LENGTH_STEP
+    return length
+
+
+def _rows_needed(groups: Sequence[Sequence[Sequence[int]]], length: int) -> float:
+    n_rows, row = 0, PromptRow(0)
+    for group in groups:
+        if row.insert(group) is None:
+            n_rows, row = n_rows + 1, PromptRow(length)
+            if row.insert(group) is None:
+                return float("inf")
+    return n_rows
+
+
 def _batch(rows: list[PromptRow], reads: list[int], prompts: list[int]) -> PackedBatch:
     length = rows[0].length
     layouts = [row.layout() for row in rows]
@@ -174,5 +231,5 @@ def _batch(rows: list[PromptRow], reads: list[int], prompts: list[int]) -> Packe
         reads=np.array(reads, dtype=np.int64),
         parents=parents,
         prompts=np.array(prompts, dtype=np.int64),
-        n_tokens=sum(len(row.ids) for row in rows),
+        sizes=np.array([len(row.ids) for row in rows]),
     )

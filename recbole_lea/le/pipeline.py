@@ -38,6 +38,7 @@ from recbole_lea.le.store import (
     read_json,
     read_record,
     release,
+    take,
     write_array,
     write_json,
     write_record,
@@ -51,6 +52,12 @@ FORMAT = 2
 
 # Transitions from which on compiling the LLM (under a minute) pays.
 WORTH_COMPILING = 10_000
+
+# Rewards that the correlation with popularity is taken from: ranks need them all in memory.
+CORRELATED = 10**6
+
+# Items without text that the log names.
+NAMED = 100
 
 # Items that are tokenized together: what a kill can lose, against the optimiser's batch.
 BUCKET = 256
@@ -170,7 +177,7 @@ class Pipeline:
         if self.without_text:
             logger.warning(
                 "%d of %d items have no text and are described by their token: %s",
-                len(self.without_text), len(self.catalogue), ", ".join(self.without_text),
+                len(self.without_text), len(self.catalogue), _named(self.without_text),
             )  # fmt: skip
         items = _key(
             llm=self.llm_fingerprint,
@@ -221,27 +228,31 @@ class Pipeline:
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
-        return self.item_tokens().shape[1]
+        return self.item_tokens(mapped=True).shape[1]
 
-    def item_tokens(self) -> np.ndarray:
-        """Item tokens [n_items, d], float32, in catalogue order."""
+    def item_tokens(self, mapped: bool = False) -> np.ndarray:
+        """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
         with self._stage("items", "item tokenization", self.llm) as folder:
             if folder is not None:
                 self._finish("items", losses=self._tokenize(folder))
-        return read_array(self._folder("items") / "tokens.npy")
+        return read_array(self._folder("items") / "tokens.npy", mapped)
 
     def _tokenize(self, folder: Path) -> list[float] | None:
         """Write ``tokens.npy``.
 
         Returns:
-            The mean sentence loss before and after, in the main process.
+            The mean sentence loss before and after, in the main process; None without iterations.
         """
         llm, s, n = self.llm(), self.settings, len(self.catalogue)
-        plain = Environment(llm, torch.zeros(n, llm.width), s, adapted=False)
+        plain = Environment(llm, torch.zeros(1, llm.width), s, adapted=False)
         ids, cut = tokenization.sentence_ids(self.sentences, plain, llm.tokenizer)
         if cut:
             logger.info("%d item sentences were cut to %d tokens", cut, s.item_max_tokens)
         start = tokenization.initial_tokens(ids, plain, s)
+        if s.item_iterations == 0:  # measuring the losses alone would take minutes
+            if self._main:
+                write_array(folder / "tokens.npy", start.numpy())
+            return None
         # items of similar length together; the order decides nothing else
         order = sorted(range(n), key=lambda i: (len(ids[i]), i))
         starts = list(range(0, n, BUCKET))
@@ -271,7 +282,9 @@ class Pipeline:
         losses = store.array("losses").mean(0)
         logger.info("item tokenization: mean sentence loss %.3f -> %.3f over %d items", *losses, n)
         tokens = np.empty((n, llm.width), dtype=np.float32)
-        tokens[order] = store.array("ordered")
+        places = pieces(np.array(order))
+        for part, place in zip(pieces(store.array("ordered")), places, strict=True):
+            tokens[place] = part
         write_array(folder / "tokens.npy", tokens)
         return losses.tolist()
 
@@ -372,6 +385,8 @@ class Pipeline:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The LE's choice among each transition's candidates (section 3.4).
 
+        The other processes either call this too, and get the main one's, or are in ``assist``.
+
         Args:
             candidates: LE item indices in the list's order [n_transitions, k <= 5].
             want_rewards: also score the chosen actions.
@@ -380,9 +395,7 @@ class Pipeline:
             Chosen LE item indices [n_transitions] and their reward scores or None.
         """
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
-        if self._main:
-            from_main((candidates, want_rewards))
-        return self._selected(candidates, want_rewards)
+        return self._selected(*from_main((candidates, want_rewards)))
 
     def assist(self) -> None:
         """In the other processes: take part in ``select`` until the main one says ``release``."""
@@ -397,17 +410,25 @@ class Pipeline:
         self, candidates: np.ndarray, want_rewards: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         s = self.settings
+        by_reward = s.selection_by == "reward"
+        asked = (
+            {"by": "reward"}
+            if by_reward
+            else {"prompt": s.selection_prompt + s.selection_suffix, "labels": s.selection_labels}
+        )
         self.keys["selection"] = _key(
             environment=self.keys["environment"],
-            prompt=s.selection_prompt + s.selection_suffix,
-            labels=s.selection_labels,
-            candidates=hashlib.sha256(candidates.tobytes()).hexdigest(),
+            candidates=hashlib.sha256(candidates.data).hexdigest(),
+            **asked,
         )
+        judge = fb.Computation.rewards if by_reward else fb.Computation.label_scores
         scores = self._computed(
-            "selection", "augmentation", "label_scores", candidates.shape,
-            lambda computation: computation.label_scores(candidates), actions=candidates,
+            "selection", "augmentation", "rewards" if by_reward else "label_scores",
+            candidates.shape, lambda computation: judge(computation, candidates),
+            actions=candidates,
         )  # fmt: skip
-        chosen, share = fb.choose(scores, candidates, s.selection_calibration)
+        calibration = "none" if by_reward else s.selection_calibration
+        chosen, share = fb.choose(scores, candidates, calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
         )
@@ -424,6 +445,8 @@ class Pipeline:
         )  # fmt: skip
         if not want_rewards:
             return chosen, None
+        if by_reward:
+            return chosen, np.max(scores, axis=1)
         self.keys["selection_rewards"] = _key(
             selection=self.keys["selection"], calibration=s.selection_calibration
         )
@@ -488,10 +511,17 @@ class Pipeline:
     def _popularity_correlation(self, rewards: np.ndarray) -> float | None:
         """Spearman correlation of a negative's reward with its item's count in training.
 
-        Of the negatives, as they are drawn uniformly and not by popularity.
+        Of the negatives, as they are drawn uniformly and not by popularity; of a random
+        ``CORRELATED`` of them where there are more.
         """
+        n = CORRELATED // self.negatives.shape[1]
+        rows = np.arange(len(rewards))
+        if len(rows) > n:
+            rows = np.random.default_rng([self.settings.seed, 6]).choice(rows, n, replace=False)
         counts = np.bincount(np.concatenate(self.sequences.items), minlength=len(self.catalogue))
-        correlation = float(spearmanr(rewards[:, 1:], counts[self.negatives], axis=None).statistic)
+        correlation = float(
+            spearmanr(take(rewards, rows)[:, 1:], counts[self.negatives[rows]], axis=None).statistic
+        )
         return None if np.isnan(correlation) else correlation
 
     def live(self, want_states: bool, want_rewards: bool) -> fb.LiveFeedback:
@@ -514,6 +544,7 @@ class Pipeline:
             "sequences": self.sequences,
             "n_items": len(self.catalogue),
             "seed": self.settings.seed,
+            "shuffle": self.settings.shuffle,
         }
 
     def _folder(self, stage: str) -> Path:
@@ -669,6 +700,11 @@ def project(full: np.ndarray, store: ArrayStore) -> None:
     logger.info("state_dim %d keeps %.1f %% of the states' variance", pca.n_components, kept)
     for shard in store.missing():
         store.write(shard, {"states": pca.transform(_part(full, store.bounds, shard))})
+
+
+def _named(tokens: list[str]) -> str:
+    more = len(tokens) - NAMED
+    return ", ".join(tokens[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _known_llms(path: Path) -> list[dict[str, str]]:

@@ -2,11 +2,12 @@
 
 Every process runs the same code on the same inputs. Forward passes are dealt out batch by batch
 and their results collected, so they are those of one process bit for bit; gradients are summed.
-Only the main process writes, into a cache folder that all of them see.
+Only the main process writes, into a cache folder that all of them see. ``Share`` serves the
+training of a recommender in all of them.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +44,56 @@ def own_part(items: Part) -> Part:
     state = processes()
     bounds = [len(items) * i // state.num_processes for i in range(state.num_processes + 1)]
     return items[bounds[state.process_index] : bounds[state.process_index + 1]]
+
+
+class Share:
+    """This process's rows of each batch that all processes train on, or score, together.
+
+    Each of them runs through the same batches; the k-th row of a batch belongs to process
+    k mod n. All rows together are those of one process, each once.
+
+    Args:
+        batches: row numbers of each batch.
+        even: give every process as many batches, as gradients are averaged: where a batch has
+            fewer rows than there are processes, the others get its first row, at weight 0.
+
+    Attributes:
+        size: rows of the present batch in all processes.
+        own: which of them are this process's.
+        weight: by which the mean over the own rows has to be multiplied for the mean over all
+            processes to be that over the whole batch.
+    """
+
+    def __init__(self, batches: Collection[list[int]], even: bool) -> None:
+        self._batches = batches
+        self._even = even
+        self.size, self.own, self.weight = 0, slice(0), 0.0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, n = processes().process_index, processes().num_processes
+        for batch in self._batches:
+            self.size, self.own = len(batch), slice(rank, None, n)
+            rows = batch[self.own]
+            self.weight = len(rows) * n / len(batch)
+            if not rows and self._even:
+                self.own = slice(1)
+                rows = batch[self.own]
+            if rows:
+                yield rows
+
+
+def drawn(share: Share | None, n: int, draw: Callable[[int], Any]) -> Any:
+    """Random numbers of ``n`` rows that do not depend on the number of processes.
+
+    Args:
+        share: whose rows they are; None for one process.
+        n: rows.
+        draw: makes random numbers for a number of rows, the same ones in all processes.
+    """
+    return draw(n) if share is None else draw(share.size)[share.own]
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], totals: Tensor) -> Tensor:

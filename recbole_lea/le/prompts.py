@@ -28,7 +28,6 @@ class Template:
         tokenizer: a Hugging Face tokenizer.
         first: whether the template starts the prompt (and so gets the BOS token of
             tokenizers that add one).
-        foreign: whether the text comes from data, where ``</s>`` is text and no special token.
 
     Raises:
         ValueError: a placeholder is missing, repeated or unknown.
@@ -41,7 +40,6 @@ class Template:
         key: str,
         tokenizer: Any,
         first: bool,
-        foreign: bool = False,
     ) -> None:
         check_placeholders(text, names, key)
         parts = _PLACEHOLDER.split(text)
@@ -52,7 +50,7 @@ class Template:
             # would become a token of its own.
             piece = part.rstrip(" ") if i < len(self.names) else part
             read = ids_of if i == 0 and first else following
-            self.pieces.append(read(tokenizer, piece, foreign))
+            self.pieces.append(read(tokenizer, piece))
         if first:
             self.pieces[0] = bos_ids(tokenizer) + self.pieces[0]
 
@@ -170,24 +168,42 @@ def check_item_last(text: str) -> None:
         raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
 
 
-def ids_of(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
-    """Token ids of a text, nothing added; in a foreign text, no special tokens either."""
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, nothing added."""
+    return ids_of_all(tokenizer, [text])[0]
+
+
+def ids_of_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
+    """``ids_of`` of each text; together they take a fraction of the time.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: any number.
+        foreign: whether they come from data, where ``</s>`` is text and no special token.
+    """
     options = {"split_special_tokens": True} if foreign else {}
-    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+    return tokenizer(texts, add_special_tokens=False, **options)["input_ids"] if texts else []
 
 
-def following(tokenizer: Any, text: str, foreign: bool = False) -> list[int]:
+def following(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text as it follows a word.
 
     Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
     would start with a token for nothing but that space.
     """
-    alone = ids_of(tokenizer, text, foreign)
-    if text[:1].isalnum():
-        return alone
+    return following_all(tokenizer, [text])[0]
+
+
+def following_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
+    """``following`` of each text; arguments as those of ``ids_of_all``."""
     before = ids_of(tokenizer, "the")
-    both = ids_of(tokenizer, f"the{text}", foreign)
-    return both[len(before) :] if both[: len(before)] == before else alone
+    n, found = len(before), []
+    alones = ids_of_all(tokenizer, texts, foreign)
+    boths = ids_of_all(tokenizer, [f"the{text}" for text in texts], foreign)
+    for text, alone, both in zip(texts, alones, boths, strict=True):
+        apart = not text[:1].isalnum() and both[:n] == before
+        found.append(both[n:] if apart else alone)
+    return found
 
 
 def bos_ids(tokenizer: Any) -> list[int]:

@@ -51,9 +51,11 @@ class LESettings:
     state_head: str
     row_length: int
     batch_rows: int
+    shuffle: bool
     cache_dir: str
     seed: int
     negative_pool: int
+    selection_by: str
     selection_calibration: str
     reward_scale: str
     state_dim: int | None
@@ -75,4 +77,6 @@ class LESettings:
         return cls(**values)
 
 
-BARE_KEYS = ("negative_pool", "selection_calibration", "reward_scale", "state_dim")
+BARE_KEYS = (
+    "negative_pool", "selection_by", "selection_calibration", "reward_scale", "state_dim",
+)  # fmt: skip

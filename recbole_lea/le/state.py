@@ -80,7 +80,8 @@ def evened(vectors: Tensor) -> Tensor:
     centred = vectors - vectors.mean(0)
     values, directions = torch.linalg.eigh(centred.T @ centred)  # S^2 ascending, V
     kept = values > values[-1] * 1e-6
-    return centred @ (directions[:, kept] * values[kept] ** -0.25) @ directions[:, kept].T
+    # d x d first: at a million items each [n, d] is gigabytes
+    return centred @ (directions[:, kept] * values[kept] ** -0.25 @ directions[:, kept].T)
 
 
 STATE_HEADS: dict[str, type[Residual] | type[LastHidden]] = {

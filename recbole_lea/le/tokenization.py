@@ -11,9 +11,13 @@ from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import sentence_loss
+from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
-from recbole_lea.le.prompts import Template
+from recbole_lea.le.prompts import bos_ids, following_all, ids_of_all
 from recbole_lea.le.settings import LESettings
+
+# Sentences that the tokenizer gets together; its own records of them take kilobytes each.
+AT_ONCE = 4096
 
 
 def sentence_ids(sentences: list[str], environment: Environment, tokenizer) -> tuple[list, int]:
@@ -22,18 +26,22 @@ def sentence_ids(sentences: list[str], environment: Environment, tokenizer) -> t
     Returns:
         The ids, and how many sentences were cut to ``lea_item_max_tokens``.
     """
-    limit = environment.settings.item_max_tokens
-    ids, cut = [], 0
-    for i, sentence in enumerate(sentences):
-        template = Template(
-            sentence, ["item"], "lea_item_sentence", tokenizer, first=True, foreign=True
+    limit, bos = environment.settings.item_max_tokens, bos_ids(tokenizer)
+    ids: list[list[int]] = []
+    cut = 0
+    for first in range(0, len(sentences), AT_ONCE):
+        parts = [sentence.partition("{item}") for sentence in sentences[first : first + AT_ONCE]]
+        # as in ``Template``: a word after the item carries its own leading space
+        befores = ids_of_all(
+            tokenizer, [before.rstrip(" ") for before, _, _ in parts], foreign=True
         )
-        item = environment.vocab_size + i
-        full = template.fill(item=[item])
-        cut += len(full) > limit
-        # a long text before the item loses its start: the item and a word after it have to stay
-        start = max(0, full.index(item) + 2 - limit)
-        ids.append(full[start : start + limit])
+        afters = following_all(tokenizer, [after for _, _, after in parts], foreign=True)
+        for before, after in zip(befores, afters, strict=True):
+            full = [*bos, *before, environment.vocab_size + len(ids), *after]
+            cut += len(full) > limit
+            # a long text before the item loses its start: item and a word after it have to stay
+            start = max(0, len(bos) + len(before) + 2 - limit)
+            ids.append(full[start : start + limit])
     return ids, cut
 
 
@@ -44,18 +52,19 @@ def initial_tokens(ids: list[list[int]], environment: Environment, settings: LES
     to the vocabulary's mean norm (deviation 21). ``random``: normal with the vocabulary's
     deviation (the paper).
     """
-    vocabulary = environment.llm.get_input_embeddings().weight.detach().float().cpu()
+    vocabulary = environment.words()
     if settings.item_init == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         shape = (len(ids), vocabulary.shape[1])
         return torch.randn(shape, generator=generator) * vocabulary.std()
-    words = [[token for token in row if token < environment.vocab_size] for row in ids]
-    means = torch.stack([vocabulary[row].mean(0) for row in words])
+    means = torch.empty(len(ids), vocabulary.shape[1])
+    for mean, row in zip(means, ids, strict=True):
+        mean[:] = vocabulary[[token for token in row if token < environment.vocab_size]].mean(0)
     if len(ids) > 1:
         means -= means.mean(0)
     # an item whose words are just the common ones would be scaled from (almost) nothing
     norms = means.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    return means / norms * vocabulary.norm(dim=1).mean()
+    return means.div_(norms).mul_(vocabulary.norm(dim=1).mean())
 
 
 def tokenize_bucket(
@@ -117,7 +126,8 @@ def _losses(
     """
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)
-    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
+
+    def learn(batch: PackedBatch) -> None:
         nodes, owners = _predicted(batch, environment.vocab_size)
         targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
         owner = torch.from_numpy(owners).to(table.device)
@@ -129,9 +139,12 @@ def _losses(
             sums = sums.index_add(0, owner, sentence_loss(logits, targets))
             losses = sums / counts.clamp(min=1)
         if backward:
-            losses.sum().backward()
+            add_gradients(losses.sum(), [table])
         present = counts.cpu() > 0
         result[present] = losses.detach().cpu()[present]
+
+    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
+        environment.within_memory(batch, learn)
     return result
 
 

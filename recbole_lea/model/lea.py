@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from recbole_lea.data.transform import FIELD_PREFIX
+from recbole_lea.le.processes import Share, drawn
 from recbole_lea.methods import switches
 from recbole_lea.model.backbones import refusal
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
@@ -55,6 +56,13 @@ class QHead(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Q of all actions: s_t [B, S] -> [B, n_items]."""
         return self.linear(state)
+
+    def pieces(self, state: Tensor, chunk: int | None) -> Iterator[Tensor]:
+        """``forward``, ``chunk`` actions at a time (all for None): [B, S] -> [B, chunk] each."""
+        size = chunk or len(self.linear.bias)
+        weights, biases = self.linear.weight.split(size), self.linear.bias.split(size)
+        for weight, bias in zip(weights, biases, strict=True):
+            yield F.linear(state, weight, bias)
 
     def values(self, state: Tensor, actions: Tensor) -> Tensor:
         """Q of the given actions alone: s_t [B, S], actions [B, k] -> [B, k]."""
@@ -238,10 +246,12 @@ class LEARecommender(Readable):
         self.q_weight = config["q_weight"]
         self.gamma = config["gamma"]
         self.td_scale = config["td_scale"]
+        self.q_max_chunk = config["q_max_chunk"]
         self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
         self.advantage_clip = tuple(config["advantage_clip"])
         self.w_ah, self.w_aq = config["w_ah"], config["w_aq"]
         self.warmed_up = False
+        self.share: Share | None = None  # in a training in several processes
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
         self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         self.other_parameter_name = ["warmed_up", "item_tokens"]
@@ -353,12 +363,14 @@ class LEARecommender(Readable):
         going_on = 1 - interaction[FIELD_PREFIX + "done"]  # [B]
         with torch.no_grad():
             other_state = other_q_head.join(other_hidden, le_state)
-            value = double_q_value(q_head(state), partial(other_q_head.values, other_state))  # [B]
+            online = q_head.pieces(state, self.q_max_chunk)
+            value = double_q_value(online, partial(other_q_head.values, other_state))  # [B]
             next_state = q_head.join(next_hidden, le_next_state)
             other_next_state = other_q_head.join(other_next_hidden, le_next_state)
             rows = going_on.nonzero().squeeze(1)  # [n]: a session's end has no next value
+            online = q_head.pieces(next_state[rows], self.q_max_chunk)
             next_values = double_q_value(
-                q_head(next_state[rows]), partial(other_q_head.values, other_next_state[rows])
+                online, partial(other_q_head.values, other_next_state[rows])
             )
             next_value = torch.zeros_like(value).index_copy(0, rows, next_values)  # [B]
 
@@ -405,8 +417,11 @@ class LEARecommender(Readable):
             names = ("negative", "reward", "negative_reward")
             negative, reward, negative_reward = (self._field(interaction, name) for name in names)
             return negative, reward, negative_reward
-        draws = torch.randint(1, self.n_items - 1, positive.shape, generator=self._rng)
-        draws = draws.to(positive.device)
+
+        def draw(n: int) -> Tensor:
+            return torch.randint(1, self.n_items - 1, (n,), generator=self._rng)
+
+        draws = drawn(self.share, len(positive), draw).to(positive.device)
         negative = draws + (draws >= positive)  # uniform over items, the positive left out
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
@@ -490,7 +505,9 @@ def init_item_embeddings(copies: Sequence[nn.Module], tokens: np.ndarray, ids: T
             f"`item_embedding_init: le`: embeddings of width {width} cannot be made from "
             f"{tokens.shape[0]} item tokens of width {tokens.shape[1]}: lower the embedding's width"
         )
-    parts = PCA(width, svd_solver="full").fit_transform(tokens)  # [n, width]
+    # the full decomposition holds more arrays of the tokens' size: gigabytes at a million items
+    solver = "covariance_eigh" if len(tokens) > 10 * tokens.shape[1] else "full"
+    parts = PCA(width, svd_solver=solver).fit_transform(tokens)  # [n, width]
     for table in tables:
         start, own = torch.from_numpy(parts).to(table.weight), ids.to(table.weight.device)
         table.weight[own] = start * (table.weight[own].std() / start.std())

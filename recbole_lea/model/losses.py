@@ -4,8 +4,9 @@ All return one value per transition (and action); the caller weighs and averages
 RecBole's padding, never an action.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,18 +19,29 @@ def supervised_loss(logits: Tensor, actions: Tensor) -> Tensor:
     return -F.log_softmax(logits, dim=1).gather(1, actions)
 
 
-def double_q_value(online: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+def double_q_value(online: Iterable[Tensor], target: Callable[[Tensor], Tensor]) -> Tensor:
     r"""Algorithm 1, lines 9 and 14: :math:`Q'(s, \arg\max_a Q(s, a))`, without gradient.
 
     Args:
-        online: Q of the copy that is updated; it picks the action [B, n_items].
+        online: Q of the copy that is updated; it picks the action. Pieces of [B, n_items] in the
+            order of the items, [B, n] each, the first of two or more; a generator holds one.
         target: Q' of the other copy at the same states: actions [B, 1] -> values [B, 1]; it is
             asked for the picked actions alone.
 
     Returns:
         Value [B].
     """
-    best = online.detach()[:, 1:].argmax(dim=1, keepdim=True) + 1
+    pieces = iter(online)
+    q = next(pieces).detach()
+    offset = q.shape[1]
+    value, best = q[:, 1:].max(dim=1, keepdim=True)  # [B, 1]
+    best = best + 1
+    for q in pieces:
+        piece_value, piece_best = q.detach().max(dim=1, keepdim=True)
+        better = piece_value > value
+        value = torch.where(better, piece_value, value)
+        best = torch.where(better, piece_best + offset, best)
+        offset += q.shape[1]
     return target(best).detach().squeeze(1)
 
 

@@ -179,6 +179,12 @@ def test_a_split_with_training_after_held_out_rows_is_refused(tiny_config):
         dataset._training_sequences(later)
 
 
+def test_an_item_s_token_is_held_once(tiny_config):
+    _, sequences = create_dataset(tiny_config()).splits()
+    tokens = [token for items in sequences.values() for token in items]
+    assert len({id(token) for token in tokens}) == len(set(tokens)) < len(tokens)
+
+
 def test_base_needs_no_le(tiny_config, tmp_path):
     config = tiny_config(lea_method="base", lea_llm="/no/such/llm")
     train, _, _ = data_preparation(config, create_dataset(config))

@@ -53,8 +53,16 @@ def test_le_embeddings_are_compared_with_the_same_method_without():
         without = rows[row.baseline_label]
         assert row.keys == {**without.keys, "item_embedding_init": "le"}
         assert (row.model, row.framework) == (without.model, without.framework)
-    assert rows["SASRec Normal, LE embeddings"].baseline_label == "SASRec Normal"
-    assert rows["GRU4Rec SNQN LEASR, LE embeddings"].baseline_label == "GRU4Rec SNQN LEASR"
+    assert rows["SASRec Normal with LE embeddings"].baseline_label == "SASRec Normal"
+    assert rows["GRU4Rec SNQN LEASR with LE embeddings"].baseline_label == "GRU4Rec SNQN LEASR"
+
+
+def test_controls_are_compared_with_what_they_shuffle():
+    rows = {row.label: row for row in table(7)}
+    for label in ("SASRec SA2C LEASR", "SASRec SA2C LES", "SASRec SNQN LEASR"):
+        twin = rows[f"{label} shuffled"]
+        assert twin.baseline_label == label
+        assert twin.keys == {**rows[label].keys, "lea_shuffle": True}
 
 
 def test_methods_are_what_the_paper_calls_them():

@@ -119,7 +119,7 @@ def test_one_le_for_all_methods_with_all_that_they_want(benchmark):
 
 
 def test_le_embeddings_want_the_item_tokens_alone(benchmark):
-    own = benchmark(6, only=["SASRec Normal, LE embeddings"])
+    own = benchmark(6, only=["SASRec Normal with LE embeddings"])
     (le,) = own.environments()
     keys = ("item_embedding_init", "lea_state", "lea_reward", "lea_augmentation")
     assert [le.spec.keys[key] for key in keys] == ["le", "hidden", "constant", "none"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_lea.le import feedback
 from recbole_lea.le.feedback import (
     LiveFeedback,
     PrecomputedFeedback,
@@ -15,10 +16,11 @@ from recbole_lea.le.feedback import (
 )
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.le.stages import StageLog
+from recbole_lea.le.store import pieces
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 
-def planted():
+def planted(**more):
     """State k holds k; the reward of transition k is k, of its j-th negative 100 k + j."""
     n = SEQUENCES.n_transitions
     states = np.repeat(np.arange(SEQUENCES.n_states, dtype=np.float16)[:, None], 3, axis=1)
@@ -30,7 +32,7 @@ def planted():
         "seed": 0,
         "scale": RewardScale("raw"),
         "state_dim": 3,
-    }
+    } | more
     return PrecomputedFeedback(states, rewards, negatives, **options)
 
 
@@ -48,6 +50,21 @@ def test_lookup_finds_each_transition_s_own_rows():
             drawn = int(found["negative_reward"][k]) - 100 * k
             assert found["negative"][k] == (k + drawn) % 12
             k += 1
+
+
+def test_shuffled_feedback_is_that_of_other_transitions():
+    feedback, rows = planted(shuffle=True), np.arange(SEQUENCES.n_transitions)
+    feedback.augment(rows % 12, rows.astype(np.float32))
+    found = feedback.lookup(rows)
+    order = found["reward"].long()
+    assert sorted(order.tolist()) == rows.tolist()
+    assert (order.numpy() != rows).mean() > 0.8
+    plain = planted().lookup(order.numpy())
+    for name in ("state", "next_state", "reward"):
+        assert torch.equal(found[name], plain[name])
+    assert torch.equal(found["augmented_reward"], order.float())
+    assert found["augmented"].tolist() == (rows % 12).tolist()  # the model's own list stays
+    assert torch.equal(feedback.lookup(rows)["state"], found["state"])
 
 
 def test_every_negative_of_the_pool_is_drawn():
@@ -88,6 +105,26 @@ def test_calibration_takes_out_a_label_s_head_start():
     assert share.tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("calibration", ["prior", "none"])
+def test_many_choices_are_made_in_pieces(monkeypatch, calibration):
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((100, 5)).astype(np.float32) + np.arange(5, dtype=np.float32)
+    candidates = rng.integers(0, 50, (100, 5))
+    sizes = []
+
+    def seven_rows(array):
+        for part in pieces(array, rows=7):
+            sizes.append(len(part))
+            yield part
+
+    monkeypatch.setattr(feedback, "pieces", seven_rows)
+    chosen, share = choose(scores, candidates, calibration)
+    position = (scores - (calibration == "prior") * scores.mean(0)).argmax(1)
+    assert chosen.tolist() == candidates[np.arange(100), position].tolist()
+    assert share.tolist() == (np.bincount(position, minlength=5) / 100).tolist()
+    assert max(sizes) == 7
+
+
 def test_shards_cover_all_sequences():
     many = Sequences({f"u{i:04}": ["i00"] * (1 + i % 9) for i in range(900)}, CATALOGUE)
     bounds = shard_bounds(many)
@@ -97,6 +134,16 @@ def test_shards_cover_all_sequences():
     assert len(sizes) == 4
     assert (sizes[:-1] >= 1024).all()
     assert (sizes < 1024 + 9).all()
+
+
+def test_shards_are_not_more_than_their_most(monkeypatch):
+    monkeypatch.setattr(feedback, "SHARD", 1)
+    monkeypatch.setattr(feedback, "SHARDS", 5)
+    many = Sequences({f"u{i:04}": ["i00"] * (1 + i % 9) for i in range(90)}, CATALOGUE)
+    bounds = shard_bounds(many)
+    assert len(bounds) - 1 <= 5
+    assert (bounds[0], bounds[-1]) == (0, 90)
+    assert np.diff(many.transition_starts[bounds]).max() < 360 / 5 + 9
 
 
 @pytest.mark.parametrize("state_input", ["items", "prompt"])

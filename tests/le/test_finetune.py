@@ -103,6 +103,18 @@ def test_evaluation_ranks_over_all_items(settings, state_head):
     assert found.ndcg_10 == pytest.approx(1 / np.log2(rank + 2) if rank < 10 else 0)
 
 
+def test_evaluation_holds_the_scores_of_a_few_states_alone(settings, monkeypatch):
+    env, sizes = environment(settings()), []
+    pairs = [(s, t) for s in range(len(SEQUENCES)) for t in range(1, len(SEQUENCES.items[s]))]
+    whole = ft.evaluate(env, SEQUENCES, pairs, seed=0)
+    scores = env.state_scores
+    monkeypatch.setattr(env, "state_scores", lambda s: (sizes.append(len(s)), scores(s))[1])
+    monkeypatch.setattr(ft, "RANKED", 3)
+    assert ft.evaluate(env, SEQUENCES, pairs, seed=0) == whole
+    assert sum(sizes) == len(pairs)
+    assert max(sizes) == 3
+
+
 def test_schedule_warms_up_and_falls_to_zero(settings):
     s = settings(finetune_warmup=10, finetune_schedule="cosine")
     factors = [ft._schedule(step, 100, s) for step in range(100)]

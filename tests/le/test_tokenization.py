@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from recbole_lea.le import tokenization
 from recbole_lea.le.packing import pack
+from recbole_lea.le.prompts import Template
 from recbole_lea.le.tokenization import (
     _predicted,
     initial_tokens,
@@ -95,6 +97,20 @@ def test_words_belong_to_the_item_before_them():
     nodes, owners = _predicted(batch, vocab_size=100)
     assert nodes.tolist() == [1, 2, 4]
     assert owners.tolist() == [0, 0, 1]
+
+
+def test_sentences_read_together_are_those_read_one_by_one(settings, monkeypatch):
+    from transformers import AutoTokenizer
+
+    s = settings()
+    env, tokenizer = environment(s, adapted=False), AutoTokenizer.from_pretrained(s.llm)
+    sentences = ["{item} is red.", "the {item} film", "{item}, blue", "a {item}is", "{item} star"]
+    monkeypatch.setattr(tokenization, "AT_ONCE", 2)
+    ids, cut = sentence_ids(sentences, env, tokenizer)
+    assert cut == 0
+    for i, sentence in enumerate(sentences):
+        template = Template(sentence, ["item"], "key", tokenizer, first=True)
+        assert ids[i] == template.fill(item=[env.vocab_size + i])
 
 
 def test_a_long_text_before_the_item_does_not_push_it_out(settings):

@@ -284,6 +284,30 @@ def test_q_of_given_actions_is_q_of_all_gathered(tiny_config):
     )
 
 
+@ALL
+def test_the_maximum_over_actions_in_pieces_is_the_exact_one(tiny_config, name, monkeypatch):
+    """Loss and gradients are those of all items at once, but Q of all items is never held."""
+    widths, results, pieces = [], [], lea.QHead.pieces
+
+    def watched(self, state, chunk):
+        for piece in pieces(self, state, chunk):
+            widths.append(piece.shape[1])
+            yield piece
+
+    monkeypatch.setattr(lea.QHead, "pieces", watched)
+    for chunk, expected in ((None, {21}), (65536, {21}), (2, {2, 1}), (6, {6, 3})):
+        model, train, _ = build(tiny_config(name, q_max_chunk=chunk, **NO_DROPOUT))
+        terms = model.calculate_loss(one_batch(train))
+        sum(terms).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append([*terms, *gradients])
+        assert set(widths) == expected
+        widths.clear()
+    for other in results[1:]:
+        for found, exact in zip(other, results[0], strict=True):
+            torch.testing.assert_close(found, exact)
+
+
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSA2CLEA"])
 def test_the_le_s_state_alone_takes_one_pass(tiny_config, name, monkeypatch):
     model, train, _ = build(tiny_config(name, lea_method="LES'"))
@@ -401,6 +425,20 @@ def test_item_embeddings_start_from_the_item_tokens(tiny_config, model, keys):
         torch.testing.assert_close(own @ own.T, parts @ parts.T * factor, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(own.std(), drawn[1:].std(), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(found[0], drawn[0])
+
+
+def test_item_embeddings_of_many_items_are_their_principal_components():
+    """Beyond ten items a dimension by another decomposition, to the same result."""
+    tokens = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
+    tokens = tokens * np.arange(6, 0, -1, dtype=np.float32) + 1
+    backbone = torch.nn.Module()
+    backbone.item_embedding = torch.nn.Embedding(401, 3)
+    init_item_embeddings([backbone], tokens, torch.arange(1, 401))
+    centred = tokens - tokens.mean(0)
+    parts = centred @ np.linalg.svd(centred, full_matrices=False)[2][:3].T
+    found = backbone.item_embedding.weight[1:].detach().numpy()
+    for d in range(3):
+        assert abs(np.corrcoef(found[:, d], parts[:, d])[0, 1]) == pytest.approx(1, abs=1e-4)
 
 
 def test_embeddings_wider_than_the_tokens_allow_are_refused():

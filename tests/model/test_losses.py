@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
@@ -18,14 +19,24 @@ def test_eq8_and_14_supervised_loss_per_transition_and_action():
 def test_double_q_argmax_by_one_copy_value_by_the_other():
     online = torch.tensor([[9.0, 1.0, 3.0], [9.0, 5.0, 2.0]], requires_grad=True)
     target = torch.tensor([[7.0, 10.0, 20.0], [7.0, 30.0, 40.0]], requires_grad=True)
-    value = double_q_value(online, lambda actions: target.gather(1, actions))
+    value = double_q_value([online], lambda actions: target.gather(1, actions))
     assert value.tolist() == [20.0, 30.0]
     assert not value.requires_grad
 
 
 def test_padding_is_never_the_best_action():
     q = torch.tensor([[100.0, -2.0, -1.0]])
-    assert double_q_value(q, lambda actions: q.gather(1, actions)).tolist() == [-1.0]
+    assert double_q_value([q], lambda actions: q.gather(1, actions)).tolist() == [-1.0]
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 5, 6, 7])
+def test_the_best_action_does_not_depend_on_the_pieces(chunk):
+    # padding is the largest, rows tie within and across pieces, one row is the last item's
+    q = torch.tensor(
+        [[9.0, 1, 4, 4, 2, 0], [9, 4, 1, 0, 2, 4], [9, -1, -2, -3, -4, 0], [9, 1, 1, 1, 1, 1]]
+    )
+    picked = double_q_value(q.split(chunk, dim=1), lambda actions: actions)
+    assert picked.tolist() == [2, 1, 5, 1]
 
 
 def test_eq10_positive_td_error():
