@@ -68,9 +68,12 @@ def _without_stop(arguments: list[str]) -> list[str]:
 
 
 def console(function: Callable[[], Any] = main) -> None:
-    """``main`` for the shell: a mistake in the input is one line, not a traceback."""
+    """``main`` for the shell: a mistake in the input is one line, not a traceback; so is Ctrl-C."""
     try:
         function()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what the cache holds", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells say it
     except (ValueError, KeyError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LEA_TRACEBACK"):
             raise

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,12 @@ class StepTrainer(Trainer):
     """
 
     _chunk = None
+
+    def __init__(self, config, model) -> None:
+        super().__init__(config, model)
+        # RecBole's name is the second by the clock: of two runs one would lose its model
+        path = Path(self.saved_model_file)
+        self.saved_model_file = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self.config["lea_valid_steps"]:
