@@ -155,13 +155,13 @@ def strike_at(folder, after, delay, number=signal.SIGKILL, struck=None):
         after: the number of the write.
         delay: seconds.
         number: the signal.
-        struck: an event that is set just before.
+        struck: a file that is made just before.
     """
     left = after
 
     def strike():
         if struck is not None:
-            struck.set()
+            struck.touch()
         os.kill(os.getpid(), number)
 
     def count():
