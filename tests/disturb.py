@@ -4,6 +4,7 @@ For ``tests/faults.py`` and ``tests/le/test_faults.py``. Disturbed runs are chil
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import random
@@ -34,6 +35,7 @@ from tests.le.helpers import CATALOGUE, SEQUENCES
 # children start from a process that has imported everything and computed nothing
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
+logging.getLogger("recbole_lea").addHandler(logging.NullHandler())
 
 
 def le(llm, cache):
@@ -301,9 +303,9 @@ def mounted(folder, *options):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def small_disk(folder):
-    """A disk of 1 MB."""
-    return mounted(folder, "-t", "tmpfs", "-o", "size=1m", "tmpfs")
+def small_disk(folder, size):
+    """A disk of so many bytes."""
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
 
 
 def read_only(folder, shown):

@@ -23,13 +23,16 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from unittest import mock
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
+if __name__ == "__main__":
+    quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"} | quiet
 from recbole_lea.checkpoint import Checkpoint  # noqa: E402
 from recbole_lea.le import pipeline as pipeline_module  # noqa: E402
 from recbole_lea.le import store  # noqa: E402
@@ -235,7 +238,7 @@ def full_disk(bench: Bench, rng: random.Random, cases: int):
     mounting()
     failures: collections.Counter = collections.Counter()
 
-    with disturb.small_disk(bench.new("disk")) as disk:
+    with disturb.small_disk(bench.new("disk"), 2**20) as disk:
         while failures.total() < cases:
             tries: collections.Counter = collections.Counter()
             stages = []
@@ -278,18 +281,21 @@ def read_only(bench: Bench, rng: random.Random, cases: int):
                 path = cache / "tiny" / stage.name / damaged.name
                 path.write_bytes(disturb.cut(path.read_bytes(), rng))
             left = tree(cache)
-            with disturb.read_only(cache, bench.new("shown")) as shown:
+            with (
+                disturb.read_only(cache, bench.new("shown")) as shown,
+                disturb.watched_work() as work,
+            ):
                 try:
                     disturb.build(bench.le(shown))
                     raise AssertionError(f"{stage.name} is not missed")
                 except ReadOnly as error:
                     assert stage.name in str(error) and "lea_cache_dir" in str(error), error
-            assert tree(cache) == left
+            assert work == ([], []) and tree(cache) == left
             bench.repair(cache)
             n += 1
     return n, (
         "complete: works, nothing is written; else one error that names the folder and the remedy, "
-        "before the LLM is loaded; writable again, every byte as undisturbed"
+        "before anything is computed; writable again, every byte as undisturbed"
     )
 
 
@@ -538,7 +544,7 @@ def training_disk(bench: Bench, rng: random.Random, cases: int):
     size = Path(reference[3]).stat().st_size
     for _ in range(cases):
         folder, log = bench.new("training"), bench.new("log")
-        with disturb.mounted(bench.new("disk"), "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
+        with disturb.small_disk(bench.new("disk"), 3 * size) as disk:
             disturb.leave(disk, int(size * rng.uniform(1.2, 1.8)))
             keys = {"checkpoint_dir": str(disk / "saved")}
             assert bench.train(folder, keys=keys, log=log) is None and bench.code == 1
@@ -613,15 +619,15 @@ def main() -> int:
     names = [function.__name__ for function in FAULTS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the random moments")
-    parser.add_argument("--only", choices=names, help="this fault alone")
+    parser.add_argument("--only", choices=names, nargs="+", default=names, help="these alone")
     parser.add_argument("--quick", action="store_true", help="few cases of each")
     options = parser.parse_args()
-    logging.getLogger("recbole_lea").addHandler(logging.NullHandler())
+    warnings.simplefilter("ignore")
     place = Path(tempfile.mkdtemp(prefix="faults"))
     llm = place / "llm"
     llm.mkdir()
     bench = Bench(place, write_tiny_llm(llm))
-    chosen = [f for f in FAULTS if options.only in (None, f.__name__)]
+    chosen = [f for f in FAULTS if f.__name__ in options.only]
     rows = [run(f, bench, options.seed, FAULTS[f][options.quick]) for f in chosen]
     print("\n| tried | cases | what happened | again |\n|---|---|---|---|")
     print("\n".join(row for row, _ in rows))
