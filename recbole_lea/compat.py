@@ -377,6 +377,9 @@ def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any)
     if isinstance(self, LEATrainer) and self.has_begun:
         state["resume"] = self.resume_state()
     with replacing(path) as stream:  # a kill or a full disk leaves the model before it
-        torch.save(state, stream)
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:  # torch's, over the stream's own or Ctrl-C
+            raise error.__context__ or error from None
     if verbose:
         self.logger.info(recbole.utils.set_color("Saving current", "blue") + f": {path}")

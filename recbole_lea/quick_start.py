@@ -4,9 +4,10 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from recbole.config import Config
 from recbole.data import data_preparation
@@ -68,17 +69,26 @@ def _without_stop(arguments: list[str]) -> list[str]:
 
 
 def console(function: Callable[[], Any] = main) -> None:
-    """``main`` for the shell: a mistake in the input is one line, not a traceback; so is Ctrl-C."""
+    """``main`` for the shell: a mistake in the input is one line, not a traceback.
+
+    So are Ctrl-C and SIGTERM, with the exit codes by which shells know them, 130 and 143.
+    """
+    # ray, which RecBole imports, would end with code 15
+    signal.signal(signal.SIGTERM, lambda *_: _stop(signal.SIGTERM))
     try:
         function()
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what the cache holds", file=sys.stderr)
-        sys.exit(130)  # 128 + SIGINT, as shells say it
+        _stop(signal.SIGINT)
     except (ValueError, KeyError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LEA_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error
         sys.exit(f"error: {message} (LEA_TRACEBACK=1 shows where)")
+
+
+def _stop(number: int) -> NoReturn:
+    print("stopped: the same command goes on with what the cache holds", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:

@@ -44,8 +44,11 @@ def le(llm, cache):
     return [tiny_settings(llm, cache, **common, **more) for more in ({}, {"state_dim": 4})]
 
 
-def build(make, before_each=lambda stage: None):
-    """All stages, each in several shards or epochs, with and without a projection."""
+def build(make, before_each=lambda stage: None, without_llm=False):
+    """All stages, each in several shards or epochs, with and without a projection.
+
+    A complete cache also serves ``without_llm``, but then has no LE to put further questions to.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -53,7 +56,8 @@ def build(make, before_each=lambda stage: None):
     with mock.patch.object(fb, "SHARD", 5), mock.patch.object(pipeline_module, "BUCKET", 5):
         for settings in make:
             p = Pipeline(settings, CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
-            for stage in (p.item_tokens, p.environment, p.states, p.rewards):
+            stages = (p.item_tokens, p.environment, p.states, p.rewards)
+            for stage in stages if not without_llm else stages[::2]:
                 before_each(stage.__name__)
                 stage()
             p.precomputed(want_states=True, want_rewards=True)
@@ -213,6 +217,7 @@ def build_and_die(make, after, delay, number=signal.SIGKILL, struck=None, log=No
         into(log)
     strike_at(make[0].cache_dir, after, delay, number, struck)
     console(lambda: build(make))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late
 
 
 def into(log):
@@ -263,6 +268,7 @@ def train(folder, keys, queue=None, resume=None, strike=None, log=None, stopped=
             queue.put((weights, trainer.best_valid_score, result, trainer.saved_model_file))
 
     console(run)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late
 
 
 def child(target, *arguments, **keywords):
