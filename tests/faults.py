@@ -429,21 +429,20 @@ def links(bench: Bench, rng: random.Random, cases: int):
     outside.mkdir()
     (outside / "x").write_bytes(b"precious")
     for name in sorted(tree(bench.whole)):
-        for altered in (False, True):
-            cache, target = bench.copy(), outside / f"{n}"
-            path = cache / name
-            content = path.read_bytes()
-            target.write_bytes(disturb.flip(content, rng) if altered else content)
-            kept = target.read_bytes()
-            path.unlink()
-            path.symlink_to(target)
-            bench.repair(cache)
-            assert target.read_bytes() == kept, f"{name}: written through the link"
-            n += 1
-            shutil.rmtree(cache)
+        cache, target = bench.copy(), outside / f"{n}"
+        path = cache / name
+        content = path.read_bytes()
+        target.write_bytes(rng.choice([content, disturb.flip(content, rng)]))
+        kept = target.read_bytes()
+        path.unlink()
+        path.symlink_to(target)
+        bench.repair(cache)
+        assert target.read_bytes() == kept, f"{name}: written through the link"
+        n += 1
+        shutil.rmtree(cache)
     inside = [path.relative_to(bench.whole) for path in records(bench.whole)]
     for name in inside:
-        for bad in ("../x", str(outside / "x"), "..", "a/../../x"):
+        for bad in rng.sample(["../x", str(outside / "x"), "..", "a/../../x"], cases):
             cache = bench.copy()
             digest = store._file_sha256(outside / "x")
             forge(cache / name, files={bad: digest})
@@ -594,10 +593,10 @@ def same_second(bench: Bench, rng: random.Random, cases: int):
 
 # fault: cases in full and in quick
 FAULTS = {
-    kill: (40, 10), terminate: (20, 2), interrupt: (30, 4), full_disk: (60, 20), read_only: (2, 0),
-    clock: (5, 1), together: (5, 1), copied: (4, 2), other_version: (9, 3), damage: (2, 1),
-    links: (1, 1), killed_training: (20, 3), resumed_twice: (1, 1), damaged_checkpoint: (2000, 100),
-    training_disk: (3, 1), same_second: (1, 1),
+    kill: (25, 6), terminate: (10, 2), interrupt: (15, 3), full_disk: (30, 20), read_only: (2, 0),
+    clock: (4, 1), together: (3, 1), copied: (4, 2), other_version: (6, 3), damage: (1, 1),
+    links: (1, 1), killed_training: (10, 2), resumed_twice: (1, 1), damaged_checkpoint: (2000, 40),
+    training_disk: (2, 1), same_second: (1, 1),
 }  # fmt: skip
 
 
