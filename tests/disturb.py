@@ -278,7 +278,7 @@ def child(target, *arguments, **keywords):
 
 
 def ended(process):
-    process.join(120)
+    process.join(600)
     return process.exitcode
 
 

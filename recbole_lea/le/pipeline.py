@@ -691,12 +691,13 @@ def _locked(folder: Path) -> Iterator[bool]:
         Whether it can be written to; one that cannot (a read-only disk, another user's) is read
         without a lock.
     """
-    with clear_errors_at(folder):
+    with contextlib.suppress(ReadOnly), clear_errors_at(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            yield False
-            return
-        lock = FileLock(folder / "lock")
+    if not os.access(folder, os.W_OK):
+        yield False
+        return
+    lock = FileLock(folder / "lock")
+    with clear_errors_at(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:
