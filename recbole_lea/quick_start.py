@@ -1,13 +1,15 @@
 """The command line: one model on one dataset, by RecBole's own ``run``."""
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from recbole.config import Config
 from recbole.data import data_preparation
@@ -73,12 +75,13 @@ def console(function: Callable[[], Any] = main) -> None:
 
     So are Ctrl-C and SIGTERM, with the exit codes by which shells know them, 130 and 143.
     """
-    # ray, which RecBole imports, would end with code 15
-    signal.signal(signal.SIGTERM, lambda *_: _stop(signal.SIGTERM))
+    with _stopped_by(signal.SIGINT, signal.SIGTERM):
+        _one_line(function)
+
+
+def _one_line(function: Callable[[], Any]) -> None:
     try:
         function()
-    except KeyboardInterrupt:
-        _stop(signal.SIGINT)
     except (ValueError, KeyError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LEA_TRACEBACK"):
             raise
@@ -86,9 +89,31 @@ def console(function: Callable[[], Any] = main) -> None:
         sys.exit(f"error: {message} (LEA_TRACEBACK=1 shows where)")
 
 
-def _stop(number: int) -> NoReturn:
-    print("stopped: the same command goes on with what the cache holds", file=sys.stderr)
-    sys.exit(128 + number)
+@contextlib.contextmanager
+def _stopped_by(*numbers: int) -> Iterator[None]:
+    """Let signals end the block as Ctrl-C does; ray, which RecBole imports, has its own way."""
+    timers: list[threading.Timer] = []
+    met: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        met.append(number)
+        # Python swallows what is raised within a finalizer: then once more
+        timers.append(threading.Timer(1, signal.raise_signal, [number]))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on with what the cache holds", file=sys.stderr)
+        sys.exit(128 + (met or [signal.SIGINT])[0])
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
