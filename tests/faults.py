@@ -599,7 +599,7 @@ def same_second(bench: Bench, rng: random.Random, cases: int):
 
 # fault: cases in full and in quick
 FAULTS = {
-    kill: (25, 6), terminate: (10, 2), interrupt: (15, 3), full_disk: (30, 20), read_only: (2, 0),
+    kill: (25, 4), terminate: (10, 2), interrupt: (15, 3), full_disk: (30, 20), read_only: (2, 0),
     clock: (4, 1), together: (3, 1), copied: (4, 2), other_version: (6, 3), damage: (1, 1),
     links: (1, 1), killed_training: (10, 2), resumed_twice: (1, 1), damaged_checkpoint: (300, 40),
     training_disk: (2, 1), same_second: (1, 1),
