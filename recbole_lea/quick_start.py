@@ -151,7 +151,7 @@ def _stopped_by(*numbers: int) -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         met.append(number)
         # Python swallows what is raised within a finalizer: then once more
-        timers.append(threading.Timer(1, signal.raise_signal, [number]))
+        timers.append(threading.Timer(1, os.kill, [os.getpid(), number]))
         timers[-1].daemon = True
         timers[-1].start()
         raise KeyboardInterrupt
