@@ -138,6 +138,11 @@ def test_a_broken_export_is_said(trained):
     (folder / "items.json").write_text("[")
     with pytest.raises(ValueError, match="out was not made by --to safetensors"):
         recommend(folder, [["i1"]])
+    for config in ({"model": "SASRec"}, {}, ["SASRec"]):
+        (folder / "config.json").write_text(json.dumps({"config": config}))
+        (folder / "items.json").write_text("[]")
+        with pytest.raises(ValueError, match="out holds .* model.*has to hold one of recbole_lea"):
+            recommend(folder, [["i1"]])
 
 
 def test_a_checkpoint_of_other_items_is_refused(trained):

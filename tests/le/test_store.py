@@ -22,6 +22,7 @@ from recbole_lea.le.store import (
     ReadOnly,
     pieces,
     read_array,
+    read_json,
     read_record,
     read_rewards,
     read_state,
@@ -58,6 +59,7 @@ def test_goes_on_where_it_stopped(tmp_path):
     store = open_store(tmp_path / "s")
     assert store.missing() == [0, 1]
     fill(store, 1)
+    assert store.missing() == [0]
     again = open_store(tmp_path / "s")
     assert again.missing() == [0]
     fill(again, 0)
@@ -84,7 +86,7 @@ def test_altered_shard_is_computed_again(tmp_path, caplog, name):
     path.write_bytes(content)
     again = open_store(tmp_path)
     assert again.missing() == [1]
-    assert "shard 1" in caplog.text
+    assert caplog.messages == [f"{tmp_path}: shard 1 fails its checksum, again"]
     fill(again, 1)
     assert contents(tmp_path) == whole
 
@@ -121,7 +123,32 @@ def test_lost_array_is_computed_again(tmp_path):
 def test_other_contents_are_computed_again(tmp_path, caplog):
     fill(open_store(tmp_path), 0, 1)
     assert open_store(tmp_path, key="y").missing() == [0, 1]
-    assert "belongs to other arrays" in caplog.text
+    assert caplog.messages == [f"{tmp_path / 'manifest.json'} belongs to other arrays: ignored"]
+
+
+@pytest.mark.parametrize("shards", [["0" * 64], ["0" * 64] * 3, "00", None])
+def test_a_manifest_lists_each_shard(tmp_path, shards):
+    fill(open_store(tmp_path), 0, 1)
+    manifest = read_record(tmp_path / "manifest.json")
+    write_record(tmp_path / "manifest.json", manifest | {"shards": shards})
+    assert open_store(tmp_path).missing() == [0, 1]
+
+
+def test_a_whole_cache_is_read_without_a_word(tmp_path, caplog):
+    fill(open_store(tmp_path / "made" / "for" / "it"), 0, 1)
+    assert open_store(tmp_path / "made" / "for" / "it").missing() == []
+    assert caplog.messages == []
+
+
+def test_a_disk_that_fills_up_within_a_shard(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match=f"no space left in {tmp_path} for 16 bytes"):
+        fill(store, 0)
 
 
 def test_manifest_tells_what_the_arrays_are(tmp_path):
@@ -136,7 +163,9 @@ def test_manifest_tells_what_the_arrays_are(tmp_path):
 def test_nan_is_refused(tmp_path):
     store = open_store(tmp_path)
     values = {"a": np.full((2, 2), np.nan, np.float32), "b": np.arange(2)}
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(
+        ValueError, match="a of shard 0 holds NaN or infinity; check the LLM's weights and lea_"
+    ):
         store.write(0, values)
     assert store.missing() == [0, 1]
 
@@ -230,12 +259,20 @@ def test_record_and_its_files_are_checked(tmp_path, caplog):
         assert read_record(path) is None
     for broken in (b"", whole[:-20], b"[]", b"1", b"{}", b"\xff\xfe"):
         path.write_bytes(broken)
+        caplog.clear()
         assert read_record(path) is None
+        assert caplog.messages == [f"{path} is broken or of another version: ignored"]
+    record = json.loads(whole)
+    path.write_text(json.dumps(dict(reversed(record.items()))))  # the order of keys means nothing
+    assert read_record(path)["key"] == "x"
+    path.write_text(json.dumps(record | {"key": "y"}))
+    assert read_record(path) is None
     path.write_bytes(whole)
     caplog.clear()
     (tmp_path / "f").write_bytes(b"Content")
     assert read_record(path) is None
-    assert f"{tmp_path / 'f'} is missing or was altered" in caplog.text
+    message = f"{tmp_path / 'f'} is missing or was altered: {path} is ignored"
+    assert caplog.messages == [message]
 
 
 def test_record_of_another_format_is_ignored(tmp_path, monkeypatch):
@@ -274,12 +311,39 @@ def test_feedback_is_read_by_tokens(settings):
             found = read_rewards(rewards_folder, user, n)
             assert found == {CATALOGUE.tokens[i]: score for i, score in expected.items()}
             assert next(iter(found)) == CATALOGUE.tokens[items[n]]
-    with pytest.raises(KeyError, match="'nobody'"):
+    with pytest.raises(KeyError, match="users.json has no user 'nobody'"):
         read_state(states_folder, "nobody", 1)
+    user, n = SEQUENCES.users[-1], len(SEQUENCES.items[-1])
+    with pytest.raises(IndexError, match=f"1 to {n} items, not {n + 1}"):
+        read_state(states_folder, user, n + 1)
+    with pytest.raises(IndexError, match=f"1 to {n - 1} items, not {n}"):
+        read_rewards(rewards_folder, user, n)
     with pytest.raises(IndexError, match="1 to 2 items, not 3"):
         read_state(states_folder, "u0", 3)
     with pytest.raises(IndexError, match="1 to 1 items, not 2"):
         read_rewards(rewards_folder, "u0", 2)
+
+
+def test_arrays_stay_on_disk_where_asked(tmp_path):
+    fill(open_store(tmp_path), 0, 1)
+    assert isinstance(open_store(tmp_path).array("a"), np.memmap)
+    assert isinstance(read_array(tmp_path / "a.npy", mapped=True), np.memmap)
+    assert not isinstance(read_array(tmp_path / "a.npy"), np.memmap)
+
+
+def test_a_shard_may_be_one_byte(tmp_path):
+    spec = {"a": ((2,), "int8")}
+    store = ArrayStore(tmp_path, spec, [0, 1, 2], "x")
+    for shard in (0, 1):
+        store.write(shard, {"a": np.array([shard])})
+    assert ArrayStore(tmp_path, spec, [0, 1, 2], "x").missing() == []
+
+
+def test_a_full_disk_is_named_with_the_remedy():
+    error = DiskFull(Path("there"))
+    assert error.errno == errno.ENOSPC
+    assert str(error).startswith("no space left in there: free some, or set lea_cache_dir")
+    assert str(error).endswith("what is finished is kept")
 
 
 class Payload:
@@ -337,10 +401,16 @@ def test_anything_but_numbers_is_named(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(pickle.dumps(Payload()))
     with pytest.raises(ValueError, match="x.safetensors: not a safetensors file"):
         read_tensors(tmp_path / "x.safetensors")
+    for content in (b"\xff", b"{", b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ValueError, match="x.json: not JSON: .*; delete it"):
+            read_json(tmp_path / "x.json")
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "..", "", "a/../../x", "a\\b", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/hostname", ".", "..", "", "a/../../x", "a\\b", "a\0b"]
+)
 def test_a_record_cannot_name_files_elsewhere(tmp_path, caplog, name):
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -352,7 +422,8 @@ def test_a_record_cannot_name_files_elsewhere(tmp_path, caplog, name):
     record["sha256"] = store_module._record_sha256(record)
     (folder / "r.json").write_text(json.dumps(record))
     assert read_record(folder / "r.json") is None
-    assert "which is not beside it: ignored" in caplog.text
+    message = f"{folder / 'r.json'} names {name!r}, which is not beside it: ignored"
+    assert caplog.messages == [message]
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "..", None, 5, ["a"]])
