@@ -78,7 +78,7 @@ def settings(tiny_llm, tmp_path):
     return lambda **changes: tiny_settings(tiny_llm, tmp_path / "cache", **changes)
 
 
-def tiny_settings(llm, cache, **changes):
+def tiny_settings(llm, cache, /, **changes):
     values = read_defaults() | {
         "lea_seed": 7,
         "lea_llm": llm,

@@ -50,7 +50,7 @@ from recbole_lea.le.versions import versions
 logger = logging.getLogger(__name__)
 
 # Bumped when a stage computes something else from the same inputs.
-FORMAT = 2
+FORMAT = 3
 
 # Transitions from which on compiling the LLM (under a minute) pays.
 WORTH_COMPILING = 10_000

@@ -69,7 +69,7 @@ def test_a_cache_that_cannot_be_written_to_is_read_or_one_error(settings, log, m
     [
         ({"item_lr": 0.01}, ["item tokenization", "LE fine-tuning", "states", "rewards"]),
         ({"finetune_lr": 0.01}, ["LE fine-tuning", "states", "rewards"]),
-        ({"action_prompt": " the next {item}."}, ["LE fine-tuning", "states", "rewards"]),
+        ({"action_prompt_item_last": " the next {item}"}, ["LE fine-tuning", "states", "rewards"]),
         ({"negative_pool": 3}, ["rewards"]),
         ({"finetune_eval": 5}, []),
         ({"reward_scale": "raw"}, []),
