@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,28 @@ class _Items:
         return self.n_items
 
 
+def refuse_damaged(path: str | Path) -> None:
+    """Hold a checkpoint against the checksums within it, which torch writes but does not read.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it was truncated or altered.
+    """
+    with open(path, "rb") as stream:
+        if stream.read(4) != b"PK\3\4":  # no zip file: torch says what it thinks of it
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+    except Exception:  # zipfile has many ways to stumble over a damaged file
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged: it was truncated or altered since it was written; use another "
+            "checkpoint, or train again"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A trained model.
@@ -94,6 +117,7 @@ class Checkpoint:
         path = Path(path)
         if path.is_dir():
             return cls._exported(path)
+        refuse_damaged(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:

@@ -7,6 +7,7 @@ Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recb
 import ast
 import functools
 import importlib
+import inspect
 import itertools
 import logging
 import os
@@ -40,9 +41,11 @@ from torch.utils.data import DataLoader
 
 from recbole_lea import config as lea_config
 from recbole_lea import distributed
+from recbole_lea.checkpoint import refuse_damaged
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.data.transform import TRANSFORMS
 from recbole_lea.le.processes import Share, collected, processes
+from recbole_lea.le.store import replacing
 from recbole_lea.model import backbones, lea_model
 from recbole_lea.model.lea import LEARecommender
 from recbole_lea.trainer import LEATrainer
@@ -296,16 +299,20 @@ def _refuse_pickle(stream: Any) -> None:
 
 
 def _names_bad_checkpoint(original: Callable) -> Callable:
-    """torch refuses pickled code in a checkpoint, but advises to switch the check off."""
+    """torch overlooks altered numbers; it refuses pickled code, but advises to allow it."""
+    signature = inspect.signature(original)
 
     @functools.wraps(original)
     def read(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        path = given.get("resume_file") or given.get("model_file") or self.saved_model_file
+        if given.get("load_best_model", True):
+            refuse_damaged(path)
         try:
             return original(self, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError) as error:
-            given = kwargs.get("model_file") or kwargs.get("resume_file")
             raise ValueError(
-                f"{given or self.saved_model_file}: no checkpoint of tensors and plain values "
+                f"{path}: no checkpoint of tensors and plain values "
                 "alone: it is damaged, or it holds objects that can run code when they are read; "
                 "use one that was written after `import recbole_lea`"
             ) from error
@@ -509,7 +516,9 @@ def restored_config(saved: dict[str, Any]) -> Config:
 
 
 def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-    """RecBole's checkpoint without its pickled Config, which torch >= 2.6 refuses to load.
+    """RecBole's checkpoint, whole or not at all, without its pickled Config.
+
+    torch >= 2.6 refuses to load that.
 
     Of several processes that train together the main one writes it, and none goes on before.
     """
@@ -522,16 +531,21 @@ def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any)
 
 
 def _write_checkpoint(self: Any, epoch: int, verbose: bool, more: dict, kwargs: dict) -> None:
-    path = kwargs.pop("saved_model_file", self.saved_model_file)
+    path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
     state = {
         "config": plain(self.config.final_config_dict),
-        "epoch": int(epoch),
+        # RecBole says -1 where a finished training is resumed, and would start over after that
+        "epoch": max(int(epoch), self.start_epoch - 1),
         "cur_step": int(self.cur_step),
         "best_valid_score": float(self.best_valid_score),
         "state_dict": self.model.state_dict(),
         "other_parameter": self.model.other_parameter(),
         "optimizer": self.optimizer.state_dict(),
     }
-    torch.save(state | more, path)
+    with replacing(path) as stream:  # a kill or a full disk leaves the model before it
+        try:
+            torch.save(state | more, stream)
+        except RuntimeError as error:  # torch's, over the stream's own or Ctrl-C
+            raise error.__context__ or error from None
     if verbose:
         self.logger.info(recbole.utils.set_color("Saving current", "blue") + f": {path}")

@@ -1,12 +1,15 @@
 """The command line: one model on one dataset, by RecBole's own ``run``."""
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 try:
@@ -121,7 +124,15 @@ def _without_stop(arguments: list[str]) -> list[str]:
 
 
 def console(function: Callable[[], Any] = main) -> None:
-    """``main`` for the shell: a mistake in the input is one line, not a traceback."""
+    """``main`` for the shell: a mistake in the input is one line, not a traceback.
+
+    So are Ctrl-C and SIGTERM, with the exit codes by which shells know them, 130 and 143.
+    """
+    with _stopped_by(signal.SIGINT, signal.SIGTERM):
+        _one_line(function)
+
+
+def _one_line(function: Callable[[], Any]) -> None:
     try:
         function()
     except (*MISTAKES, ProcessRaisedException) as error:
@@ -129,6 +140,33 @@ def console(function: Callable[[], Any] = main) -> None:
         if os.environ.get("LEA_TRACEBACK") or found is None:
             raise
         sys.exit(f"error: {found} (LEA_TRACEBACK=1 shows where)")
+
+
+@contextlib.contextmanager
+def _stopped_by(*numbers: int) -> Iterator[None]:
+    """Let signals end the block as Ctrl-C does; ray, which RecBole imports, has its own way."""
+    timers: list[threading.Timer] = []
+    met: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        met.append(number)
+        # Python swallows what is raised within a finalizer: then once more
+        timers.append(threading.Timer(1, os.kill, [os.getpid(), number]))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on with what the cache holds", file=sys.stderr)
+        sys.exit(128 + (met or [signal.SIGINT])[0])
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:

@@ -103,11 +103,13 @@ def new_folder(config: Any) -> Path:
     log = config["log_file"]
     stem = Path(log).with_suffix("") if log else Path("log") / config["model"] / get_local_time()
     number, folder = 1, stem
-    while folder.exists():
-        number += 1
-        folder = stem.with_name(f"{stem.name}-{number}")
-    folder.mkdir(parents=True)
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = stem.with_name(f"{stem.name}-{number}")
 
 
 def write(content: dict[str, Any], folder: Path) -> None:

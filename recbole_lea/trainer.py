@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from recbole.utils import set_color
 from recbole_lea import record, resume
 from recbole_lea.config import warmup_steps
 from recbole_lea.data.dataset import ROW
-from recbole_lea.le.processes import collected, processes
+from recbole_lea.le.processes import collected, from_main, processes
 from recbole_lea.le.stages import StageLog
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,13 @@ class StepTrainer(Trainer):
     """
 
     _chunk: _Chunk | None = None
+
+    def __init__(self, config, model) -> None:
+        super().__init__(config, model)
+        # RecBole's name is the second by the clock: of two runs one would lose its model
+        path = Path(self.saved_model_file)
+        name = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
+        self.saved_model_file: str = from_main(name) if config["ranks"] else name
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self.config["lea_valid_steps"]:

@@ -34,10 +34,13 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory):
     """Folder of a two-layer Llama with random weights and a word-level tokenizer."""
+    return write_tiny_llm(tmp_path_factory.mktemp("tiny-llm"))
+
+
+def write_tiny_llm(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-llm")
     words = sorted({w for text in TEXTS for w in text.split()} | set(":.,") | set("0123456789"))
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<pad>", "<eos>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -62,30 +65,34 @@ def tiny_llm(tmp_path_factory):
 @pytest.fixture
 def defaults():
     """The keys of properties/lea.yaml."""
+    return read_defaults()
+
+
+def read_defaults():
     return yaml.safe_load((properties_folder() / "lea.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
-def settings(defaults, tiny_llm, tmp_path):
+def settings(tiny_llm, tmp_path):
     """Factory of LE settings on the tiny LLM in float32."""
+    return lambda **changes: tiny_settings(tiny_llm, tmp_path / "cache", **changes)
 
-    def make(**changes):
-        values = defaults | {
-            "lea_seed": 7,
-            "lea_llm": tiny_llm,
-            "lea_llm_dtype": "float32",
-            "lea_cache_dir": str(tmp_path / "cache"),
-            "lea_item_sentence": "{item} film[ is titled {title}].",
-            "lea_row_length": 96,
-            "lea_item_iterations": 2,
-            "lea_finetune_epochs": 1,
-            "lea_finetune_fraction": 0.5,
-            "lea_finetune_eval": 20,
-        }
-        keys = {name if name in values else f"lea_{name}": v for name, v in changes.items()}
-        return LESettings.from_config(values | keys)
 
-    return make
+def tiny_settings(llm, cache, /, **changes):
+    values = read_defaults() | {
+        "lea_seed": 7,
+        "lea_llm": llm,
+        "lea_llm_dtype": "float32",
+        "lea_cache_dir": str(cache),
+        "lea_item_sentence": "{item} film[ is titled {title}].",
+        "lea_row_length": 96,
+        "lea_item_iterations": 2,
+        "lea_finetune_epochs": 1,
+        "lea_finetune_fraction": 0.5,
+        "lea_finetune_eval": 20,
+    }
+    keys = {name if name in values else f"lea_{name}": v for name, v in changes.items()}
+    return LESettings.from_config(values | keys)
 
 
 @pytest.fixture

@@ -69,9 +69,11 @@ def test_top_5_is_the_model_s_own_in_score_order(tiny_config, exclude):
         row_scores[0] = -torch.inf
         if exclude:
             row_scores[rows["item_id"][r]] = -torch.inf
-        best = row_scores.topk(5).indices
         k = data.lea_transitions[int(rows["lea_row"][r])]
-        assert [tokens[i] for i in top[k]] == list(data.id2token("item_id", best))
+        listed = [data.field2token_id["item_id"][tokens[i]] for i in top[k]]
+        # by score: in another batch, rounding may swap two that are nearly alike
+        torch.testing.assert_close(row_scores[listed], row_scores.topk(5).values)
+        assert len(set(listed)) == 5
     target = [data.id2token("item_id", int(i)) for i in rows["item_id"]]
     inside = np.mean([
         target[r] in [tokens[i] for i in top[data.lea_transitions[int(rows["lea_row"][r])]]]

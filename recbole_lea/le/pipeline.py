@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from recbole_lea.le.store import (
     DONE,
     MANIFEST,
     ArrayStore,
-    disk_full_at,
+    ReadOnly,
+    clear_errors_at,
     pieces,
     read_array,
     read_json,
@@ -48,7 +50,7 @@ from recbole_lea.le.versions import versions
 logger = logging.getLogger(__name__)
 
 # Bumped when a stage computes something else from the same inputs.
-FORMAT = 2
+FORMAT = 3
 
 # Transitions from which on compiling the LLM (under a minute) pays.
 WORTH_COMPILING = 10_000
@@ -76,6 +78,7 @@ class Pipeline:
         FileNotFoundError: the LLM is neither here nor known from the cache; or a stage that the
             cache lacks needs it.
         DiskFull: the cache's disk has no room; what is finished is kept.
+        ReadOnly: the cache lacks something and cannot be written to.
 
     Attributes:
         keys: stage -> cache key.
@@ -151,10 +154,11 @@ class Pipeline:
             return recorded["fingerprint"], recorded["dtype"], str(error)
         entry = name | {"dtype": dtype, "fingerprint": found}
         if entry != recorded:
-            with _locked(self.folder):
+            with _locked(self.folder) as writable:
                 known = _known_llms(path)
                 others = [other for other in known if other | name != other]
-                write_record(path, {"known": [*others, entry]})
+                if writable:  # else this machine is not remembered
+                    write_record(path, {"known": [*others, entry]})
         return found, dtype, None
 
     def require_llm(self, purpose: str) -> None:
@@ -550,9 +554,9 @@ class Pipeline:
     def _folder(self, stage: str) -> Path:
         return self.folder / f"{stage}-{self.keys[stage][:16]}"
 
-    def _locked(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+    def _locked(self, folder: Path) -> contextlib.AbstractContextManager[bool]:
         """Hold a cache folder against other runs; the main process holds it for all of this one."""
-        return _locked(folder) if self._main else contextlib.nullcontext()
+        return _locked(folder) if self._main else contextlib.nullcontext(True)
 
     @contextlib.contextmanager
     def _stage(
@@ -572,12 +576,14 @@ class Pipeline:
         if folder.name in self._checked:
             yield None
             return
-        with self._locked(folder):
+        with self._locked(folder) as writable:
             if finished() if finished else self._is_done(stage):
-                if stage in FILES and self._main:
+                if stage in FILES and self._main and writable:
                     _tidy(folder, FILES[stage])
                 logger.info("%s: reused from %s", title, folder)
                 yield None
+            elif not writable:
+                raise ReadOnly(folder, title)
             else:
                 needs()
                 logger.info("%s: computing into %s", title, folder)
@@ -641,8 +647,10 @@ class Pipeline:
         """Write the users, items and sequences by which the stages' rows are found."""
         folder = self._sequences_folder
         if folder.name not in self._checked:
-            with self._locked(folder):
+            with self._locked(folder) as writable:
                 if self._main and read_record(folder / DONE) is None:
+                    if not writable:
+                        raise ReadOnly(folder, "the sequences")
                     self.sequences.save(folder)
             self._checked.add(folder.name)
 
@@ -716,28 +724,37 @@ def _known_llms(path: Path) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a cache folder, made if needed; the operating system frees a killed run's lock."""
-    with disk_full_at(folder):
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a cache folder, made if needed; the operating system frees a killed run's lock.
+
+    Yields:
+        Whether it can be written to; one that cannot (a read-only disk, another user's) is read
+        without a lock.
+    """
+    with contextlib.suppress(ReadOnly), clear_errors_at(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
+    if not os.access(folder, os.W_OK):
+        yield False
+        return
+    lock = FileLock(folder / "lock")
+    with clear_errors_at(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:
             logger.warning("another run is computing %s: waiting for it", folder)
             lock.acquire()
-        try:
-            for partial in folder.glob("*.partial"):  # of a killed run
-                partial.unlink()
-            yield
-        finally:
-            lock.release()
+    try:
+        for partial in folder.glob("*.partial"):  # of a killed run
+            partial.unlink()
+        yield True
+    finally:
+        lock.release()
 
 
 def _tidy(folder: Path, files: Iterable[str]) -> None:
     """Remove what a finished stage was made from (shards, checkpoints)."""
     for path in folder.iterdir():
-        if path.name not in (DONE, "lock", *files):
+        if path.name not in (DONE, "lock", *files) and not path.is_dir():
             path.unlink()
 
 

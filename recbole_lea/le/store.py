@@ -32,7 +32,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError
@@ -64,22 +64,69 @@ class DiskFull(OSError):
     def __init__(self, folder: Path, needed: int | None = None) -> None:
         wanted = "" if needed is None else f" for {needed:,} bytes"
         super().__init__(
-            f"no space left in {folder}{wanted}: free some, or set lea_cache_dir to a folder on "
-            "another disk, and run again; what is finished is kept"
+            f"no space left in {folder}{wanted}: free some, or set lea_cache_dir (the LE) or "
+            "checkpoint_dir (models) to a folder on another disk, and run again; what is finished "
+            "is kept"
         )
         self.errno = errno.ENOSPC
 
 
+class ReadOnly(OSError):
+    """What is to be written stands in a folder that this process cannot write to.
+
+    Args:
+        folder: that folder.
+        lacks: what the cache lacks, where known.
+    """
+
+    def __init__(self, folder: Path, lacks: str | None = None) -> None:
+        why = "" if lacks is None else f"the cache lacks {lacks}, and "
+        super().__init__(
+            f"{why}{folder} cannot be written to: make it writable, or set lea_cache_dir (the LE: "
+            "a copy of the cache goes on where it stands) or checkpoint_dir (models) to a folder "
+            "that is"
+        )
+        self.errno = errno.EROFS
+
+
 @contextlib.contextmanager
-def disk_full_at(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn the operating system's complaint about a full disk or quota into ``DiskFull``."""
+def clear_errors_at(folder: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn the operating system's refusal to write into ``DiskFull`` or ``ReadOnly``."""
     try:
         yield
-    except DiskFull:
+    except (DiskFull, ReadOnly):
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(folder, needed) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise ReadOnly(folder) from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
+    """A stream whose contents become the file at the end of the block, or never.
+
+    Args:
+        path: the file.
+        needed: its size, where known.
+
+    Raises:
+        DiskFull: there is no room; the old file is still there.
+        ReadOnly: nothing can be written beside the file.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with clear_errors_at(path.parent, needed):
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # of a file that could not be made
+            partial.unlink()
         raise
 
 
@@ -92,21 +139,11 @@ def write_bytes(path: Path, *parts: Any) -> None:
 
     Raises:
         DiskFull: there is no room; the old file is still there.
+        ReadOnly: nothing can be written beside the file.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with (
-            disk_full_at(path.parent, sum(memoryview(part).nbytes for part in parts)),
-            partial.open("wb") as stream,
-        ):
-            for part in parts:
-                stream.write(part)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path, sum(memoryview(part).nbytes for part in parts)) as stream:
+        for part in parts:
+            stream.write(part)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -306,6 +343,7 @@ class ArrayStore:
         Raises:
             ValueError: a value is not finite, or too large for the array's dtype.
             DiskFull: there is no room for the arrays.
+            ReadOnly: the folder cannot be written to.
         """
         missing = self.missing()
         if self._main:
@@ -323,7 +361,7 @@ class ArrayStore:
         for name, value in sorted(content.items()):
             data = np.ascontiguousarray(value).tobytes()
             digest.update(data)
-            with disk_full_at(self.folder, len(data)), self._path(name).open("r+b") as stream:
+            with clear_errors_at(self.folder, len(data)), self._path(name).open("r+b") as stream:
                 stream.seek(self._place(name, shard)[0])
                 stream.write(data)
                 stream.flush()
@@ -359,23 +397,17 @@ class ArrayStore:
             return
         shape, dtype = self._spec[name]
         path, header = self._path(name), _npy_header(shape, dtype)
-        if path.is_symlink():  # of a copied cache; what it points to is not ours to write
-            logger.warning("%s is a link: removed", path)
-            path.unlink()
         size = len(header) + _n_bytes(shape, dtype)
-        with (
-            disk_full_at(self.folder, size),
-            path.open("r+b" if path.is_file() else "w+b") as stream,
-        ):
-            found = os.fstat(stream.fileno()).st_size
-            right = stream.read(len(header)) == header
-            if any(self.manifest["shards"]) and not (right and found == size):
-                logger.warning("%s is truncated or has another header, again", path)
-            if found != size:
-                _resize(stream.fileno(), size)
-            if not right:
-                stream.seek(0)
-                stream.write(header)
+        with clear_errors_at(self.folder, size):
+            if path.is_symlink():  # of a copied cache; what it points to is not ours to write
+                logger.warning("%s is a link: removed", path)
+                path.unlink()
+            if not (path.is_file() and _has(path, header, size)):
+                if any(self.manifest["shards"]):
+                    logger.warning("%s is truncated or has another header, again", path)
+                with path.open("r+b" if path.is_file() else "w+b") as stream:
+                    _resize(stream.fileno(), size)
+                    stream.write(header)
         self._prepared.add(name)
 
     def _path(self, name: str) -> Path:
@@ -388,6 +420,12 @@ class ArrayStore:
 
 def _n_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
+
+
+def _has(path: Path, header: bytes, size: int) -> bool:
+    """Whether a file has this size and begins so; it is not opened for writing."""
+    with path.open("rb") as stream:
+        return os.fstat(stream.fileno()).st_size == size and stream.read(len(header)) == header
 
 
 def _resize(descriptor: int, size: int) -> None:

@@ -32,7 +32,7 @@ WINDOWS = {
     "sliding": {"max_history": 4},
     "hopping": {"max_history": 3, "history_hop": 3},
     "state in the prompt": {"max_history": 4, "state_input": "prompt"},
-    "item last": {"max_history": 4, "reward_prompt": "item_last"},
+    "paper": {"max_history": 4, "reward_prompt": "paper"},
 }
 
 

@@ -16,6 +16,7 @@ from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
+from recbole_lea.le.store import ReadOnly
 from tests.conftest import ROOT
 from tests.le.helpers import CATALOGUE, SEQUENCES
 
@@ -47,12 +48,28 @@ def test_each_stage_runs_once(settings, log):
     np.testing.assert_array_equal(again.rewards, rewards)
 
 
+def test_a_cache_that_cannot_be_written_to_is_read_or_one_error(settings, log, monkeypatch):
+    """Root may write anywhere: the system's answer is replaced."""
+    whole = np.array(pipeline(settings()).states())
+    files = [path for path in Path(settings().cache_dir).rglob("*") if path.is_file()]
+    dates = [path.stat().st_mtime_ns for path in files]
+    monkeypatch.setattr(pipeline_module.os, "access", lambda *_: False)
+    monkeypatch.setattr(pipeline_module, "FileLock", None)
+    computed(log)
+    again = pipeline(settings())
+    np.testing.assert_array_equal(again.states(), whole)
+    with pytest.raises(ReadOnly, match="the cache lacks rewards, and .*rewards-.*lea_cache_dir"):
+        again.rewards()
+    assert computed(log) == []
+    assert [path.stat().st_mtime_ns for path in files] == dates
+
+
 @pytest.mark.parametrize(
     ("change", "recomputed"),
     [
         ({"item_lr": 0.01}, ["item tokenization", "LE fine-tuning", "states", "rewards"]),
         ({"finetune_lr": 0.01}, ["LE fine-tuning", "states", "rewards"]),
-        ({"action_prompt": " the next {item}."}, ["LE fine-tuning", "states", "rewards"]),
+        ({"action_prompt_item_last": " the next {item}"}, ["LE fine-tuning", "states", "rewards"]),
         ({"negative_pool": 3}, ["rewards"]),
         ({"finetune_eval": 5}, []),
         ({"reward_scale": "raw"}, []),

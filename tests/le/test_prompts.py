@@ -25,6 +25,7 @@ def test_prompts_hold_history_actions_and_list_in_order(tokenizer, settings):
         vocab,
         settings(
             user_prompt="The user has watched these films: {history}",
+            reward_prompt="paper",
             action_prompt=" the next film: {item}.",
             selection_prompt=" In the list: {list}, based",
             selection_suffix=" on",

@@ -19,6 +19,7 @@ from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.store import (
     ArrayStore,
     DiskFull,
+    ReadOnly,
     pieces,
     read_array,
     read_json,
@@ -26,6 +27,7 @@ from recbole_lea.le.store import (
     read_rewards,
     read_state,
     read_tensors,
+    replacing,
     take,
     write_array,
     write_bytes,
@@ -202,6 +204,24 @@ def test_no_room_leaves_the_old_file(tmp_path, monkeypatch):
         write_bytes(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch, number):
+    def refused(self, mode):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ReadOnly, match=f"{tmp_path} cannot be written to: .*lea_cache_dir"):
+        write_bytes(tmp_path / "f", b"new")
+
+
+def test_what_ends_within_a_file_leaves_the_old_one(tmp_path):
+    write_bytes(tmp_path / "f", b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "f") as stream:
+        stream.write(b"new")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"f": b"old"}
 
 
 def test_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
