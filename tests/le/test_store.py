@@ -362,6 +362,15 @@ def test_a_full_disk_is_named_with_the_remedy():
     assert str(error).endswith("what is finished is kept")
 
 
+def test_a_read_only_folder_is_named_with_the_remedy():
+    error = ReadOnly(Path("there"), "states")
+    assert error.errno == errno.EROFS
+    assert str(error).startswith("the cache lacks states, and there cannot be written to: make it")
+    assert "(the LE: a copy of the cache goes on where it stands) or checkpoint_dir" in str(error)
+    assert str(error).endswith("(models) to a folder that is")
+    assert str(ReadOnly(Path("there"))).startswith("there cannot be written to")
+
+
 class Payload:
     """Leaves a file behind when it is unpickled."""
 
