@@ -218,6 +218,8 @@ def _by_ray(
             config=searched, num_samples=1 if algo == "exhaustive" else max_evals,
             resources_per_trial={"cpu": 1, "gpu": int(torch.cuda.is_available())},
             storage_path=str(Path("ray_log").absolute()), raise_on_failed_trial=False, verbose=1,
+            # a newer Ray leaves what a trial writes in its session's temporary folder
+            sync_config=tune.SyncConfig(sync_artifacts=True),
         )  # fmt: skip
         done = [trial for trial in result.trials if "best_valid_score" in (trial.last_result or {})]
         # a newer Ray tells these files only until it is shut down
