@@ -71,6 +71,36 @@ def test_q_weight_0_is_recbole_exactly(tiny_config, name, warmed_up):
     assert torch.equal(model.full_sort_predict(rows), stock.full_sort_predict(rows))
 
 
+@pytest.mark.parametrize("name", ["SASRecSNQNLEA", "GRU4RecSA2CLEA"])
+@pytest.mark.parametrize("head", ["tied", "dense"])
+@pytest.mark.parametrize("augmentation", ["none", "supervised"])
+def test_without_the_rl_part_the_le_s_choice_joins_the_supervised_loss(
+    tiny_config, name, head, augmentation
+):
+    """Table 3's "sv" on Normal, with either head."""
+    keys = {"lea_method": "base", "lea_augmentation": augmentation, "lea_output_head": head}
+    model, train, _ = build(tiny_config(name, q_weight=0, w_ah=0.3, **keys, **NO_DROPOUT))
+    feedback = train._dataset.lea_feedback
+    if augmentation != "none":
+        feedback.augment(np.arange(feedback.sequences.n_transitions) % 19, None)
+    batch = one_batch(train)
+    hidden = model.forward(batch["item_id_list"], batch["item_length"])
+    logits = hidden @ model.item_embedding.weight.T
+    if head == "dense":
+        logits = model.output_head(hidden)
+    expected = F.cross_entropy(logits, batch["item_id"])
+    if augmentation == "none":
+        torch.testing.assert_close(model.calculate_loss(batch), expected)
+        return
+    supervised, chosen = model.calculate_loss(batch)
+    torch.testing.assert_close(supervised, expected)
+    assert chosen == 0  # before the warm-up is over
+    model.warmed_up = True
+    torch.testing.assert_close(model.calculate_loss(batch)[0], expected)
+    own = 0.3 * F.cross_entropy(logits, batch["lea_augmented"])
+    torch.testing.assert_close(model.calculate_loss(batch)[1], own)
+
+
 @ALL
 def test_heads_and_twin_leave_the_backbone_s_start_alone(tiny_config, name):
     """The same seed gives the same initial backbone, so full-sort scores equal RecBole's."""
