@@ -180,8 +180,9 @@ def test_an_le_that_is_not_there_is_not_made(trained, monkeypatch, tmp_path):
     assert not list((tmp_path / "empty").rglob("*.npy"))
     projected = trained(state_dim=4)
     cache = tmp_path / "half"
-    shutil.copytree(projected.train._dataset.lea_pipeline.folder, cache / "tiny")
-    shutil.rmtree(next((cache / "tiny").glob("states-*")))
+    pipeline = projected.train._dataset.lea_pipeline
+    shutil.copytree(pipeline.folder, cache / "tiny")
+    shutil.rmtree(cache / "tiny" / pipeline._folder("states").name)
     with pytest.raises(SystemExit, match="lacks the LE of .*states.*lea_stop_after=states"):
         run(monkeypatch, projected.path, "--user", "u1", f"--lea_cache_dir={cache}")
 

@@ -69,7 +69,8 @@ def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, ke
                 (labels[i], logits.log_softmax(-1)[env.prompts.labels]),
             ]
         for found, wanted in expected:
-            assert np.abs(found - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
+            # a reward may be nearly 0: rounding is relative to the numbers that it is summed from
+            assert np.abs(found - wanted.numpy()).max() <= 1e-4 * wanted.abs().max() + 1e-5
 
 
 @pytest.mark.parametrize("tied", [True, False])

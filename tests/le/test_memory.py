@@ -70,14 +70,14 @@ def test_reading_goes_on_with_fewer_rows(settings, monkeypatch, caplog, kind):
 
 
 def test_what_does_not_fit_row_by_row_is_an_error(settings, monkeypatch):
-    env = environment(settings(row_length=48, batch_rows=4))
+    env = environment(settings(row_length=48, batch_rows=4, reward_prompt="paper"))
     limit(env, monkeypatch, 0)
     with pytest.raises(ValueError, match="one row of 48 tokens: lower lea_row_length.*2.00 GiB"):
         env.read([[p] for p in all_prompts(env)], env.reward_of)
 
 
 def test_other_errors_are_not_taken_for_it(settings, monkeypatch):
-    env = environment(settings(row_length=48, batch_rows=4))
+    env = environment(settings(row_length=48, batch_rows=4, reward_prompt="paper"))
     tried = limit(env, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
         env.read([[p] for p in all_prompts(env)], env.reward_of)
@@ -88,7 +88,7 @@ def test_other_errors_are_not_taken_for_it(settings, monkeypatch):
 @pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
 def test_fine_tuning_learns_the_same(settings, tmp_path, monkeypatch, where, state_loss):
     s = settings(
-        row_length=128, batch_rows=4, finetune_fraction=0.9, finetune_batch_size=20,
+        row_length=56, batch_rows=4, finetune_fraction=0.9, finetune_batch_size=20,
         state_loss=state_loss, finetune_clip=None,
     )  # fmt: skip
     whole, limited = environment(s), environment(s)
