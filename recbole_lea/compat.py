@@ -64,7 +64,7 @@ KEYS_WITHOUT_DEFAULT = (
 def register() -> None:
     """Make RecBole know our models, datasets, trainers, transforms and YAML files."""
     _name_numpy_types()
-    _import_quick_start()
+    quick_start = _import_quick_start()
     # sine.py switches autograd's anomaly detection on for every sequential model: 2.5 to 4
     # times slower training, and it stays on for the whole process.
     torch.autograd.set_detect_anomaly(False)
@@ -95,7 +95,6 @@ def register() -> None:
     AbstractDataLoader._index_sampler = property(_index_sampler)
     Collector.get_data_struct = _get_data_struct
     # so its processes import recbole_lea, and report mistakes shortly
-    quick_start: Any = sys.modules["recbole.quick_start.quick_start"]
     quick_start.run_recboles = distributed.run_rank
 
 
@@ -108,29 +107,31 @@ def _name_numpy_types() -> None:
             setattr(np, name, scalar)
 
 
-def _import_quick_start() -> None:
-    """``recbole.quick_start`` imports ``ray.tune``, to report a trial's test metrics there.
+def _import_quick_start() -> Any:
+    """RecBole's module ``quick_start``.
 
-    RecBole wants ray <= 2.6.3, which Python 3.12 and newer cannot have. Without Ray nothing is
-    reported, as there is nothing to report to; a newer one gets the metrics as one dict.
+    It imports ``ray.tune``, to report a trial's test metrics there. RecBole wants ray <= 2.6.3,
+    which Python 3.12 and newer cannot have. Without Ray nothing is reported, as there is nothing
+    to report to; a newer one gets the metrics as one dict.
     """
+    name = "recbole.quick_start.quick_start"
     try:
         from ray import tune
     except ImportError:
         # one that is there, but without what its ray.tune needs
-        kept = {name: module for name, module in sys.modules.items() if name == "ray"}
+        kept = {key: module for key, module in sys.modules.items() if key == "ray"}
         stand_in: Any = types.ModuleType("ray")
         stand_in.tune = types.SimpleNamespace(report=lambda **metrics: None)
         sys.modules["ray"] = stand_in
         try:
-            importlib.import_module("recbole.quick_start")
+            return importlib.import_module(name)
         finally:  # other packages look whether Ray is there
             del sys.modules["ray"]
             sys.modules.update(kept)
-    else:
-        quick_start = importlib.import_module("recbole.quick_start.quick_start")
-        if sys.version_info >= (3, 12):
-            quick_start.tune = types.SimpleNamespace(report=lambda **metrics: tune.report(metrics))
+    quick_start: Any = importlib.import_module(name)
+    if sys.version_info >= (3, 12):
+        quick_start.tune = types.SimpleNamespace(report=lambda **metrics: tune.report(metrics))
+    return quick_start
 
 
 def _replace(module: Any, name: str, make: Callable) -> None:

@@ -33,6 +33,7 @@ from recbole_lea.le.feedback import Computation
 from recbole_lea.le.stages import StageLog
 from recbole_lea.model import GRU4RecSNQNLEA, SASRecSA2CLEA
 from recbole_lea.record import stage_table
+from recbole_lea.speed import training_step
 from recbole_lea.trainer import fused
 
 logger = logging.getLogger(__name__)
@@ -139,12 +140,8 @@ def measure(who: str, keys: dict[str, Any], steps: int) -> dict[str, dict[str, f
         for name, n in (("first step", 1), (f"{steps} more steps", steps)):
             with log.stage(f"{model_class.__name__}: {name}"):
                 for batch in itertools.islice(batches, n):
-                    optimizer.zero_grad()
-                    parts: Any = model.calculate_loss(batch)
-                    loss: Any = sum(parts) if isinstance(parts, tuple) else parts
-                    loss.backward()
-                    optimizer.step()
-        del batch, parts, loss, batches
+                    training_step(model, batch, optimizer)()
+        del batch, batches
         model.eval()
         with log.stage(f"{model_class.__name__}: rank {steps} batches"), torch.no_grad():
             for batch in itertools.islice(test, steps):

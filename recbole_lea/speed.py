@@ -257,8 +257,8 @@ def training_ratios(
         stock = model_class.backbone_class()(plain, data)
         ours.warmed_up = True
         adam = torch.optim.Adam
-        step = _training_step(ours, batch, fused(adam(ours.parameters())))  # as LEATrainer's
-        stock_step = _training_step(stock, batch, adam(stock.parameters()))
+        step = training_step(ours, batch, fused(adam(ours.parameters())))  # as LEATrainer's
+        stock_step = training_step(stock, batch, adam(stock.parameters()))
         train_ratio[name] = _ratio(step, stock_step, steps)
         inference_ratio[name] = _ratio(_scoring(ours, rows), _scoring(stock, rows), steps)
     return train_ratio, inference_ratio
@@ -273,7 +273,8 @@ def _random_feedback(rows: int, state_dim: int, n_items: int) -> Interaction:
     return Interaction({FIELD_PREFIX + name: value for name, value in values.items()})
 
 
-def _training_step(model: Any, batch: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+def training_step(model: Any, batch: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """A step on one batch, to be called as often as it is to be measured."""
 
     def step() -> None:
         optimizer.zero_grad()

@@ -47,13 +47,13 @@ def test_report(tiny_config, rows):
 
 
 def test_training_ratios_are_of_the_costliest_method(tiny_config, monkeypatch):
-    steps, measured = speed._training_step, []
+    steps, measured = speed.training_step, []
 
     def step(model, batch, optimizer):
         measured.append(model)
         return steps(model, batch, optimizer)
 
-    monkeypatch.setattr(speed, "_training_step", step)
+    monkeypatch.setattr(speed, "training_step", step)
     train, inference = speed.training_ratios(tiny_config(lea_method="LER"), state_dim=8, steps=1)
     assert list(train) == list(inference) == list(MODELS)
     ours, stock = measured[::2], measured[1::2]

@@ -415,23 +415,25 @@ class Pipeline:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         s = self.settings
         by_reward = s.selection_by == "reward"
-        asked = (
-            {"by": "reward"}
-            if by_reward
-            else {"prompt": s.selection_prompt + s.selection_suffix, "labels": s.selection_labels}
-        )
+        if by_reward:
+            asked: dict[str, Any] = {"by": "reward"}
+            array, judge, calibration = "rewards", fb.Computation.rewards, "none"
+        else:
+            asked = {
+                "prompt": s.selection_prompt + s.selection_suffix,
+                "labels": s.selection_labels,
+            }
+            array, judge = "label_scores", fb.Computation.label_scores
+            calibration = s.selection_calibration
         self.keys["selection"] = _key(
             environment=self.keys["environment"],
             candidates=hashlib.sha256(candidates.data).hexdigest(),
             **asked,
         )
-        judge = fb.Computation.rewards if by_reward else fb.Computation.label_scores
         scores = self._computed(
-            "selection", "augmentation", "rewards" if by_reward else "label_scores",
-            candidates.shape, lambda computation: judge(computation, candidates),
-            actions=candidates,
+            "selection", "augmentation", array, candidates.shape,
+            lambda computation: judge(computation, candidates), actions=candidates,
         )  # fmt: skip
-        calibration = "none" if by_reward else s.selection_calibration
         chosen, share = fb.choose(scores, candidates, calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
