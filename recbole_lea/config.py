@@ -192,7 +192,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "w_aq": _WEIGHT,
     "exclude_target": _FLAG,
     "augmentation_refresh": _number(0, 10**9, int),
-    "selection_by": _one_of("label", "reward"),
+    "selection_by": _one_of("label", "reward", "state"),
     "selection_calibration": _one_of("prior", "none"),
     "reward_scale": _one_of("standardize", "raw", "sigmoid"),
     "state_dim": _optional(_COUNT),

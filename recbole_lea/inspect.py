@@ -327,6 +327,10 @@ class Inspector:
         """What the LE picks from the listed items by [k], and what these numbers are."""
         if self.config["selection_by"] == "reward":
             return self.rewards([history], [listed]), "the item's reward"
+        if self.config["selection_by"] == "state":
+            state = torch.from_numpy(self.states([history])).to(self.environment.device)
+            near = self.environment.state_scores(state)[0, self._indices(listed)]
+            return near.detach().cpu().numpy(), "how near the item is to the LE's state"
         lists = [(history, listed)]
         if self.config["selection_calibration"] == "prior":
             others = [self._transition(row)[0] for row in self.sample(PRIOR)]

@@ -101,6 +101,18 @@ def test_selection_by_reward_shows_rewards(trained):
         assert note == "the item's reward"
 
 
+def test_selection_by_state_shows_how_near_the_items_are(trained):
+    model = trained(selection_by="state")
+    pipeline = model.train._dataset.lea_pipeline
+    looked, rows = Inspector(model.path), list(training_rows(model))
+    for _, k, history, _ in rows:
+        listed = np.tile(np.arange(3), (pipeline.sequences.n_transitions, 1))
+        near, note = looked._labels(history, [pipeline.catalogue.tokens[i] for i in range(3)])
+        expected = pipeline._nearness(listed)[k]
+        np.testing.assert_array_equal(near.argsort(), expected.argsort())
+        assert note == "how near the item is to the LE's state"
+
+
 def test_calibration_takes_each_label_s_mean_away(inspector):
     rows = inspector.sample(64)
     histories = [inspector._transition(row)[0] for row in rows]

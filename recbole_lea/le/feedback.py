@@ -48,7 +48,7 @@ class Computation:
     """Fills the missing shards of a store's one array with what the LE says.
 
     Args:
-        environment: the adapted LE.
+        environment: gives the adapted LE; not called where it has nothing to read.
         sequences: the training sequences; shards are ranges of them.
         store: with one array, whose rows are states or transitions.
         progress: advanced by prompts and tokens.
@@ -56,59 +56,79 @@ class Computation:
 
     def __init__(
         self,
-        environment: Environment,
+        environment: Callable[[], Environment],
         sequences: Sequences,
         store: ArrayStore,
         progress: PromptBar,
     ) -> None:
         self.environment = environment
-        self.prompts = environment.prompts
         self.sequences = sequences
         self.store = store
         self.progress = progress
 
     def states(self) -> None:
         """s'_t for every prefix x_{1:t} (Eq. 3): [n_states, d]."""
+        environment = self.environment()
 
         def groups(first: int, end: int) -> Iterator[list[list[int]]]:
             for s in range(first, end):
                 for t in range(1, len(self.sequences.items[s]) + 1):
-                    yield [self.prompts.state(self.sequences.history(s, t))]
+                    yield [environment.prompts.state(self.sequences.history(s, t))]
 
-        self._fill(groups, self.environment.state_of)
+        self._fill(
+            lambda *ends: environment.read(groups(*ends), environment.state_of, self.progress)
+        )
 
-    def rewards(self, actions: np.ndarray) -> None:
-        """Reward of each given action (Eq. 5): [n_transitions, k] for items [n_transitions, k]."""
+    def rewards(self, actions: np.ndarray, known: np.ndarray) -> None:
+        """Reward of each given action (Eq. 5): [n_transitions, k] for items [n_transitions, k].
+
+        Args:
+            actions: the items.
+            known: their rewards as far as they need not be computed, else NaN [n_transitions, k].
+        """
+        starts = self.sequences.transition_starts
+
+        def groups(environment: Environment, first: int, end: int) -> Iterator[list[list[int]]]:
+            for row, s, t in _transitions(self.sequences, first, end):
+                unknown = actions[row][np.isnan(known[row])]
+                if len(unknown):
+                    history = self.sequences.history(s, t)
+                    yield [environment.prompts.reward(history, action) for action in unknown]
+
+        def read(first: int, end: int) -> np.ndarray:
+            rewards = known[starts[first] : starts[end]].copy()
+            unknown = np.isnan(rewards)
+            self.progress.advance(int((~unknown).sum()), 0)
+            if unknown.any():
+                environment = self.environment()
+                rewards[unknown] = environment.read(
+                    groups(environment, first, end), environment.reward_of, self.progress
+                )
+            return rewards
+
+        self._fill(read)
+
+    def label_scores(self, candidates: np.ndarray) -> None:
+        """Log-probability of each label word: [n_transitions, k] for lists of k items."""
+        environment, k = self.environment(), candidates.shape[1]
 
         def groups(first: int, end: int) -> Iterator[list[list[int]]]:
             for row, s, t in _transitions(self.sequences, first, end):
                 history = self.sequences.history(s, t)
-                yield [self.prompts.reward(history, action) for action in actions[row]]
+                yield [environment.prompts.select(history, candidates[row])]
 
-        self._fill(groups, self.environment.reward_of)
+        def read(first: int, end: int) -> np.ndarray:
+            readout = environment.label_scores_of
+            return environment.read(groups(first, end), readout, self.progress)[:, :k]
 
-    def label_scores(self, candidates: np.ndarray) -> None:
-        """Log-probability of each label word: [n_transitions, k] for lists of k items."""
+        self._fill(read)
 
-        def groups(first: int, end: int) -> Iterator[list[list[int]]]:
-            for row, s, t in _transitions(self.sequences, first, end):
-                yield [self.prompts.select(self.sequences.history(s, t), candidates[row])]
-
-        k = candidates.shape[1]
-        self._fill(groups, lambda *ends: self.environment.label_scores_of(*ends)[:, :k])
-
-    def _fill(
-        self,
-        groups: Callable[[int, int], Iterator[list[list[int]]]],
-        readout: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
+    def _fill(self, read: Callable[[int, int], np.ndarray]) -> None:
+        """Write what ``read`` gives for the sequences of each missing shard."""
         bounds = shard_bounds(self.sequences)
+        (name,) = self.store.arrays
         for shard in self.store.missing():
-            values = self.environment.read(
-                groups(*bounds[shard : shard + 2]), readout, self.progress
-            )
-            (name,) = self.store.arrays
-            self.store.write(shard, {name: values})
+            self.store.write(shard, {name: read(*bounds[shard : shard + 2])})
 
 
 def choose(

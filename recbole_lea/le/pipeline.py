@@ -29,6 +29,7 @@ from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
+from recbole_lea.le.state import STATE_HEADS
 from recbole_lea.le.store import (
     DONE,
     MANIFEST,
@@ -379,10 +380,7 @@ class Pipeline:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
         positives = np.concatenate([items[1:] for items in self.sequences.items])
         actions = np.concatenate([positives[:, None], self.negatives], axis=1)
-        return self._computed(
-            "rewards", "rewards", "rewards", actions.shape,
-            lambda computation: computation.rewards(actions), actions=actions,
-        )  # fmt: skip
+        return self._judged("rewards", "rewards", actions)
 
     def select(
         self, candidates: np.ndarray, want_rewards: bool
@@ -413,27 +411,29 @@ class Pipeline:
     def _selected(
         self, candidates: np.ndarray, want_rewards: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        s = self.settings
-        by_reward = s.selection_by == "reward"
-        if by_reward:
-            asked: dict[str, Any] = {"by": "reward"}
-            array, judge, calibration = "rewards", fb.Computation.rewards, "none"
-        else:
+        s, by = self.settings, self.settings.selection_by
+        asked: dict[str, Any] = {"by": by}
+        if by == "label":
             asked = {
                 "prompt": s.selection_prompt + s.selection_suffix,
                 "labels": s.selection_labels,
             }
-            array, judge = "label_scores", fb.Computation.label_scores
-            calibration = s.selection_calibration
         self.keys["selection"] = _key(
             environment=self.keys["environment"],
             candidates=hashlib.sha256(candidates.data).hexdigest(),
             **asked,
         )
-        scores = self._computed(
-            "selection", "augmentation", array, candidates.shape,
-            lambda computation: judge(computation, candidates), actions=candidates,
-        )  # fmt: skip
+        calibration = "none"
+        if by == "state":
+            scores = self._nearness(candidates)
+        elif by == "reward":
+            scores = self._judged("selection", "augmentation", candidates)
+        else:
+            calibration = s.selection_calibration
+            scores = self._computed(
+                "selection", "augmentation", "label_scores", candidates.shape,
+                lambda computation: computation.label_scores(candidates), actions=candidates,
+            )  # fmt: skip
         chosen, share = fb.choose(scores, candidates, calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
@@ -451,17 +451,83 @@ class Pipeline:
         )  # fmt: skip
         if not want_rewards:
             return chosen, None
-        if by_reward:
+        if by == "reward":
             return chosen, np.max(scores, axis=1)
         self.keys["selection_rewards"] = _key(
             selection=self.keys["selection"], calibration=s.selection_calibration
         )
-        actions = chosen[:, None]
-        rewards = self._computed(
-            "selection_rewards", "rewards of the chosen actions", "rewards", actions.shape,
-            lambda computation: computation.rewards(actions), actions=actions,
+        title = "rewards of the chosen actions"
+        return chosen, self._judged("selection_rewards", title, chosen[:, None])[:, 0]
+
+    def _nearness(self, candidates: np.ndarray) -> np.ndarray:
+        """How near each candidate is to the transition's state, up to a factor [n, k]."""
+        tokens = torch.from_numpy(self.item_tokens())
+        head = STATE_HEADS[self.settings.state_head](tokens)
+        states = self._full_states()
+        # a user's last state has no transition
+        rows = np.delete(np.arange(len(states)), self.sequences.state_starts[1:] - 1)
+        scores = np.empty(candidates.shape, dtype=np.float32)
+        parts = (pieces(array, 2**12) for array in (scores, rows, candidates))
+        for part, own, listed in zip(*parts, strict=True):
+            query = head.query(torch.from_numpy(take(states, own).astype(np.float32)))  # [m, d]
+            near = head.keys[torch.from_numpy(listed)] @ query[:, :, None]  # [m, k, 1]
+            part[:] = near.squeeze(2).detach().numpy()
+        return scores
+
+    def _judged(self, stage: str, title: str, actions: np.ndarray) -> np.ndarray:
+        """Rewards of given actions [n_transitions, k], float32.
+
+        Those that the cache holds already, of the logged actions or from another run's lists, are
+        taken from there: they are the same up to the rounding of another row's layout.
+        """
+        known: np.ndarray | None = None
+
+        def needs() -> None:
+            nonlocal known
+            known = self._known_rewards(actions)
+            if np.isnan(known).any():
+                self.environment()
+            logger.info(
+                "%s: %.0f %% of the rewards are in the cache", title,
+                100 * (1 - np.isnan(known).mean()),
+            )  # fmt: skip
+
+        return self._computed(
+            stage, title, "rewards", actions.shape,
+            lambda computation: computation.rewards(actions, known), actions=actions, needs=needs,
         )  # fmt: skip
-        return chosen, rewards[:, 0]
+
+    def _known_rewards(self, actions: np.ndarray) -> np.ndarray:
+        """What finished stages of this LE say of actions [n_transitions, k]; NaN for nothing."""
+        known = np.full(actions.shape, np.nan, dtype=np.float32)
+        for name in from_main(self._finished_rewards() if self._main else None):
+            others, rewards = (
+                read_array(self.folder / name / f"{array}.npy", mapped=True)
+                for array in ("actions", "rewards")
+            )
+            parts = zip(
+                pieces(known), pieces(actions), pieces(others), pieces(rewards), strict=True
+            )
+            for part, wanted, judged, scores in parts:
+                for column in range(judged.shape[1]):
+                    same = wanted == judged[:, column, None]  # [m, k]
+                    np.copyto(part, scores[:, column, None], where=same & np.isnan(part))
+        return known
+
+    def _finished_rewards(self) -> list[str]:
+        """Folders of finished and unaltered rewards of this LE, in the order of their names."""
+        found = []
+        for path in sorted(self.folder.glob(f"*/{MANIFEST}")):
+            record = read_record(path) or {}
+            if record.get("environment") != self.keys["environment"] or not all(record["shards"]):
+                continue
+            arrays = {n: (tuple(a["shape"]), a["dtype"]) for n, a in record["arrays"].items()}
+            if set(arrays) != {"actions", "rewards"}:
+                continue
+            store = ArrayStore(path.parent, arrays, record["bounds"], record["key"])
+            if not store.missing():
+                found.append(path.parent.name)
+        return found
 
     def _computed(
         self,
@@ -472,10 +538,12 @@ class Pipeline:
         compute: Callable[[fb.Computation], None],
         dtype: str = "float32",
         actions: np.ndarray | None = None,
+        needs: Callable[[], Any] | None = None,
     ) -> np.ndarray:
         """One array of the LE's answers, memory-mapped; missing or altered shards are computed.
 
-        The actions that were judged are stored beside it.
+        The actions that were judged are stored beside it. ``needs`` is called before that, by
+        default to load the LE.
         """
         starts = self.sequences.state_starts
         if array != "states":
@@ -488,10 +556,10 @@ class Pipeline:
             if array == "rewards":
                 prompts *= shape[1]
             with PromptBar(title, prompts, self.progress_bar) as bar:
-                compute(fb.Computation(self.environment(), self.sequences, store, bar))
+                compute(fb.Computation(self.environment, self.sequences, store, bar))
 
         return self._filled(
-            stage, title, array, shape, dtype, rows, self.environment, fill, given
+            stage, title, array, shape, dtype, rows, needs or self.environment, fill, given
         )  # fmt: skip
 
     def precomputed(self, want_states: bool, want_rewards: bool) -> fb.PrecomputedFeedback:
@@ -630,6 +698,7 @@ class Pipeline:
         return {
             "stage": stage,
             "key": self.keys[stage],
+            "environment": None if stage == "items" else self.keys["environment"],
             "sequences": None if stage == "items" else self._sequences_folder.name,
             "fingerprints": {
                 "llm": self.llm_fingerprint,

@@ -23,6 +23,10 @@ from recbole_lea.model.losses import advantage, double_q_value, supervised_loss,
 # from the oldest item: h_t can be read from a pass over x_{1:t+1}.
 CAUSAL = (SASRec, GRU4Rec)
 
+# Parts of a batch on a CPU, by length: prefixes are mostly shorter than the window, whose padding
+# costs as much as items do. A GPU would wait for more and smaller kernels instead.
+LENGTH_PARTS = 4
+
 
 class QHead(nn.Module):
     """Q(s, a) for all actions (Eq. 9), on h_t, the LE's state, or both (Eq. 4).
@@ -200,6 +204,24 @@ class Readable(_Backbone):
         """h_t [B, H] of the fields named by ``inputs``."""
         return super().forward(*(fields[name] for name in self.inputs))
 
+    def encode_by_length(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """``encode`` of a causal backbone, in parts of similar length, each without padding.
+
+        Lengths may be [B] or, for two positions of one sequence, [B, 2] with the later one last:
+        [B, H] or [B, 2, H].
+        """
+        lengths = fields[self.ITEM_SEQ_LEN]
+        if lengths.is_cuda:
+            return self.encode(fields)
+        longest = lengths if lengths.dim() == 1 else lengths[:, -1]
+        order = longest.argsort()
+        parts = []
+        for rows in order.tensor_split(min(LENGTH_PARTS, len(order))):
+            part = {name: fields[name][rows] for name in self.inputs}
+            part[self.ITEM_SEQ] = part[self.ITEM_SEQ][:, : int(longest[rows[-1]])]
+            parts.append(self.encode(part))
+        return torch.cat(parts)[order.argsort()]
+
     def supervised(self, interaction, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What RecBole's loss makes of a given h_t [B, H].
 
@@ -353,7 +375,8 @@ class LEARecommender(Readable):
 
         next_hidden = other_hidden = other_next_hidden = None
         if self.switches.state == "LE":  # Q reads nothing of the backbone
-            hidden = backbone.encode(interaction)  # [B, H]
+            causal = self.backbone_class() in CAUSAL
+            hidden = (backbone.encode_by_length if causal else backbone.encode)(interaction)
         else:
             hidden, next_hidden = self._encode_pair(backbone, interaction)  # [B, H]
             with torch.no_grad():
@@ -445,7 +468,7 @@ class LEARecommender(Readable):
             self.ITEM_SEQ: torch.where(full[:, None], seq, next_seq),
             self.ITEM_SEQ_LEN: torch.stack([seq_len, next_len], dim=1),  # [B, 2]
         }
-        hidden, next_hidden = backbone.encode(both).unbind(1)
+        hidden, next_hidden = backbone.encode_by_length(both).unbind(1)
         next_hidden = next_hidden.detach()
         rows = full.nonzero().squeeze(1)
         if len(rows):

@@ -168,6 +168,80 @@ def test_selection_by_reward_is_the_listed_item_with_the_highest(settings, log):
         assert alone[position] == pytest.approx(alone.max(), rel=1e-4)
 
 
+def test_rewards_that_the_cache_holds_are_not_computed_again(settings, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    lists = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
+    alone = pipeline(settings(selection_by="reward", cache_dir=str(tmp_path / "alone")))
+    _, expected = alone.select(lists[:, 1:], want_rewards=True)
+
+    p = pipeline(settings(selection_by="reward", negative_pool=2))
+    logged = p.rewards()
+    read, asked = p.environment().read, []
+
+    def counting(groups, *more):
+        groups = list(groups)
+        asked.extend(len(group) for group in groups)
+        return read(groups, *more)
+
+    monkeypatch.setattr(p.environment(), "read", counting)
+    p.select(lists[:, :4], want_rewards=True)
+    positives = np.concatenate([items[1:] for items in SEQUENCES.items])
+    judged = np.concatenate([positives[:, None], p.negatives], axis=1)
+    new = (lists[:, :4, None] != judged[:, None]).all(2)
+    assert sum(asked) == new.sum() < new.size
+    asked.clear()
+    _, found = p.select(lists[:, 1:], want_rewards=True)
+    assert sum(asked) == (lists[:, 4, None] != judged).all(1).sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(p._known_rewards(judged), logged)
+
+
+def test_rewards_of_another_le_or_of_an_altered_file_are_not_reused(settings):
+    p = pipeline(settings())
+    p.rewards()
+    judged = np.concatenate([items[1:] for items in SEQUENCES.items])[:, None]
+    assert np.isfinite(p._known_rewards(judged)).all()
+    other = pipeline(settings(finetune_lr=0.01))
+    assert np.isnan(other._known_rewards(judged)).all()
+    path = p._folder("rewards") / "rewards.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 64
+    path.write_bytes(content)
+    assert np.isnan(p._known_rewards(judged)).all()
+
+
+def test_selection_whose_rewards_are_all_known_needs_no_llm(settings, monkeypatch):
+    pipeline(settings()).rewards()
+    p = pipeline(settings(selection_by="reward"))
+    monkeypatch.setattr(p, "llm", None)
+    logged = np.concatenate([items[1:] for items in SEQUENCES.items])
+    candidates = np.stack([logged, p.negatives[:, 0]], axis=1)
+    chosen, scores = p.select(candidates, want_rewards=True)
+    rewards = p.rewards()
+    np.testing.assert_array_equal(scores, rewards.max(1))
+    np.testing.assert_array_equal(chosen, np.where(rewards.argmax(1), *candidates.T[::-1]))
+
+
+@pytest.mark.parametrize("head", ["residual", "none"])
+def test_selection_by_state_is_the_listed_item_nearest_to_the_state(settings, head, log):
+    rng = np.random.default_rng(0)
+    candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
+    p = pipeline(settings(selection_by="state", state_head=head))
+    chosen, scores = p.select(candidates, want_rewards=True)
+    assert computed(log) == [
+        "item tokenization", "LE fine-tuning", "states", "rewards of the chosen actions",
+    ]  # fmt: skip
+    env, first = p.environment(), int(SEQUENCES.transition_starts[7])
+    for k, t in enumerate(range(1, len(SEQUENCES.items[7])), first):
+        history = SEQUENCES.history(7, t)
+        state = torch.from_numpy(env.read([[env.prompts.state(history)]], env.state_of))
+        near = env.state_scores(state)[0, candidates[k]].detach().numpy()
+        (position,) = np.flatnonzero(candidates[k] == chosen[k])
+        assert near[position] == pytest.approx(near.max(), rel=1e-2)  # states are kept in 16 bits
+        alone = env.read([[env.prompts.reward(history, int(chosen[k]))]], env.reward_of)
+        assert scores[k] == pytest.approx(alone[0], rel=1e-4)
+
+
 def test_state_dim_stores_a_projection(settings):
     full = pipeline(settings()).states()
     small = pipeline(settings(state_dim=4)).states()

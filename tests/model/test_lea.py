@@ -261,38 +261,48 @@ def test_names_of_the_terms(tiny_config):
     assert model.loss_names == ["L_h", "L_q", "w_ah*L_ah", "w_aq*L_aq"]
 
 
-def count_rows(model, monkeypatch):
-    """A list that receives the number of rows of each of the encoder's passes."""
-    forward, rows = model.backbone_class().forward, []
+def watch_passes(model, monkeypatch):
+    """A list that receives rows and columns of each of the encoder's passes."""
+    forward, shapes = model.backbone_class().forward, []
 
-    def counted(self, seq, length):
-        rows.append(len(seq))
+    def watched(self, seq, length):
+        shapes.append(tuple(seq.shape))
         return forward(self, seq, length)
 
-    monkeypatch.setattr(model.backbone_class(), "forward", counted)
-    return rows
+    monkeypatch.setattr(model.backbone_class(), "forward", watched)
+    return shapes
+
+
+def parts_by_length(lengths):
+    """Rows and columns of the passes over sequences of these lengths."""
+    parts = lengths.sort().values.tensor_split(lea.LENGTH_PARTS)
+    return [(len(part), int(part[-1])) for part in parts]
 
 
 @ALL
 def test_one_pass_gives_both_states_of_a_window_with_room(tiny_config, name, monkeypatch):
     model, train, _ = build(tiny_config(name, lea_method="base"))
     model.eval()
-    batch, rows = one_batch(train), count_rows(model, monkeypatch)
+    batch, shapes = one_batch(train), watch_passes(model, monkeypatch)
     seq, length, item = batch["item_id_list"], batch["item_length"], batch["item_id"]
-    n_full = int((length == seq.shape[1]).sum())
+    window = seq.shape[1]
+    n_full = int((length == window).sum())
     assert 0 < n_full < len(seq)
+    parts = parts_by_length((length + 1).clamp(max=window))
+    assert parts[0][1] < window
     for backbone in (model, model.twin.backbone):
         expected = backbone.forward(seq, length), backbone.forward(*append_item(seq, length, item))
-        rows.clear()
+        shapes.clear()
         pair = model._encode_pair(backbone, batch)
-        assert rows == [len(seq), n_full]
+        assert shapes == [*parts, (n_full, window)]
         for found, wanted in zip(pair, expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @ALL
-def test_h_t_has_recbole_s_own_dropout(tiny_config, name):
+def test_h_t_has_recbole_s_own_dropout(tiny_config, name, monkeypatch):
     """Reading a second position leaves h_t and its dropout masks as they are."""
+    monkeypatch.setattr(lea.Readable, "encode_by_length", lea.Readable.encode)
     model, train, _ = build(tiny_config(name, lea_method="base"))
     batch = one_batch(train)
     seq, length = batch["item_id_list"], batch["item_length"]
@@ -301,6 +311,15 @@ def test_h_t_has_recbole_s_own_dropout(tiny_config, name):
     torch.manual_seed(5)
     torch.testing.assert_close(found, model.forward(seq, length))
     assert model.training and found.requires_grad and not next_hidden.requires_grad
+
+
+@ALL
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_batch_smaller_than_its_parts_by_length(tiny_config, name, n):
+    model, train, _ = build(tiny_config(name, lea_method="base", **NO_DROPOUT))
+    batch = one_batch(train)[:n]
+    found = model.encode_by_length(batch)
+    torch.testing.assert_close(found, model.encode(batch), rtol=1e-5, atol=1e-6)
 
 
 def test_q_of_given_actions_is_q_of_all_gathered(tiny_config):
@@ -341,9 +360,9 @@ def test_the_maximum_over_actions_in_pieces_is_the_exact_one(tiny_config, name, 
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSA2CLEA"])
 def test_the_le_s_state_alone_takes_one_pass(tiny_config, name, monkeypatch):
     model, train, _ = build(tiny_config(name, lea_method="LES'"))
-    batch, rows = one_batch(train), count_rows(model, monkeypatch)
+    batch, shapes = one_batch(train), watch_passes(model, monkeypatch)
     model.calculate_loss(batch)
-    assert rows == [len(batch)]
+    assert shapes == parts_by_length(batch["item_length"])
 
 
 def test_warm_up_has_neither_advantage_nor_augmentation(tiny_config, monkeypatch):
