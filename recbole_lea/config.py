@@ -10,6 +10,7 @@ from typing import Any
 from recbole_lea.data.transform import TRANSFORMS
 from recbole_lea.le.catalogue import check_sentence
 from recbole_lea.le.prompts import check_item_last, check_placeholders
+from recbole_lea.le.settings import LESettings
 from recbole_lea.methods import METHODS, switches
 
 logger = logging.getLogger(__name__)
@@ -257,6 +258,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_state_weight": _WEIGHT,
     "lea_state_input": _one_of("items", "prompt"),
     "lea_state_head": _one_of("residual", "none"),
+    "lea_reward_head": _one_of("state", "none"),
 }
 
 
@@ -382,6 +384,7 @@ def validate(config: Mapping[str, Any], given: Iterable[str], model: Any = None)
         if config.get(key):
             raise ValueError(f"`{key}` is {_short(config[key])}, but has to be left out: {why}")
     _check_prompts(config)
+    LESettings.from_config(config)  # checks how its values go together
     _check_protocol(config, given)
     transform = config.get("transform")
     if transform and transform.startswith("lea_") and transform not in TRANSFORMS:

@@ -18,12 +18,11 @@ from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
-from torch import Tensor
 
 from recbole_lea.data.dataset import LEADataset
 from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.le import finetune, tokenization
-from recbole_lea.le.environment import Environment
+from recbole_lea.le.environment import Environment, Reads
 from recbole_lea.le.llm import compile_layers, load_llm, pick_device
 from recbole_lea.le.packing import PromptRow, pack
 from recbole_lea.le.pipeline import Pipeline
@@ -90,13 +89,13 @@ def plain_rewards(env: Environment, prompts: Sequence[Sequence[int]]) -> np.ndar
     rewards = np.zeros(len(prompts), dtype=np.float32)
     for start in range(0, len(order), PLAIN_BATCH):
         members = order[start : start + PLAIN_BATCH]
-        hidden = plain_hidden(env, [prompts[i] for i in members])
-        rewards[members] = env.reward_of(hidden).cpu().numpy()
+        reads = plain_reads(env, [prompts[i] for i in members])
+        rewards[members] = env.reward_of(reads).cpu().numpy()
     return rewards
 
 
-def plain_hidden(env: Environment, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Last hidden state of each prompt of one padded batch [n, d], float32."""
+def plain_reads(env: Environment, prompts: Sequence[Sequence[int]]) -> Reads:
+    """What stands at the end of each prompt of one padded batch, for ``reward_head: none``."""
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in zip(ids, prompts, strict=True):
@@ -108,7 +107,9 @@ def plain_hidden(env: Environment, prompts: Sequence[Sequence[int]]) -> Tensor:
             attention_mask=mask.to(env.device),
             use_cache=False,
         )
-    return output.last_hidden_state[torch.arange(len(prompts)), lengths - 1].float()
+    rows = torch.arange(len(prompts))
+    items = ids[rows, lengths - 1].to(env.device) - env.vocab_size
+    return Reads(output.last_hidden_state[rows, lengths - 1].float(), items)
 
 
 def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, Any]:
@@ -195,10 +196,9 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
         groups = finetune._prompts(env, sequences, batch, positives, (positives[:, None] + 1) % 9)
         both = [group[0] for group in groups] + [group[1] for group in groups]
         optimizer.zero_grad()
-        rewards = env.reward_of(plain_hidden(env, both))
+        rewards = env.reward_of(plain_reads(env, both))
         inputs = [group[2] for group in groups]
-        last = torch.tensor([ids[-1] - env.vocab_size for ids in inputs], device=env.device)
-        states = env.state_head.query(env.state_of(plain_hidden(env, inputs), last))
+        states = env.state_head.query(env.state_of(plain_reads(env, inputs)))
         n = len(batch)
         loss = finetune.reward_loss(rewards[:n], rewards[n:]).mean()
         items = torch.from_numpy(positives).to(env.device)

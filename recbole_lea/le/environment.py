@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,27 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 HEADS = ("score_head", "state_head")
+
+
+class Reads(NamedTuple):
+    """What the LLM has at the end of each prompt.
+
+    Attributes:
+        hidden: last hidden state there, float32 [N, d].
+        items: the item that stands there, negative for a word [N].
+        actions: the newest item up to there: a reward prompt's action [N].
+        before: last hidden state at the item before the action, x_t; float32 [N, d].
+        before_items: that item [N].
+
+    The last three are None unless ``reward_head`` is ``state``. Where a prompt has no such items,
+    what they hold means nothing.
+    """
+
+    hidden: Tensor
+    items: Tensor
+    actions: Tensor | None = None
+    before: Tensor | None = None
+    before_items: Tensor | None = None
 
 
 class Environment(nn.Module):
@@ -134,32 +155,49 @@ class Environment(nn.Module):
             self.adapted = False
         return self.eval()
 
-    def at_reads(self, batch: PackedBatch, hidden: Tensor) -> Tensor:
-        """Hidden state at the end of each prompt of the batch, float32 [N, d]."""
-        return hidden[torch.from_numpy(batch.reads).to(self.device)].float()
+    def reads(self, batch: PackedBatch, hidden: Tensor) -> Reads:
+        """What stands at the end of each prompt of a batch, of ``hidden``'s states [B * L, d]."""
 
-    def items_at_reads(self, batch: PackedBatch) -> Tensor:
-        """Item at the end of each prompt [N]; negative where a word stands there."""
-        return torch.from_numpy(batch.ids.flat[batch.reads] - self.vocab_size).to(self.device)
+        def at(nodes: np.ndarray) -> tuple[Tensor, Tensor]:
+            items = torch.from_numpy(batch.ids.flat[nodes] - self.vocab_size).to(self.device)
+            return hidden[torch.from_numpy(nodes).to(self.device)].float(), items
 
-    def reward_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Score head: last hidden states [N, d] -> rewards [N] (Eq. 1)."""
-        return self.score_head(hidden).squeeze(-1)
+        ends = batch.reads
+        if self.settings.reward_head == "none":
+            return Reads(*at(ends))
+        is_item = batch.ids.flat[ends] >= self.vocab_size
+        actions = np.where(is_item, ends, batch.item_above(ends, self.vocab_size))
+        before, before_items = at(batch.item_above(actions, self.vocab_size))
+        return Reads(*at(ends), at(actions)[1], before, before_items)
 
-    def state_of(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """State head: last hidden states [N, d] at items x_t [N] -> states s'_t [N, d] (Eq. 3).
+    def reward_of(self, reads: Reads) -> Tensor:
+        """Score head (Eq. 1): rewards [N].
 
-        Where a word stands (a negative item), the result means nothing.
+        With ``reward_head: state``, how near the action is to the state s'_t is added: the score
+        head then learns what the state model does not say.
         """
-        return self.state_head(hidden, items.clamp(min=0))
+        rewards = self.score_head(reads.hidden).squeeze(-1)
+        if reads.before is None:
+            return rewards
+        assert reads.actions is not None and reads.before_items is not None
+        states = self.state_head(reads.before, reads.before_items.clamp(min=0))
+        keys = self.state_head.keys[reads.actions.clamp(min=0)]
+        return rewards + (self.state_head.query(states) * keys).sum(-1)
+
+    def state_of(self, reads: Reads) -> Tensor:
+        """State head: states s'_t [N, d] of prompts that end at x_t (Eq. 3).
+
+        Where a word stands, the result means nothing.
+        """
+        return self.state_head(reads.hidden, reads.items.clamp(min=0))
 
     def state_scores(self, states: Tensor) -> Tensor:
         """How near every item is to states s'_t: [N, d] -> [N, n_items] (Eq. 2)."""
         return self.state_head.query(states) @ self.state_head.keys.T
 
-    def label_scores_of(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Log-probabilities of the label words as the next token [N, d] -> [N, n_labels]."""
-        logits = self.next_word_logits(hidden).float()
+    def label_scores_of(self, reads: Reads) -> Tensor:
+        """Log-probabilities of the label words as the next token [N, n_labels]."""
+        logits = self.next_word_logits(reads.hidden).float()
         return logits.log_softmax(-1)[:, self.prompts.labels]
 
     def next_word_logits(self, hidden: Tensor) -> Tensor:
@@ -212,17 +250,16 @@ class Environment(nn.Module):
     def read(
         self,
         groups: Iterable[Sequence[Sequence[int]]],
-        readout: Callable[[Tensor, Tensor], Tensor],
+        readout: Callable[[Reads], Tensor],
         progress: PromptBar | None = None,
     ) -> np.ndarray:
-        """Run prompts and apply ``readout`` to the hidden state at the end of each.
+        """Run prompts and apply ``readout`` to what the LLM has at the end of each.
 
         With several processes, each runs its share of the batches and gets all results.
 
         Args:
             groups: groups of prompts; those of one group share a row.
-            readout: [N, d] float32 and the items at these positions [N] (negative for a word)
-                -> [N, ...].
+            readout: of N prompts -> [N, ...].
             progress: advanced by each batch.
 
         Returns:
@@ -230,8 +267,7 @@ class Environment(nn.Module):
         """
 
         def values(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-            hidden = self.at_reads(batch, self.hidden(batch))
-            found = readout(hidden, self.items_at_reads(batch))
+            found = readout(self.reads(batch, self.hidden(batch)))
             return batch.prompts, found.float().cpu().numpy()
 
         self.eval()

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_lea.le.environment import Environment
+from recbole_lea.le.environment import Environment, Reads
 from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
 from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
@@ -191,13 +191,13 @@ def _train_step(
 
     def learn(packed: PackedBatch) -> Tensor:
         """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
-        hidden = environment.at_reads(packed, environment.hidden(packed))
-        rewards = environment.reward_of(hidden).view(-1, size)  # [N, 1 + K + 1]
+        reads = environment.reads(packed, environment.hidden(packed))
+        rewards = environment.reward_of(reads).view(-1, size)  # [N, 1 + K + 1]
         positive, negative = rewards[:, :1], rewards[:, 1:-1]
         target = items[own.start + packed.prompts[0::size] // size]
         reward = reward_loss(positive, negative).mean(1)  # [N]
-        last = environment.items_at_reads(packed)[size - 1 :: size]
-        states = head.query(environment.state_of(hidden[size - 1 :: size], last))
+        ends = Reads(reads.hidden[size - 1 :: size], reads.items[size - 1 :: size])
+        states = head.query(environment.state_of(ends))
         if settings.state_loss == "pairwise":
             state = state_pairwise_loss(states, head.keys, target, items)
         else:
@@ -242,9 +242,9 @@ def evaluate(
     negatives = uniform_except(rng, positives, len(table), (len(pairs),))
     groups = _prompts(environment, sequences, pairs, positives, negatives[:, None])
 
-    def readout(hidden: Tensor, items: Tensor) -> Tensor:
-        reward = environment.reward_of(hidden)[:, None]
-        return torch.cat([reward, environment.state_of(hidden, items)], dim=1)  # [N, 1 + d]
+    def readout(reads: Reads) -> Tensor:
+        reward = environment.reward_of(reads)[:, None]
+        return torch.cat([reward, environment.state_of(reads)], dim=1)  # [N, 1 + d]
 
     read = environment.read(groups, readout, progress)
     margin = read[0::3, 0] - read[1::3, 0]

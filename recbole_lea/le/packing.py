@@ -98,6 +98,22 @@ class PackedBatch:
         """Tokens that are not padding."""
         return int(self.sizes.sum())
 
+    def item_above(self, nodes: np.ndarray, vocab_size: int) -> np.ndarray:
+        """The nearest item before each token of its prompt.
+
+        Args:
+            nodes: flat positions [N].
+            vocab_size: ids from it on are items.
+
+        Returns:
+            Flat positions [N], -1 where no item comes before.
+        """
+        ids, parents = self.ids.ravel(), self.parents.ravel()
+        above = np.where(nodes >= 0, parents[nodes], -1)
+        while (words := (above >= 0) & (ids[above] < vocab_size)).any():
+            above[words] = parents[above[words]]
+        return above
+
     def halves(self) -> "tuple[PackedBatch, PackedBatch]":
         """The first and the second half of the rows, of which there are at least two."""
         rows, length = self.ids.shape

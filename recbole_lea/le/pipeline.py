@@ -206,6 +206,7 @@ class Pipeline:
             settings=learning | _subset(s, "lora_") | _subset(s, "state_loss"),
             state_weight=s.state_weight,
             state_head=s.state_head,
+            reward_head=s.reward_head,
             seed=s.seed,
         )
         keys = {

@@ -49,6 +49,7 @@ class LESettings:
     state_weight: float
     state_input: str
     state_head: str
+    reward_head: str
     row_length: int
     batch_rows: int
     shuffle: bool
@@ -59,6 +60,13 @@ class LESettings:
     selection_calibration: str
     reward_scale: str
     state_dim: int | None
+
+    def __post_init__(self) -> None:
+        if self.reward_head == "state" and self.state_input != "prompt":
+            raise ValueError(
+                "`lea_reward_head: state` reads the state in the reward prompt: it needs "
+                "`lea_state_input: prompt`"
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "LESettings":

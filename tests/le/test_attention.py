@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from recbole_lea.le import attention
 from recbole_lea.le.attention import attention_masks, check_packing, position_limit
+from recbole_lea.le.environment import Reads
 from recbole_lea.le.llm import load_llm
 from recbole_lea.le.packing import pack
 from recbole_lea.le.prompts import label_ids
@@ -54,18 +55,18 @@ def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, ke
     torch.nn.init.normal_(env.state_head.weight)
     prompts = all_prompts(env)[-40:]
     groups = [[p] for p in prompts]
-    hidden = env.read(groups, lambda hidden, items: hidden)
+    hidden = env.read(groups, lambda reads: reads.hidden)
     rewards, states = env.read(groups, env.reward_of), env.read(groups, env.state_of)
     labels = env.read(groups, env.label_scores_of)
     assert max(map(len, prompts)) > 12  # beyond twice the window
     for i, prompt in enumerate(prompts):
         state, logits = alone(env, prompt)
-        item = torch.tensor([max(0, prompt[-1] - env.vocab_size)])
+        reads = Reads(state[None], torch.tensor([prompt[-1] - env.vocab_size]))
         with torch.inference_mode():
             expected = [
                 (hidden[i], state),
-                (rewards[i], env.reward_of(state)),
-                (states[i], env.state_of(state[None], item)[0]),
+                (rewards[i], env.reward_of(reads)[0]),
+                (states[i], env.state_of(reads)[0]),
                 (labels[i], logits.log_softmax(-1)[env.prompts.labels]),
             ]
         for found, wanted in expected:

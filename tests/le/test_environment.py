@@ -42,10 +42,31 @@ def test_packed_equals_one_prompt_at_a_time(settings, attention, window):
     env = environment(settings(row_length=32, batch_rows=3, **WINDOWS[window]))
     env.decoder.set_attn_implementation(attention)
     prompts = all_prompts(env)
-    packed = env.read([[p] for p in prompts], lambda hidden, items: hidden)
+    packed = env.read([[p] for p in prompts], lambda reads: reads.hidden)
     for prompt, state in zip(prompts, packed, strict=True):
         expected = alone(env, prompt).numpy()
         assert np.abs(state - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("wording", ["paper", "item_last"])
+def test_reward_head_state_adds_how_near_the_action_is_to_the_state(settings, wording):
+    keys = {"reward_prompt": wording, "state_input": "prompt", "max_history": 4}
+    env = environment(settings(reward_head="state", **keys))
+    torch.nn.init.normal_(env.state_head.weight)
+    plain = environment(settings(**keys))
+    plain.load_trained_state(env.trained_state())
+    history, action = SEQUENCES.history(7, 6), 3
+    reward = [[env.prompts.reward(history, action)]]
+    state = env.read([[env.prompts.state(history)]], env.state_of)
+    near = env.state_scores(torch.from_numpy(state))[0, action].item()
+    expected = plain.read(reward, plain.reward_of) + near
+    assert abs(near) > 0.1
+    np.testing.assert_allclose(env.read(reward, env.reward_of), expected, rtol=1e-4)
+
+
+def test_reward_head_state_wants_the_state_in_the_prompt(settings):
+    with pytest.raises(ValueError, match="lea_reward_head.*lea_state_input: prompt"):
+        settings(reward_head="state", state_input="items")
 
 
 def test_rewards_do_not_depend_on_batch_size_or_row_length(settings):
@@ -123,7 +144,7 @@ def test_pad_and_eos_ids_within_a_prompt_are_ordinary_tokens(settings):
     plain = env.prompts.state([3, 4, 5])
     for odd in (pad, eos):
         prompt = [*plain[:1], odd, *plain[1:]]
-        found = env.read([[prompt], [plain]], lambda hidden, items: hidden)
+        found = env.read([[prompt], [plain]], lambda reads: reads.hidden)
         np.testing.assert_allclose(found[0], alone(env, prompt).numpy(), rtol=1e-3, atol=1e-5)
         assert np.abs(found[0] - found[1]).max() > 1e-3
 
@@ -140,8 +161,8 @@ def test_merged_adapter_gives_the_same_rewards(settings):
 def test_adapter_learns_in_float32_under_a_bfloat16_llm(settings):
     env = environment(settings(llm_dtype="bfloat16")).train()
     prompts = all_prompts(env)[:4]
-    hidden = env.at_reads(batch := next(pack([prompts], 96, 1)), env.hidden(batch))
-    env.reward_of(hidden).sum().backward()
+    reads = env.reads(batch := next(pack([prompts], 96, 1)), env.hidden(batch))
+    env.reward_of(reads).sum().backward()
     trained = [p for name, p in env.named_parameters() if "lora_" in name]
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
