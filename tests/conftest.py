@@ -90,6 +90,7 @@ def tiny_settings(llm, cache, /, **changes):
         "lea_finetune_epochs": 1,
         "lea_finetune_fraction": 0.5,
         "lea_finetune_eval": 20,
+        "selection_by": "label",
     }
     keys = {name if name in values else f"lea_{name}": v for name, v in changes.items()}
     return LESettings.from_config(values | keys)
@@ -192,4 +193,5 @@ def tiny_keys(llm):
         "lea_item_iterations": 1,
         "lea_finetune_epochs": 1,
         "lea_finetune_eval": 20,
+        "selection_by": "label",
     }

@@ -241,7 +241,8 @@ class LEADataset(SequentialDataset):
         ids = self.field2token_id[self.iid_field]
         train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
         stop = self.config["lea_stop_after"]
-        if stop is None and chosen.augmented:
+        by_state = self.config["selection_by"] == "state"
+        if stop is None and chosen.augmented and (chosen.le_reward or not by_state):
             pipeline.require_llm(
                 f"lea_augmentation: {chosen.augmentation} (it asks the LLM after the warm-up)"
             )
@@ -251,7 +252,7 @@ class LEADataset(SequentialDataset):
             make = pipeline.live if transform == "lea_live" else pipeline.precomputed
             train.lea_feedback = make(chosen.le_state, chosen.le_reward)
         if stop == "feedback" and chosen.augmented:
-            pipeline.environment()
+            pipeline.prepare_selection()
         if stop is not None:
             logger.info(
                 "lea_stop_after: %s: finished: %s; to go on elsewhere, copy the folder %s to the "

@@ -143,11 +143,11 @@ def _device(config: Config) -> str:
 
 
 def _le(config: Config) -> dict[str, Any]:
-    """Build the feedback that the config asks for, and the LE itself for the augmentation."""
+    """Build the feedback that the config asks for, and what the augmentation needs of the LE."""
     init_seed(config["seed"], config["reproducibility"])
     splits = LEADataset(config).build()
     if config["lea_augmentation"] != "none":
-        splits[0].lea_pipeline.environment()
+        splits[0].lea_pipeline.prepare_selection()
     stages = splits[0].lea_stages
     return record.start(config, splits[0], stages) | {"data": _counts(splits)}
 

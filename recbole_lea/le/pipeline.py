@@ -400,6 +400,12 @@ class Pipeline:
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
         return self._selected(*from_main((candidates, want_rewards)))
 
+    def prepare_selection(self) -> None:
+        """Build what ``select`` needs and no list of candidates changes."""
+        if self.settings.selection_by == "state":
+            self._full_states()
+        self.environment()
+
     def assist(self) -> None:
         """In the other processes: take part in ``select`` until the main one says ``release``."""
         while (asked := from_main(None)) is not None:

@@ -17,7 +17,7 @@ from tests.le.helpers import SEQUENCES, environment
 from tests.le.llms import ARCHITECTURES, WIDTHS, make_llm
 from tests.le.test_environment import all_prompts
 
-KEYS = {"max_history": 4, "row_length": 128, "batch_rows": 2}
+KEYS = {"max_history": 4, "row_length": 128, "batch_rows": 2, "reward_head": "none"}
 
 
 def alone(env, prompt):

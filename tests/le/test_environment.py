@@ -53,7 +53,7 @@ def test_reward_head_state_adds_how_near_the_action_is_to_the_state(settings, wo
     keys = {"reward_prompt": wording, "state_input": "prompt", "max_history": 4}
     env = environment(settings(reward_head="state", **keys))
     torch.nn.init.normal_(env.state_head.weight)
-    plain = environment(settings(**keys))
+    plain = environment(settings(reward_head="none", **keys))
     plain.load_trained_state(env.trained_state())
     history, action = SEQUENCES.history(7, 6), 3
     reward = [[env.prompts.reward(history, action)]]

@@ -146,9 +146,9 @@ def test_shards_are_not_more_than_their_most(monkeypatch):
     assert np.diff(many.transition_starts[bounds]).max() < 360 / 5 + 9
 
 
-@pytest.mark.parametrize("state_input", ["items", "prompt"])
-def test_live_feedback_equals_the_model_asked_directly(settings, state_input):
-    env = environment(settings(state_input=state_input))
+@pytest.mark.parametrize(("state_input", "reward_head"), [("items", "none"), ("prompt", "state")])
+def test_live_feedback_equals_the_model_asked_directly(settings, state_input, reward_head):
+    env = environment(settings(state_input=state_input, reward_head=reward_head))
     live = LiveFeedback(
         env, sequences=SEQUENCES, n_items=12, seed=0, scale=RewardScale("raw"), state_dim=32
     )
