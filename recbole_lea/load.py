@@ -94,12 +94,12 @@ def mostly_random() -> Iterator[None]:
             return bucket(environment, ids, start, *others)
         return start.numpy(), np.zeros((len(ids), 2), dtype=np.float32)
 
-    def first_shards(self, groups, readout):
+    def first_shards(self, read):
         ((name, (shape, _)),) = self.store.arrays.items()
         for shard in self.store.missing()[ASKED:]:
             rows = self.store.bounds[shard + 1] - self.store.bounds[shard]
             self.store.write(shard, {name: rng.standard_normal((rows, *shape[1:]), np.float32)})
-        fill(self, groups, readout)
+        fill(self, read)
 
     with (
         mock.patch.object(tokenization, "tokenize_bucket", first_buckets),

@@ -35,7 +35,11 @@ from recbole_lea.trainer import fused
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = ("paper", "item_last")
+# What is measured: the paper's prompts, and ours as the settings have them.
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "paper": {"reward_prompt": "paper", "state_input": "items", "reward_head": "none"},
+    "item_last": {"reward_prompt": "item_last"},
+}
 PLAIN_BATCH = 32  # prompts a batch of the plain Hugging Face loop
 PASSES = 3
 
@@ -95,7 +99,7 @@ def plain_rewards(env: Environment, prompts: Sequence[Sequence[int]]) -> np.ndar
 
 
 def plain_reads(env: Environment, prompts: Sequence[Sequence[int]]) -> Reads:
-    """What stands at the end of each prompt of one padded batch, for ``reward_head: none``."""
+    """What stands at the end of each prompt of one padded batch."""
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in zip(ids, prompts, strict=True):
@@ -108,8 +112,17 @@ def plain_reads(env: Environment, prompts: Sequence[Sequence[int]]) -> Reads:
             use_cache=False,
         )
     rows = torch.arange(len(prompts))
-    items = ids[rows, lengths - 1].to(env.device) - env.vocab_size
-    return Reads(output.last_hidden_state[rows, lengths - 1].float(), items)
+
+    def at(columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        items = ids[rows, columns].to(env.device) - env.vocab_size
+        return output.last_hidden_state[rows, columns].float(), items
+
+    ends = at(lengths - 1)
+    if env.settings.state_input == "items":
+        return Reads(*ends)
+    places = [[i for i, t in enumerate(p) if t >= env.vocab_size][-2:] for p in prompts]
+    actions, before = (torch.tensor([p[k] for p in places]) for k in (-1, 0))
+    return Reads(*ends, at(actions)[1], *at(before))
 
 
 def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, Any]:
@@ -163,22 +176,20 @@ def same_ranking(a: np.ndarray, b: np.ndarray) -> float:
     return float((order_a == order_b).mean())
 
 
-def pool_ratio(env: Environment, pipeline: Pipeline, rows: int) -> float:
-    """Seconds of rewards with ten scored negatives over those with one."""
-    seconds = []
-    for pool in (1, 10):
-        drawn = sample_negatives(pipeline.sequences, len(pipeline.catalogue), pool, seed=0)
-        groups = reward_groups(env, pipeline.sequences, drawn)[:rows]
-        env.read(groups[: rows // 8], env.reward_of)
-        seconds.append(timed(partial(env.read, groups, env.reward_of)))
-    return seconds[1] / seconds[0]
+def pool_seconds(env: Environment, pipeline: Pipeline, pool: int) -> float:
+    """Seconds of rewards with so many scored negatives."""
+    drawn = sample_negatives(pipeline.sequences, len(pipeline.catalogue), pool, seed=0)
+    groups = reward_groups(env, pipeline.sequences, drawn)
+    env.read(groups[: len(groups) // 8], env.reward_of)
+    return timed(partial(env.read, groups, env.reward_of))
 
 
 def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, float]:
     """Steps of fine-tuning, packed against chosen and rejected prompts concatenated.
 
-    The plain loop has the same remedies: no upcast in peft, the same attention. As the pipeline
-    does from 10,000 transitions on, the packed steps are then timed with compiled layers too.
+    The plain loop has the same remedies: no upcast in peft, the same attention, a state that
+    stands in a reward prompt is read there. As the pipeline does from 10,000 transitions on, the
+    packed steps are then timed with compiled layers too.
     """
     settings = env.settings
     learned = [s for s in range(len(sequences)) if len(sequences.items[s]) > 1]
@@ -196,10 +207,14 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
         groups = finetune._prompts(env, sequences, batch, positives, (positives[:, None] + 1) % 9)
         both = [group[0] for group in groups] + [group[1] for group in groups]
         optimizer.zero_grad()
-        rewards = env.reward_of(plain_reads(env, both))
-        inputs = [group[2] for group in groups]
-        states = env.state_head.query(env.state_of(plain_reads(env, inputs)))
-        n = len(batch)
+        n, reads = len(batch), plain_reads(env, both)
+        rewards = env.reward_of(reads)
+        if settings.state_input == "items":
+            ends = plain_reads(env, [group[2] for group in groups])
+        else:  # the chosen prompts hold the states already
+            assert reads.before is not None and reads.before_items is not None
+            ends = Reads(reads.before[:n], reads.before_items[:n])
+        states = env.state_head.query(env.state_of(ends))
         loss = finetune.reward_loss(rewards[:n], rewards[n:]).mean()
         items = torch.from_numpy(positives).to(env.device)
         losses = finetune.state_softmax_loss(states, env.state_head.keys, items)
@@ -322,8 +337,9 @@ def run(config: Config, rows: int) -> dict[str, Any]:
     pipeline = dataset.pipeline(chosen)
     report: dict[str, Any] = {"rows": n}
     costs, tunings = {}, {}
-    for template in TEMPLATES:
-        settings = dataclasses.replace(pipeline.settings, reward_prompt=template)
+    pools: dict[tuple[str, int], float] = {}
+    for template, changes in TEMPLATES.items():
+        settings = dataclasses.replace(pipeline.settings, **changes)
         llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
         env = _environment(llm, pipeline, settings)
         groups = reward_groups(env, pipeline.sequences, pipeline.negatives)
@@ -334,8 +350,8 @@ def run(config: Config, rows: int) -> dict[str, Any]:
         llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
         env = _environment(llm, pipeline, settings).merge()
         with stages.stage(f"feedback {template}"):
-            if template == "item_last":
-                report["pool_of_10_ratio"] = pool_ratio(env, pipeline, len(groups))
+            for pool in (1, 10):
+                pools[template, pool] = pool_seconds(env, pipeline, pool)
             costs[template] = feedback_cost(env, groups)
         logger.info("feedback, %s: %s", template, costs[template])
     options = option_token_ratios(env, pipeline, llm.tokenizer)
@@ -346,7 +362,10 @@ def run(config: Config, rows: int) -> dict[str, Any]:
     def by_template(results: dict[str, dict[str, float]], name: str) -> dict[str, float]:
         return {template: results[template][name] for template in TEMPLATES}
 
+    ten = pools["item_last", 10]
     return report | {
+        "pool_of_10_ratio": {name: pools[name, 10] / pools[name, 1] for name in TEMPLATES},
+        "item_last_pool_of_10_over_paper_pool_of_1": ten / pools["paper", 1],
         "feedback_speedup": by_template(costs, "speedup"),
         "feedback_speedup_uncompiled": by_template(costs, "speedup_uncompiled"),
         "feedback_token_ratio": by_template(costs, "token_ratio"),
@@ -383,11 +402,12 @@ def option_token_ratios(env: Environment, pipeline: Pipeline, tokenizer: Any) ->
             n += len(tree.ids)
         return n
 
-    plain = tokens()
-    options: dict[str, dict[str, Any]] = {
-        "state_input: prompt": {"state_input": "prompt"},
-        "history_hop: 5": {"history_hop": 5},
+    items: dict[str, Any] = {"state_input": "items", "reward_head": "none", "history_hop": 0}
+    options = {
+        "state_input: prompt": items | {"state_input": "prompt"},
+        "history_hop: 5": items | {"history_hop": 5},
     }
+    plain = tokens(**items)
     return {name: tokens(**changes) / plain for name, changes in options.items()}
 
 

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_lea import speed
 from recbole_lea.methods import METHODS
@@ -13,8 +14,10 @@ from recbole_lea.model import MODELS
 from tests.le.helpers import SEQUENCES, environment
 
 
-def test_plain_rewards_equal_packed_ones(settings):
-    env = environment(settings())
+@pytest.mark.parametrize("changes", speed.TEMPLATES.values(), ids=speed.TEMPLATES)
+def test_plain_rewards_equal_packed_ones(settings, changes):
+    env = environment(settings(**changes))
+    torch.nn.init.normal_(env.state_head.weight)
     prompts = [env.prompts.reward(SEQUENCES.history(s, t), 3) for s in (2, 6) for t in range(1, 4)]
     rewards = speed.plain_rewards(env, prompts)
     packed = env.read([[prompt] for prompt in prompts], env.reward_of)
@@ -40,6 +43,8 @@ def test_report(tiny_config, rows):
         assert set(report[name]) == {"paper", "item_last"}
         assert all(value > 0 for value in report[name].values())
     assert report["feedback_token_ratio"]["item_last"] > 1
+    assert set(report["pool_of_10_ratio"]) == {"paper", "item_last"}
+    assert 0 < report["option_token_ratio"]["state_input: prompt"] < 1
     assert len(report["train_step_ratio"]) == len(report["inference_ratio"]) == 4
     assert max(report["max_abs_diff"].values()) < 1e-3
     assert min(report["same_ranking"].values()) > 0.99

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -381,7 +381,8 @@ class Pipeline:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
         positives = np.concatenate([items[1:] for items in self.sequences.items])
         actions = np.concatenate([positives[:, None], self.negatives], axis=1)
-        return self._judged("rewards", "rewards", actions)
+        nothing = np.broadcast_to(np.float32(np.nan), actions.shape)
+        return self._judged("rewards", "rewards", actions, nothing)
 
     def select(
         self, candidates: np.ndarray, want_rewards: bool
@@ -481,60 +482,57 @@ class Pipeline:
             part[:] = near.squeeze(2).detach().numpy()
         return scores
 
-    def _judged(self, stage: str, title: str, actions: np.ndarray) -> np.ndarray:
+    def _judged(
+        self, stage: str, title: str, actions: np.ndarray, known: np.ndarray | None = None
+    ) -> np.ndarray:
         """Rewards of given actions [n_transitions, k], float32.
 
-        Those that the cache holds already, of the logged actions or from another run's lists, are
-        taken from there: they are the same up to the rounding of another row's layout.
+        Those that are ``known`` are not computed; by default what the cache holds already, of the
+        logged actions or from other lists, which is the same up to the rounding of another row's
+        layout.
         """
-        known: np.ndarray | None = None
 
         def needs() -> None:
             nonlocal known
-            known = self._known_rewards(actions)
+            if known is None:
+                known = self._known_rewards(actions)
+                share = 100 * (1 - np.isnan(known).mean())
+                logger.info("%s: %.0f %% of the rewards are in the cache", title, share)
             if np.isnan(known).any():
                 self.environment()
-            logger.info(
-                "%s: %.0f %% of the rewards are in the cache", title,
-                100 * (1 - np.isnan(known).mean()),
-            )  # fmt: skip
 
         return self._computed(
             stage, title, "rewards", actions.shape,
-            lambda computation: computation.rewards(actions, known), actions=actions, needs=needs,
+            lambda computation: computation.rewards(actions, cast(np.ndarray, known)),
+            actions=actions, needs=needs,
         )  # fmt: skip
 
     def _known_rewards(self, actions: np.ndarray) -> np.ndarray:
         """What finished stages of this LE say of actions [n_transitions, k]; NaN for nothing."""
         known = np.full(actions.shape, np.nan, dtype=np.float32)
-        for name in from_main(self._finished_rewards() if self._main else None):
-            others, rewards = (
-                read_array(self.folder / name / f"{array}.npy", mapped=True)
-                for array in ("actions", "rewards")
-            )
-            parts = zip(
-                pieces(known), pieces(actions), pieces(others), pieces(rewards), strict=True
-            )
+        for store in self._finished_rewards():
+            arrays = (known, actions, store.array("actions"), store.array("rewards"))
+            parts = zip(*map(pieces, arrays), strict=True)
             for part, wanted, judged, scores in parts:
                 for column in range(judged.shape[1]):
                     same = wanted == judged[:, column, None]  # [m, k]
                     np.copyto(part, scores[:, column, None], where=same & np.isnan(part))
         return known
 
-    def _finished_rewards(self) -> list[str]:
-        """Folders of finished and unaltered rewards of this LE, in the order of their names."""
-        found = []
-        for path in sorted(self.folder.glob(f"*/{MANIFEST}")):
-            record = read_record(path) or {}
-            if record.get("environment") != self.keys["environment"] or not all(record["shards"]):
-                continue
-            arrays = {n: (tuple(a["shape"]), a["dtype"]) for n, a in record["arrays"].items()}
-            if set(arrays) != {"actions", "rewards"}:
-                continue
-            store = ArrayStore(path.parent, arrays, record["bounds"], record["key"])
-            if not store.missing():
-                found.append(path.parent.name)
-        return found
+    def _finished_rewards(self) -> Iterator[ArrayStore]:
+        """Finished and unaltered rewards of this LE, in the order of their folders' names."""
+        paths = sorted(self.folder.glob(f"*/{MANIFEST}")) if self._main else []
+        records = [(path.parent, read_record(path) or {}) for path in paths]
+        for folder, record in from_main(records):
+            arrays = {
+                name: (tuple(array["shape"]), array["dtype"])
+                for name, array in record.get("arrays", {}).items()
+            }
+            same_le = record.get("environment") == self.keys["environment"]
+            if same_le and set(arrays) == {"actions", "rewards"}:
+                store = ArrayStore(folder, arrays, record["bounds"], record["key"])
+                if not store.missing():
+                    yield store
 
     def _computed(
         self,

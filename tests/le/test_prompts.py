@@ -30,6 +30,8 @@ def test_prompts_hold_history_actions_and_list_in_order(tokenizer, settings):
             selection_prompt=" In the list: {list}, based",
             selection_suffix=" on",
             max_history=2,
+            state_input="items",
+            reward_head="none",
         ),
     )
     assert text(tokenizer, prompts.reward([4, 5, 6], 9), vocab) == (
