@@ -192,6 +192,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "w_ah": _WEIGHT,
     "w_aq": _WEIGHT,
     "exclude_target": _FLAG,
+    "exclude_history": _one_of("auto", True, False),
     "augmentation_refresh": _number(0, 10**9, int),
     "selection_by": _one_of("label", "reward", "state"),
     "selection_calibration": _one_of("prior", "none"),

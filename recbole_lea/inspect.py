@@ -330,6 +330,7 @@ class Inspector:
         if self.config["selection_by"] == "state":
             state = torch.from_numpy(self.states([history])).to(self.environment.device)
             near = self.environment.state_scores(state)[0, self._indices(listed)]
+            near[torch.tensor([token == history[-1] for token in listed])] = -torch.inf
             return near.detach().cpu().numpy(), "how near the item is to the LE's state"
         lists = [(history, listed)]
         if self.config["selection_calibration"] == "prior":

@@ -347,7 +347,16 @@ class LEATrainer(StepTrainer):
         item_ids = dataset.lea_item_ids
         le_index = torch.zeros(int(item_ids.max()) + 1, dtype=torch.int64)
         le_index[item_ids] = torch.arange(len(item_ids))
-        k = min(k, len(item_ids) - 1)
+        without_history = self.config["exclude_history"]
+        left = len(item_ids) - 1 - self.config["MAX_ITEM_LIST_LENGTH"]  # at least
+        if without_history == "auto":
+            without_history = left >= k and not dataset.lea_pipeline.sequences.repeats
+        k = min(k, left if without_history else len(item_ids) - 1)
+        if k < 1:
+            raise ValueError(
+                f"`exclude_history: True`: a history may hold all {len(item_ids)} items: set it to "
+                "auto or False"
+            )
         result = np.zeros((len(dataset), k), dtype=np.int64)
         found = []
         was_training = self.model.training
@@ -355,6 +364,8 @@ class LEATrainer(StepTrainer):
         for interaction, _, _, target in loader:
             scores = self.model.full_sort_predict(interaction.to(self.device))
             scores[:, 0] = -torch.inf
+            if without_history:
+                scores.scatter_(1, interaction[self.model.ITEM_SEQ].to(scores.device), -torch.inf)
             if self.config["exclude_target"]:
                 scores[torch.arange(len(target)), target.to(scores.device)] = -torch.inf
             top = scores.topk(k, dim=1).indices.cpu()

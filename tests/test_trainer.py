@@ -11,6 +11,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_logger, init_seed
 
 from recbole_lea.data.dataset import ROW
+from recbole_lea.le.sequences import Sequences
 from recbole_lea.model import MODELS
 
 
@@ -56,7 +57,7 @@ def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
 
 @pytest.mark.parametrize("exclude", [False, True])
 def test_top_5_is_the_model_s_own_in_score_order(tiny_config, exclude):
-    trainer, loaders = train(tiny_config(exclude_target=exclude))
+    trainer, loaders = train(tiny_config(exclude_target=exclude, exclude_history=False))
     data, model = loaders[0]._dataset, trainer.model
     top = trainer._top_k(data)
     assert top.shape == (len(data), 5)
@@ -222,6 +223,24 @@ def test_checkpoint_is_plain_and_reproduces_scores(tiny_config):
     other = MODELS["SASRecSA2CLEA"](trainer.config, loaders[0]._dataset)
     again = get_trainer(other.type, "SASRecSA2CLEA")(trainer.config, other)
     assert again.evaluate(loaders[2], model_file=trainer.saved_model_file) == result
+
+
+@pytest.mark.parametrize("exclude", ["auto", True, False])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_history_may_be_left_out_of_the_top_5(tiny_config, monkeypatch, exclude, repeats):
+    monkeypatch.setattr(Sequences, "repeats", repeats)
+    trainer, loaders = train(tiny_config(exclude_history=exclude))
+    data = loaders[0]._dataset
+    top, listed = trainer._top_k(data), []
+    monkeypatch.undo()
+    sequences = data.lea_pipeline.sequences
+    for s, items in enumerate(sequences.items):
+        for t in range(1, len(items)):
+            row = top[sequences.transition_starts[s] + t - 1]
+            assert len(set(row)) == 5
+            listed.append(bool(set(row) & set(items[max(0, t - 5) : t])))
+    without = exclude is True or (exclude == "auto" and not repeats)
+    assert any(listed) != without
 
 
 def test_run_json_beside_the_log(tiny_config):

@@ -468,18 +468,23 @@ class Pipeline:
         return chosen, self._judged("selection_rewards", title, chosen[:, None])[:, 0]
 
     def _nearness(self, candidates: np.ndarray) -> np.ndarray:
-        """How near each candidate is to the transition's state, up to a factor [n, k]."""
+        """How near each candidate is to the transition's state, up to a factor [n, k].
+
+        x_t itself, which by the skip connection is near whatever the user wants, comes last.
+        """
         tokens = torch.from_numpy(self.item_tokens())
         head = STATE_HEADS[self.settings.state_head](tokens)
         states = self._full_states()
         # a user's last state has no transition
         rows = np.delete(np.arange(len(states)), self.sequences.state_starts[1:] - 1)
+        newest = np.concatenate([items[:-1] for items in self.sequences.items])
         scores = np.empty(candidates.shape, dtype=np.float32)
-        parts = (pieces(array, 2**12) for array in (scores, rows, candidates))
-        for part, own, listed in zip(*parts, strict=True):
+        parts = (pieces(array, 2**12) for array in (scores, rows, candidates, newest))
+        for part, own, listed, last in zip(*parts, strict=True):
             query = head.query(torch.from_numpy(take(states, own).astype(np.float32)))  # [m, d]
             near = head.keys[torch.from_numpy(listed)] @ query[:, :, None]  # [m, k, 1]
             part[:] = near.squeeze(2).detach().numpy()
+            part[listed == last[:, None]] = -np.inf
         return scores
 
     def _judged(

@@ -58,6 +58,11 @@ class Sequences:
         """Transitions of all sequences."""
         return int(self.transition_starts[-1])
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a sequence holds an item twice."""
+        return any(len(np.unique(items)) < len(items) for items in self.items)
+
     def history(self, sequence: int, t: int) -> np.ndarray:
         """x_{1:t}."""
         return self.items[sequence][:t]

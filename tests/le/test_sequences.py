@@ -43,3 +43,9 @@ def test_a_user_has_the_same_negatives_whoever_else_is_there():
 def test_one_item_has_no_negative():
     with pytest.raises(ValueError, match="two items"):
         sample_negatives(Sequences({"u": ["a", "a"]}, ITEMS), 1, 1, 0)
+
+
+def test_repeats():
+    catalogue = Catalogue({token: {} for token in "abc"})
+    assert not Sequences({"u": ["a", "b"], "v": ["b", "a", "c"]}, catalogue).repeats
+    assert Sequences({"u": ["a", "b"], "v": ["b", "a", "b"]}, catalogue).repeats
