@@ -24,7 +24,7 @@ from recbole_lea.data.transform import FIELD_PREFIX
 from recbole_lea.le import finetune, tokenization
 from recbole_lea.le.environment import Environment, Reads
 from recbole_lea.le.llm import compile_layers, load_llm, pick_device
-from recbole_lea.le.packing import PromptRow, pack
+from recbole_lea.le.packing import pack
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.sequences import Sequences, sample_negatives
@@ -384,31 +384,37 @@ def run(config: Config, rows: int) -> dict[str, Any]:
     }
 
 
-def option_token_ratios(env: Environment, pipeline: Pipeline, tokenizer: Any) -> dict[str, float]:
-    """Tokens of all feedback (states and rewards) under an option over those without it."""
-
-    def tokens(**changes: Any) -> int:
-        settings = dataclasses.replace(env.settings, **changes)
-        prompts = Prompts(tokenizer, env.vocab_size, settings)
-        sequences, n, row = pipeline.sequences, 0, 0
-        for items in sequences.items:
-            tree = PromptRow(10**9)
-            for t in range(1, len(items) + 1):
-                tree.insert([prompts.state(items[:t])])
-                if t < len(items):
-                    for action in (items[t], *pipeline.negatives[row]):
-                        tree.insert([prompts.reward(items[:t], action)])
-                    row += 1
-            n += len(tree.ids)
-        return n
-
+def option_token_ratios(
+    env: Environment, pipeline: Pipeline, tokenizer: Any
+) -> dict[str, dict[str, float]]:
+    """Packed tokens of fine-tuning and of feedback under an option over those without it."""
     items: dict[str, Any] = {"state_input": "items", "reward_head": "none", "history_hop": 0}
     options = {
         "state_input: prompt": items | {"state_input": "prompt"},
         "history_hop: 5": items | {"history_hop": 5},
     }
-    plain = tokens(**items)
-    return {name: tokens(**changes) / plain for name, changes in options.items()}
+
+    def tokens(changes: dict[str, Any]) -> dict[str, int]:
+        settings = dataclasses.replace(env.settings, **changes)
+        prompts = Prompts(tokenizer, env.vocab_size, settings)
+        states, rewards, both, row = [], [], [], 0
+        for user in pipeline.sequences.items:
+            for t in range(1, len(user) + 1):
+                states.append([prompts.state(user[:t])])
+                if t < len(user):
+                    actions = (user[t], *pipeline.negatives[row])
+                    rewards.append([prompts.reward(user[:t], action) for action in actions])
+                    both.append(rewards[-1] + states[-1])
+                    row += 1
+
+        def packed(groups: list) -> int:
+            return sum(b.n_tokens for b in pack(groups, settings.row_length, settings.batch_rows))
+
+        return {"finetune": packed(both), "feedback": packed(states) + packed(rewards)}
+
+    plain = tokens(items)
+    found = {name: tokens(changes) for name, changes in options.items()}
+    return {name: {k: n / plain[k] for k, n in own.items()} for name, own in found.items()}
 
 
 def _environment(llm: Any, pipeline: Pipeline, settings: LESettings) -> Environment:

@@ -44,7 +44,7 @@ def test_report(tiny_config, rows):
         assert all(value > 0 for value in report[name].values())
     assert report["feedback_token_ratio"]["item_last"] > 1
     assert set(report["pool_of_10_ratio"]) == {"paper", "item_last"}
-    assert 0 < report["option_token_ratio"]["state_input: prompt"] < 1
+    assert 0 < report["option_token_ratio"]["state_input: prompt"]["finetune"] < 1
     assert len(report["train_step_ratio"]) == len(report["inference_ratio"]) == 4
     assert max(report["max_abs_diff"].values()) < 1e-3
     assert min(report["same_ranking"].values()) > 0.99
