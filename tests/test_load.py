@@ -40,12 +40,12 @@ def test_every_stage_of_both_is_reported(here, monkeypatch):
             assert f"{model}: 2 more steps" in stages
             assert f"{model}: rank 2 batches" in stages
         assert all(stage["peak_memory_mb"] > 0 for stage in stages.values())
-    le = {"item tokenization", "LE fine-tuning", "states", "rewards", "augmentation",
+    le = {"item tokenization", "LE fine-tuning", "states", "rewards",
           "rewards of the chosen actions", "a second run: the LE from its cache"}  # fmt: skip
     assert le <= set(report["LEA"])
     # of 8 batches of items the LLM has seen three; of each stage's 40 shards it is asked for three
     assert asked.count("tokenize_bucket") == load.ASKED
-    assert asked.count("_fill") == 4
+    assert asked.count("_fill") == 3
 
 
 def test_too_few_interactions_for_the_items_are_an_error():

@@ -88,8 +88,9 @@ def test_other_errors_are_not_taken_for_it(settings, monkeypatch):
 @pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
 def test_fine_tuning_learns_the_same(settings, tmp_path, monkeypatch, where, state_loss):
     s = settings(
-        row_length=32, batch_rows=4, finetune_fraction=0.9, finetune_batch_size=20,
-        state_loss=state_loss, finetune_clip=None,
+        row_length=56, batch_rows=4, finetune_fraction=0.9, finetune_batch_size=20,
+        state_loss=state_loss, finetune_clip=None, state_input="items", reward_head="none",
+        action_prompt_item_last=", the next item the user interacts with is {item}",
     )  # fmt: skip
     whole, limited = environment(s), environment(s)
     steps = {}
