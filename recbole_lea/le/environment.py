@@ -177,9 +177,10 @@ class Environment(nn.Module):
         head then learns what the state model does not say.
         """
         rewards = self.score_head(reads.hidden).squeeze(-1)
-        if reads.before is None:
+        if self.settings.reward_head == "none":
             return rewards
-        assert reads.actions is not None and reads.before_items is not None
+        assert reads.before is not None and reads.before_items is not None
+        assert reads.actions is not None
         states = self.state_head(reads.before, reads.before_items.clamp(min=0))
         keys = self.state_head.keys[reads.actions.clamp(min=0)]
         return rewards + (self.state_head.query(states) * keys).sum(-1)

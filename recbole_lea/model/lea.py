@@ -205,13 +205,13 @@ class Readable(_Backbone):
         return super().forward(*(fields[name] for name in self.inputs))
 
     def encode_by_length(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """``encode`` of a causal backbone, in parts of similar length, each without padding.
+        """``encode``; a causal backbone in parts of similar length, each without padding.
 
         Lengths may be [B] or, for two positions of one sequence, [B, 2] with the later one last:
         [B, H] or [B, 2, H].
         """
         lengths = fields[self.ITEM_SEQ_LEN]
-        if lengths.is_cuda:
+        if lengths.is_cuda or self.backbone_class() not in CAUSAL:
             return self.encode(fields)
         longest = lengths if lengths.dim() == 1 else lengths[:, -1]
         order = longest.argsort()
@@ -375,8 +375,7 @@ class LEARecommender(Readable):
 
         next_hidden = other_hidden = other_next_hidden = None
         if self.switches.state == "LE":  # Q reads nothing of the backbone
-            causal = self.backbone_class() in CAUSAL
-            hidden = (backbone.encode_by_length if causal else backbone.encode)(interaction)
+            hidden = backbone.encode_by_length(interaction)  # [B, H]
         else:
             hidden, next_hidden = self._encode_pair(backbone, interaction)  # [B, H]
             with torch.no_grad():
