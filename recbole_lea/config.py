@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_lea.data.transform import TRANSFORMS
-from recbole_lea.le.catalogue import check_sentence
+from recbole_lea.le.catalogue import check_sentence, check_title
 from recbole_lea.le.prompts import check_item_last, check_placeholders
 from recbole_lea.le.settings import LESettings
 from recbole_lea.methods import METHODS, switches
@@ -227,6 +227,8 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_max_history": _COUNT,
     "lea_history_hop": _number(0, 10**6, int),
     "lea_item_sentence": _TEXT,
+    "lea_prompt_items": _one_of("token", "title"),
+    "lea_title": _TEXT,
     "lea_user_prompt": _TEXT,
     "lea_reward_prompt": _one_of("paper", "item_last"),
     "lea_action_prompt": _TEXT,
@@ -402,6 +404,8 @@ def _short(value: Any) -> str:
 def _check_prompts(config: Mapping[str, Any]) -> None:
     """Placeholders, which the LE itself sees only once the LLM is loaded."""
     check_sentence(config["lea_item_sentence"])
+    if config["lea_prompt_items"] == "title":
+        check_title(config["lea_title"])
     check_placeholders(config["lea_user_prompt"], ["history"], "lea_user_prompt")
     check_placeholders(config["lea_action_prompt"], ["item"], "lea_action_prompt")
     selection = config["lea_selection_prompt"] + config["lea_selection_suffix"]

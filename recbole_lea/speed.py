@@ -422,7 +422,7 @@ def _environment(llm: Any, pipeline: Pipeline, settings: LESettings) -> Environm
     plain = Environment(llm, torch.zeros(len(pipeline.catalogue), llm.width), settings, False)
     ids, _ = tokenization.sentence_ids(pipeline.sentences, plain, llm.tokenizer)
     start = tokenization.initial_tokens(ids, plain, settings)
-    return Environment(llm, start, settings).eval()
+    return Environment(llm, start, settings, titles=pipeline.titles).eval()
 
 
 def reward_groups(env: Environment, sequences: Sequences, negatives: np.ndarray) -> list:

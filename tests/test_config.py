@@ -42,6 +42,7 @@ def test_every_default_has_a_rule_and_passes_it(defaults):
         ("lea_item_sentence", "[{item} film is titled {title}]."),
         ("lea_item_sentence", "{item} film[ is titled {title}."),
         ("lea_item_sentence", "{title} is {item}"),
+        ("lea_prompt_items", "titles"),
     ],
 )
 def test_bad_value_is_named(defaults, key, value):

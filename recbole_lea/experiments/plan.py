@@ -177,8 +177,7 @@ def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
         base,
         *fractions,
         lear,
-        point(lear, "LEASR -IT", "SA2C LEASR", missing=(
-            "the LE has no mode yet in which an item is its title instead of its token")),
+        point(lear, "LEASR -IT", "SA2C LEASR", changes={"lea_prompt_items": "title"}),
         point(lear, "LEASR other LLM", "SA2C LEASR", changes={"lea_llm": other},
               missing=None if other else no_llm),
         les,

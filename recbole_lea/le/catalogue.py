@@ -50,14 +50,7 @@ class Catalogue:
             ValueError: the template lacks ``{item}`` or names a field that no item has.
         """
         check_sentence(template)
-        fields = item_fields(template)
-        known = {name for text in self.texts for name in text}
-        unknown = [name for name in fields if known and name not in known]
-        if unknown:
-            raise ValueError(
-                f"lea_item_sentence names the field {unknown[0]!r}, but the .item file has only: "
-                f"{', '.join(sorted(known)) or 'no text fields'}"
-            )
+        fields = self._fields(template, "lea_item_sentence")
         sentences, without_text = [], []
         for token, text in zip(self.tokens, self.texts, strict=True):
             sentence = _fill(template, text) if any(text.get(name) for name in fields) else ""
@@ -66,6 +59,37 @@ class Catalogue:
                 sentence = f"{{item}} is titled {_plain(token)}."
             sentences.append(sentence)
         return sentences, without_text
+
+    def titles(self, template: str) -> list[str]:
+        """What stands for each item where prompts are made of words (paper section 5.4.2).
+
+        Args:
+            template: such as ``{movie_title}[ ({release_year})]``.
+
+        Returns:
+            The texts in catalogue order; an item without text is called by its token.
+
+        Raises:
+            ValueError: the template names no field, or one that no item has.
+        """
+        check_title(template)
+        fields = self._fields(template, "lea_title")
+        titles = []
+        for token, text in zip(self.tokens, self.texts, strict=True):
+            known = any(text.get(name) for name in fields)
+            titles.append(_plain(_fill(template, text) if known else token))
+        return titles
+
+    def _fields(self, template: str, key: str) -> list[str]:
+        fields = item_fields(template)
+        known = {name for text in self.texts for name in text}
+        unknown = [name for name in fields if known and name not in known]
+        if unknown:
+            raise ValueError(
+                f"{key} names the field {unknown[0]!r}, but the .item file has only: "
+                f"{', '.join(sorted(known)) or 'no text fields'}"
+            )
+        return fields
 
 
 def item_fields(template: str) -> list[str]:
@@ -83,13 +107,30 @@ def check_sentence(template: str) -> None:
     key = "`lea_item_sentence`"
     if template.count("{item}") != 1:
         raise ValueError(f"{key} needs {{item}} exactly once, but is {template!r}")
-    outside = _CLAUSE.sub("", template)
-    if "[" in outside or "]" in outside:
-        raise ValueError(f"{key} has a bracket too many, or one within another: {template!r}")
+    outside = _outside(template, key)
     if "{item}" not in outside:
         raise ValueError(f"{key} needs {{item}} outside of the brackets, but is {template!r}")
     if not template.partition("{item}")[2].strip():
         raise ValueError(f"{key} needs text after {{item}}, but is {template!r}")
+
+
+def check_title(template: str) -> None:
+    """Make sure that a title is made of an item's fields.
+
+    Raises:
+        ValueError: it names none, or ``{item}``; or brackets are nested or not closed.
+    """
+    key = "`lea_title`"
+    _outside(template, key)
+    if not item_fields(template) or "{item}" in template:
+        raise ValueError(f"{key} needs fields of the .item file alone, but is {template!r}")
+
+
+def _outside(template: str, key: str) -> str:
+    outside = _CLAUSE.sub("", template)
+    if "[" in outside or "]" in outside:
+        raise ValueError(f"{key} has a bracket too many, or one within another: {template!r}")
+    return outside
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,7 @@ from recbole_lea.le.memory import out_of_memory
 from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.processes import collected, processes
 from recbole_lea.le.progress import PromptBar
-from recbole_lea.le.prompts import Prompts
+from recbole_lea.le.prompts import Prompts, title_ids
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.state import STATE_HEADS
 from recbole_lea.le.store import read_tensors, write_bytes
@@ -63,16 +63,30 @@ class Environment(nn.Module):
         item_tokens: item tokenization's result [n_items, d], float32; not trained here.
         settings: prompts, LoRA and packing.
         adapted: add the LoRA adapter and train it; item tokenization needs none.
+        titles: of all items, with ``prompt_items: title``; the item tokens are then what states
+            are compared with, and the LLM reads words alone.
+
+    Attributes:
+        item_tokens: what the LLM reads where an item ends [n_items, d]: its token, or its title's
+            last word.
     """
 
     item_tokens: Tensor
 
     def __init__(
-        self, llm: LLM, item_tokens: Tensor, settings: LESettings, adapted: bool = True
+        self,
+        llm: LLM,
+        item_tokens: Tensor,
+        settings: LESettings,
+        adapted: bool = True,
+        titles: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.prompts = Prompts(llm.tokenizer, llm.vocab_size, settings)
+        words = None
+        if titles is not None:
+            words = title_ids(llm.tokenizer, titles, settings.item_max_tokens)
+        self.prompts = Prompts(llm.tokenizer, llm.vocab_size, settings, words)
         self.vocab_size = llm.vocab_size
         self.llm = llm.model
         self.adapted = adapted
@@ -94,7 +108,8 @@ class Environment(nn.Module):
                     f"all-linear, or names among {', '.join(_linear_layers(llm.model))}"
                 ) from error
         self.decoder = llm.model.get_decoder()
-        self.register_buffer("item_tokens", item_tokens.to(llm.model.device), persistent=False)
+        read = item_tokens if words is None else self.words()[[ids[-1] for ids in words]]
+        self.register_buffer("item_tokens", read.to(llm.model.device), persistent=False)
         self.score_head = nn.Linear(llm.width, 1, device=llm.model.device)
         self.state_head = STATE_HEADS[settings.state_head](item_tokens).to(llm.model.device)
 
@@ -116,7 +131,7 @@ class Environment(nn.Module):
         Gemma scales them after the look-up: the matrix itself would be too small.
         """
         embedding = self.llm.get_input_embeddings()
-        ids = torch.arange(self.vocab_size, device=self.device).split(4096)
+        ids = torch.arange(self.vocab_size, device=self.llm.device).split(4096)
         with torch.no_grad():
             return torch.cat([embedding(part).float().cpu() for part in ids])
 

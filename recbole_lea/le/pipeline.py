@@ -179,6 +179,7 @@ class Pipeline:
         s = self.settings
         sentences, self.without_text = self.catalogue.sentences(s.item_sentence)
         self.sentences = sentences
+        self.titles = self.catalogue.titles(s.title) if s.prompt_items == "title" else None
         if self.without_text:
             logger.warning(
                 "%d of %d items have no text and are described by their token: %s",
@@ -197,6 +198,8 @@ class Pipeline:
             "max_history": s.max_history,
             "history_hop": s.history_hop,
         }
+        if self.titles is not None:
+            prompts["titles"] = self.titles
         learning = _subset(s, "finetune_")
         del learning["finetune_eval"]  # it measures only
         environment = _key(
@@ -304,7 +307,7 @@ class Pipeline:
         title = "LE fine-tuning"
         # a run that reads the LE from the cache must draw the same numbers afterwards
         with torch.random.fork_rng(), self._stage("environment", title, self.llm) as folder:
-            environment = Environment(llm, tokens, self.settings)
+            environment = Environment(llm, tokens, self.settings, titles=self.titles)
             if folder is not None:
                 history = finetune(
                     environment, self.sequences, self.settings, folder, self.progress_bar

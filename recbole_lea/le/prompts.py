@@ -1,7 +1,9 @@
 """The paper's prompts (section 3.2 and 3.4) as token ids.
 
-An item is one virtual token: item ``i`` has the id ``vocab_size + i``. Text around the
-placeholders is tokenized once per template.
+An item is one virtual token: item ``i`` has the id ``vocab_size + i``. Where items stand as their
+titles (section 5.4.2), that is the id of the title's last word, after the words before it: so an
+item ends at a token of its own in both. Text around the placeholders is tokenized once per
+template.
 """
 
 import re
@@ -14,6 +16,9 @@ from recbole_lea.le.settings import LESettings
 
 # LE item indices
 Items = Sequence[int] | np.ndarray
+
+# Texts that the tokenizer gets together; its own records of them take kilobytes each.
+AT_ONCE = 4096
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -70,10 +75,19 @@ class Prompts:
         tokenizer: a Hugging Face tokenizer.
         vocab_size: rows of the LLM's embedding matrix; item ids start there.
         settings: the LE's templates and labels.
+        titles: word ids of each item's title, with ``prompt_items: title``.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, settings: LESettings) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocab_size: int,
+        settings: LESettings,
+        titles: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
+        self.titles = titles
+        self.separator = following(tokenizer, ",") if titles is not None else []
         self.max_history = settings.max_history
         self.history_hop = settings.history_hop
         self.state_input = settings.state_input
@@ -92,8 +106,14 @@ class Prompts:
         self.labels = label_ids(tokenizer, settings.selection_labels)
 
     def item_ids(self, items: Items) -> list[int]:
-        """Virtual token ids of LE item indices."""
-        return [self.vocab_size + int(item) for item in items]
+        """Token ids of LE item indices: one each, or their titles, separated by commas."""
+        if self.titles is None:
+            return [self.vocab_size + int(item) for item in items]
+        ids: list[int] = []
+        for number, item in enumerate(items):
+            ids += self.separator if number else []
+            ids += [*self.titles[item][:-1], self.vocab_size + int(item)]
+        return ids
 
     def window(self, history: Items) -> Items:
         """The part of x_{1:t} that the LE sees.
@@ -204,6 +224,21 @@ def following_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> li
         apart = not text[:1].isalnum() and both[:n] == before
         found.append(both[n:] if apart else alone)
     return found
+
+
+def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
+    """Word ids of each title as it follows a word, at least one.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        titles: texts from data.
+        limit: longer titles are cut to so many.
+    """
+    ids: list[list[int]] = []
+    for first in range(0, len(titles), AT_ONCE):
+        texts = [f" {title}" for title in titles[first : first + AT_ONCE]]
+        ids += [found[:limit] for found in following_all(tokenizer, texts, foreign=True)]
+    return ids
 
 
 def bos_ids(tokenizer: Any) -> list[int]:

@@ -18,6 +18,8 @@ class LESettings:
     llm_options: dict[str, Any] | None
     compile: str | bool
     item_sentence: str
+    prompt_items: str
+    title: str
     user_prompt: str
     reward_prompt: str
     action_prompt: str

@@ -13,11 +13,8 @@ from recbole_lea.le.environment import Environment
 from recbole_lea.le.losses import sentence_loss
 from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
-from recbole_lea.le.prompts import bos_ids, following_all, ids_of_all
+from recbole_lea.le.prompts import AT_ONCE, bos_ids, following_all, ids_of_all
 from recbole_lea.le.settings import LESettings
-
-# Sentences that the tokenizer gets together; its own records of them take kilobytes each.
-AT_ONCE = 4096
 
 
 def sentence_ids(sentences: list[str], environment: Environment, tokenizer) -> tuple[list, int]:

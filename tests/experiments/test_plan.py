@@ -155,7 +155,7 @@ def test_figure_5_has_fractions_and_ablations():
     assert [f for f in fractions if f] == [0.05, 0.1, 0.2, 0.5, 1.0]
     assert points["LES -SM"].changes == {"lea_state_weight": 0.0}
     assert points["LES -SM"].baseline_label == points["LES"].label
-    assert "title" in points["LEASR -IT"].missing
+    assert points["LEASR -IT"].changes == {"lea_prompt_items": "title"}
     assert "other_llm" in points["LEASR other LLM"].missing
     named = {p.name: p for p in figure(5, {**sweeps, "other_llm": "/models/x"})}
     assert named["LEASR other LLM"].missing is None

@@ -18,7 +18,8 @@ def environment(settings, adapted=True):
     llm = load_llm(settings.llm, settings.llm_dtype, torch.device("cpu"))
     torch.manual_seed(1)
     tokens = torch.randn(len(CATALOGUE), llm.width) * 0.3
-    env = Environment(llm, tokens, settings, adapted)
+    titles = CATALOGUE.titles(settings.title) if settings.prompt_items == "title" else None
+    env = Environment(llm, tokens, settings, adapted, titles)
     if adapted:  # peft starts B at zero: give the adapter something to do
         for name, parameter in env.named_parameters():
             if "lora_B" in name:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_lea.le.catalogue import Catalogue, check_sentence
+from recbole_lea.le.catalogue import Catalogue, check_sentence, check_title
 
 TEMPLATE = "{item} film[ is titled {title}][, released in {year}]."
 
@@ -31,6 +31,19 @@ def test_sentences_drop_clauses_without_text():
         "{item} is titled 3.",
     ]
     assert without == ["3"]
+
+
+def test_titles_name_an_item_without_text_by_its_token():
+    items = Catalogue({"1": {"title": "Toy {x}", "year": "1995"}, "2": {"title": "", "year": ""}})
+    assert items.titles("{title}[ ({year})]") == ["Toy (x) (1995)", "2"]
+    with pytest.raises(ValueError, match="lea_title names the field 'name'"):
+        items.titles("{name}")
+
+
+@pytest.mark.parametrize("template", ["no field", "{item} {title}", "{title}[ ({year})"])
+def test_title_that_cannot_name_every_item(template):
+    with pytest.raises(ValueError, match="lea_title"):
+        check_title(template)
 
 
 def test_text_cannot_smuggle_in_a_placeholder():

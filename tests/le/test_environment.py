@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_lea.le.llm import compile_layers
+from recbole_lea.le.llm import compile_layers, load_llm
 from recbole_lea.le.packing import pack
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
@@ -33,6 +33,7 @@ WINDOWS = {
     "hopping": {"max_history": 3, "history_hop": 3},
     "state in the prompt": {"max_history": 4, "state_input": "prompt"},
     "paper": {"max_history": 4, "reward_prompt": "paper"},
+    "titles": {"max_history": 4, "prompt_items": "title"},
 }
 
 
@@ -48,9 +49,26 @@ def test_packed_equals_one_prompt_at_a_time(settings, attention, window):
         assert np.abs(state - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def test_titles_are_read_as_plain_words(settings):
+    env = environment(settings(prompt_items="title", title="{title} star", max_history=4))
+    words = [f"{text['title']} star" for text in CATALOGUE.texts]
+    history, action = SEQUENCES.history(7, 6), 3
+    listed = " , ".join(words[i] for i in history[-4:])
+    text = env.settings.user_prompt.format(history=f"{listed} next {words[action]}")
+    ids = load_llm(env.settings.llm, "float32", env.device).tokenizer(text)["input_ids"]
+    with torch.inference_mode():
+        hidden = env.decoder(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    read = env.read([[env.prompts.reward(history, action)]], lambda reads: reads.hidden)
+    np.testing.assert_allclose(read[0], hidden.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("prompt_items", ["token", "title"])
 @pytest.mark.parametrize("wording", ["paper", "item_last"])
-def test_reward_head_state_adds_how_near_the_action_is_to_the_state(settings, wording):
+def test_reward_head_state_adds_how_near_the_action_is_to_the_state(
+    settings, wording, prompt_items
+):
     keys = {"reward_prompt": wording, "state_input": "prompt", "max_history": 4}
+    keys["prompt_items"] = prompt_items
     env = environment(settings(reward_head="state", **keys))
     torch.nn.init.normal_(env.state_head.weight)
     plain = environment(settings(reward_head="none", **keys))

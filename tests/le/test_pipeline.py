@@ -70,6 +70,8 @@ def test_a_cache_that_cannot_be_written_to_is_read_or_one_error(settings, log, m
         ({"item_lr": 0.01}, ["item tokenization", "LE fine-tuning", "states", "rewards"]),
         ({"finetune_lr": 0.01}, ["LE fine-tuning", "states", "rewards"]),
         ({"action_prompt_item_last": " the next {item}"}, ["LE fine-tuning", "states", "rewards"]),
+        ({"prompt_items": "title"}, ["LE fine-tuning", "states", "rewards"]),
+        ({"title": "the {title}"}, []),
         ({"negative_pool": 3}, ["rewards"]),
         ({"finetune_eval": 5}, []),
         ({"reward_scale": "raw"}, []),
@@ -252,6 +254,19 @@ def test_state_dim_stores_a_projection(settings):
     np.testing.assert_allclose((np.asarray(small, np.float64) ** 2).sum(), kept.sum(), rtol=1e-2)
     with pytest.raises(ValueError, match="state_dim"):
         pipeline(settings(state_dim=33)).states()
+
+
+def test_with_titles_in_the_prompts_another_title_is_another_le(settings):
+    keys = settings(prompt_items="title")
+    first = pipeline(keys)
+    assert np.isfinite(first.rewards()).all()
+    # the same words in the item sentence, so the same item tokens
+    texts = {t: {"title": x["title"], "a": x["title"]} for t, x in zip(
+        CATALOGUE.tokens, CATALOGUE.texts, strict=True)}  # fmt: skip
+    texts["i03"]["a"] = "moon"
+    changed = pipeline(settings(prompt_items="title", title="{a}"), catalogue=Catalogue(texts))
+    assert changed.keys["items"] == first.keys["items"]
+    assert changed.keys["environment"] != first.keys["environment"]
 
 
 def test_items_without_text_are_named_and_kept(settings, log):

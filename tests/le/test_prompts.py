@@ -6,7 +6,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from recbole_lea.le.prompts import Prompts, Template, following_all, ids_of_all, label_ids
+from recbole_lea.le.prompts import (
+    Prompts,
+    Template,
+    following_all,
+    ids_of_all,
+    label_ids,
+    title_ids,
+)
 
 
 @pytest.fixture
@@ -41,6 +48,22 @@ def test_prompts_hold_history_actions_and_list_in_order(tokenizer, settings):
         "The user has watched these films : <4> In the list : <1> <2> <3> , based on"
     )
     assert text(tokenizer, prompts.state([4, 5, 6]), vocab) == "<5> <6>"
+
+
+def test_titles_end_in_a_token_of_the_item(tokenizer, settings):
+    vocab = len(tokenizer)
+    titles = title_ids(tokenizer, ["red green star", "blue", "moon moon moon moon"], limit=3)
+    prompts = Prompts(
+        tokenizer,
+        vocab,
+        settings(user_prompt="The films: {history}", selection_prompt=" In {list}, based"),
+        titles,
+    )
+    assert text(tokenizer, prompts.reward([0, 1], 2), vocab) == (
+        "The films : red green <0> , <1> next moon moon <2>"
+    )
+    assert text(tokenizer, prompts.state([1, 0]), vocab) == "The films : <1> , red green <0>"
+    assert " <1> , moon moon <2> , based" in text(tokenizer, prompts.select([0], [1, 2]), vocab)
 
 
 def test_state_input_prompt_is_the_user_prompt_up_to_the_last_item(tokenizer, settings):
