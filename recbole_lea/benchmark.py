@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +58,7 @@ def main() -> None:
     if options.speed or options.growth or options.load:
         print(json.dumps(_measure(options, rest)))
         return
-    try:
-        failed = _reproduce(options, rest, command)
-    except (ValueError, OSError) as error:
-        if os.environ.get("LEA_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error} (LEA_TRACEBACK=1 shows where)")
+    failed = _reproduce(options, rest, command)
     sys.exit(f"{failed} runs failed; their run.log says why" if failed else 0)
 
 
@@ -126,7 +120,6 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
     if options.dry_run:
         print(f"{name} on {options.dataset}\n{benchmark.plan()}")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and so end the runs
     with _alone(benchmark.folder):
         failed = benchmark.run()
         _report(benchmark, name, command)
@@ -172,4 +165,6 @@ def _report(benchmark, name: str, command: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from recbole_lea.quick_start import console
+
+    console(main)

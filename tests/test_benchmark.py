@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from recbole_lea import benchmark
 from recbole_lea.experiments import run, runner
+from recbole_lea.quick_start import console
 from tests.experiments.helpers import tiny_yaml
 
 SEARCH = {
@@ -26,7 +27,6 @@ def call(tiny_dataset, tiny_llm, tmp_path, monkeypatch):
     config = tiny_yaml(tiny_llm, tmp_path, epochs=1)
     monkeypatch.setattr("recbole_lea.experiments.statistics.PERMUTATIONS", 99)
     monkeypatch.setattr("recbole_lea.experiments.statistics.BOOTSTRAPS", 99)
-    monkeypatch.setattr(benchmark.signal, "signal", lambda *args: None)
 
     def in_process(runs, jobs):
         started.extend(runs)
@@ -42,7 +42,7 @@ def call(tiny_dataset, tiny_llm, tmp_path, monkeypatch):
         common = ["--dataset", "tiny", "--search", "search.yaml", "--config_files", config]
         monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, *common])
         with pytest.raises(SystemExit) as end:
-            benchmark.main()
+            console(benchmark.main)
         return end.value.code, list(started)
 
     return command
@@ -119,4 +119,4 @@ def test_traceback_on_request(call, monkeypatch):
     monkeypatch.setitem(os.environ, "LEA_TRACEBACK", "1")
     monkeypatch.setattr(sys, "argv", ["benchmark", "--table", "4", "--seeds", "0"])
     with pytest.raises(ValueError, match="1 or more"):
-        benchmark.main()
+        console(benchmark.main)
