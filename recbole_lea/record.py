@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from recbole.utils import get_local_time
 
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.store import write_json
-from recbole_lea.le.versions import versions
+from recbole_lea.le.versions import code_version, versions
 
 logger = logging.getLogger(__name__)
 
@@ -42,43 +41,6 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
         },
         "le": pipeline.diagnostics() if pipeline else {},
     }
-
-
-# What cannot change a run's result: it plans, measures, reports, and uses what was trained.
-NOT_TRAINING = (
-    "benchmark.py", "speed.py", "growth.py", "experiments", "checkpoint.py", "serve.py",
-    "export.py", "inspect.py", "tune.py",
-)  # fmt: skip
-
-
-def code_version() -> dict[str, Any]:
-    """Which code this is.
-
-    Returns:
-        ``commit`` (None outside a checkout), ``clean``: whether the package and its YAML files
-        are as committed, and ``fingerprint``: a hex digest over the code that trains.
-    """
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in NOT_TRAINING:
-            digest.update(f"{name}\n".encode() + path.read_bytes())
-    commit, clean = None, False
-    if _git("ls-files", "--error-unmatch", "record.py"):  # not a virtual environment in one
-        commit = _git("rev-parse", "HEAD")
-        clean = _git("status", "--porcelain", "--", ".", "../properties", "../setup.cfg") == ""
-    return {"commit": commit, "clean": clean, "fingerprint": digest.hexdigest()}
-
-
-def _git(*arguments: str) -> str | None:
-    """git's answer in the package's folder, or None."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def dataset_fingerprint(dataset: Any) -> str:

@@ -279,7 +279,8 @@ class LEATrainer(StepTrainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         refresh = self.config["augmentation_refresh"]
-        if refresh and self.model.warmed_up and (epoch_idx - self._warm_epoch) % refresh == 0:
+        due = refresh and (epoch_idx - self._warm_epoch) % refresh == 0
+        if due and self.model.warmed_up and self.model.switches.augmented:
             self._augment()
         self._epoch = epoch_idx
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
@@ -305,7 +306,7 @@ class LEATrainer(StepTrainer):
         )
 
     def _before_batch(self) -> None:
-        if self.steps == self._warmup_steps and not self.model.warmed_up:
+        if self.steps >= self._warmup_steps and not self.model.warmed_up:
             self._end_warmup()
         self.steps += 1
 
@@ -333,10 +334,12 @@ class LEATrainer(StepTrainer):
         dataset = self._train_data._dataset
         with self.stages.stage("top-5 of the warm-up model"):
             candidates = self._top_k(dataset)
-        actions, scores = dataset.lea_pipeline.select(
-            candidates, want_rewards=self.model.switches.le_reward
-        )
-        dataset.lea_feedback.augment(actions, scores)
+        # a run that builds the LE only here must go on with the same draws as one that reads it
+        with torch.random.fork_rng():
+            actions, scores = dataset.lea_pipeline.select(
+                candidates, want_rewards=self.model.switches.le_reward
+            )
+        dataset.lea_feedback.augment(actions, scores, candidates)
 
     @torch.no_grad()
     def _top_k(self, dataset, k: int = 5) -> np.ndarray:
@@ -348,9 +351,10 @@ class LEATrainer(StepTrainer):
         le_index = torch.zeros(int(item_ids.max()) + 1, dtype=torch.int64)
         le_index[item_ids] = torch.arange(len(item_ids))
         without_history = self.config["exclude_history"]
-        left = len(item_ids) - 1 - self.config["MAX_ITEM_LIST_LENGTH"]  # at least
+        sequences = dataset.lea_pipeline.sequences
+        left = len(item_ids) - max(map(len, sequences.items))  # at least, and the next item
         if without_history == "auto":
-            without_history = left >= k and not dataset.lea_pipeline.sequences.repeats
+            without_history = left >= k and not sequences.repeats
         k = min(k, left if without_history else len(item_ids) - 1)
         if k < 1:
             raise ValueError(
@@ -364,12 +368,15 @@ class LEATrainer(StepTrainer):
         for interaction, _, _, target in loader:
             scores = self.model.full_sort_predict(interaction.to(self.device))
             scores[:, 0] = -torch.inf
-            if without_history:
-                scores.scatter_(1, interaction[self.model.ITEM_SEQ].to(scores.device), -torch.inf)
+            rows = dataset.lea_transitions[interaction[ROW].cpu().numpy()]
+            if without_history:  # all of it: the model's window may have its newest part alone
+                pairs = zip(*sequences.locate(rows), strict=True)
+                histories = [sequences.history(s, t) for s, t in pairs]
+                owner = np.repeat(np.arange(len(rows)), [len(items) for items in histories])
+                scores[owner, item_ids[np.concatenate(histories)]] = -torch.inf
             if self.config["exclude_target"]:
                 scores[torch.arange(len(target)), target.to(scores.device)] = -torch.inf
             top = scores.topk(k, dim=1).indices.cpu()
-            rows = dataset.lea_transitions[interaction[ROW].cpu().numpy()]
             found.append((rows, le_index[top].numpy()))
         self.model.train(was_training)
         for rows, top in collected(found) if self.config["ranks"] else found:

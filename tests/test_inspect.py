@@ -30,7 +30,7 @@ def training_rows(model):
     sequences = data.lea_pipeline.sequences
     for row in range(0, len(data), 7):
         k = data.lea_transitions[int(data.inter_feat["lea_row"][row])]
-        (sequence,), (t,) = data.lea_feedback.locate(np.array([k]))
+        (sequence,), (t,) = data.lea_pipeline.sequences.locate(np.array([k]))
         items = sequences.items[sequence]
         tokens = [data.lea_pipeline.catalogue.tokens[i] for i in items]
         yield row, k, tokens[:t], tokens[t]

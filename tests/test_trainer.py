@@ -109,6 +109,15 @@ def test_without_a_warm_up_early_stopping_is_recbole_s(tiny_config, monkeypatch)
         assert len(trainer.train_loss_dict) == 3
 
 
+@pytest.mark.parametrize("method", ["base", "LER"])
+def test_refresh_asks_nothing_for_a_method_without_augmentation(tiny_config, monkeypatch, method):
+    from recbole_lea.trainer import LEATrainer
+
+    monkeypatch.setattr(LEATrainer, "_augment", None)
+    trainer, _ = train(tiny_config(lea_method=method, epochs=4, augmentation_refresh=1))
+    assert trainer.model.warmed_up
+
+
 def test_a_best_model_of_the_warm_up_is_said(tiny_config, monkeypatch, caplog):
     caplog.set_level("INFO")
     never_better(monkeypatch)
@@ -171,6 +180,26 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, n
 def test_training_that_ends_before_the_warm_up_says_so(tiny_config, caplog):
     train(tiny_config(epochs=1, warmup="3 epochs"))
     assert "before the warm-up" in caplog.text
+
+
+def test_a_resumed_training_ends_a_warm_up_that_has_become_shorter(tiny_config):
+    trainer, _ = train(tiny_config(warmup="8 epochs", epochs=3))
+    assert not trainer.model.warmed_up
+    config = tiny_config(warmup="1 epochs", epochs=5)
+    init_logger(config)
+    loaders = data_preparation(config, create_dataset(config))
+    again = get_trainer(config["MODEL_TYPE"], config["model"])(
+        config, MODELS[config["model"]](config, loaders[0]._dataset)
+    )
+    again.resume_checkpoint(trainer.saved_model_file)
+    again.fit(loaders[0], loaders[1], verbose=False)
+    assert again.model.warmed_up
+
+
+def test_a_method_that_asks_the_le_late_trains_alike_with_and_without_the_cache(tiny_config):
+    """LEA needs neither states nor rewards: its LE is built within the training."""
+    built, read = (train(tiny_config(lea_method="LEA"))[0].model.state_dict() for _ in range(2))
+    assert all(torch.equal(built[name], read[name]) for name in built)
 
 
 def test_same_seed_gives_the_same_result_with_and_without_the_cache(tiny_config):
@@ -238,7 +267,7 @@ def test_the_history_may_be_left_out_of_the_top_5(tiny_config, monkeypatch, excl
         for t in range(1, len(items)):
             row = top[sequences.transition_starts[s] + t - 1]
             assert len(set(row)) == 5
-            listed.append(bool(set(row) & set(items[max(0, t - 5) : t])))
+            listed.append(bool(set(row) & set(items[:t])))  # beyond the window of 5 as well
     without = exclude is True or (exclude == "auto" and not repeats)
     assert any(listed) != without
 

@@ -126,8 +126,15 @@ class LEADataset(SequentialDataset):
         if self.time_field is None or self.time_field not in self.inter_feat:
             return
         rank = self.inter_feat[self.time_field].rank(method="dense") - 1
-        if rank.max() >= EXACT_FLOAT32:
-            # too many moments for one global rank: the order within each user is what counts
+        if rank.max() >= EXACT_FLOAT32:  # too many moments for one global rank
+            grouping = (self.config["eval_args"] or {}).get("group_by")
+            if grouping != "user" and self.config["eval_protocol"] != "paper":
+                raise ValueError(
+                    f"{self._inter_path}: {int(rank.max()) + 1:,} different times are more than "
+                    f"the {EXACT_FLOAT32:,} that RecBole can order over all users: split with "
+                    "`group_by: user`, or round the times"
+                )
+            # the order within each user is what counts
             users = self.inter_feat.groupby(self.uid_field)[self.time_field]
             rank = users.rank(method="first") - 1
         self.inter_feat[self.time_field] = rank

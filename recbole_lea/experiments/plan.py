@@ -45,7 +45,6 @@ TABLES: dict[int, dict[str, tuple[str, ...]]] = {
         "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled"),
     },
 }
-FIGURES = (4, 5)
 BOTH_BACKBONES = (2, 5, 6)
 LE_EMBEDDINGS = " with LE embeddings"  # --methods is separated by commas
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from recbole_lea.config import properties_folder
+from recbole_lea.config import internal_files, properties_folder
 from recbole_lea.experiments.runner import Outcome, duration
 from recbole_lea.experiments.statistics import average, compare, holm
 from recbole_lea.le.store import write_json
 
 SIGNIFICANT = 0.05
 
-# What was tuned, and the budget: said in every report.
+# Said in every report, beside what differs from the shipped defaults.
 SETTINGS = (
     "eval_protocol", "lea_split_seed", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs",
     "stopping_step", "lea_valid_steps", "warmup", "learner", "lea_output_head", "lea_llm",
@@ -30,11 +31,12 @@ TESTS = (
     "p (seeds): paired t-test over seeds (`scipy.stats.ttest_rel`). p (users): paired permutation "
     "test over test users (`scipy.stats.permutation_test`, signs flipped, 9,999 resamples), each "
     "user's metric averaged over seeds. Both are two-sided and, by Holm's method, corrected for "
-    "the number of comparisons in this table, metric by metric. \\* marks a row where both are "
-    "below 0.05: seeds alone say nothing about other users, users alone nothing about other "
-    "seeds. The interval is a 95 % bootstrap over test users. With five seeds the t-test has four "
-    "degrees of freedom and takes differences between seeds for normal; it can show large and "
-    "steady gains, not small ones."
+    "the {n} comparisons that the table plans, made or not, metric by metric. \\* marks a row where "
+    "both are below 0.05: seeds alone say nothing about other users, users alone nothing about "
+    "other seeds. The interval is a 95 % bootstrap over test users. Seeds are of the recommender's "
+    "training; all share one LE and one split of the users, so nothing here speaks of another LE. "
+    "With {seeds} seeds the t-test has {freedom} degrees of freedom and takes differences between "
+    "seeds for normal; it can show large and steady gains, not small ones."
 )
 
 PAPER_NOTE = (
@@ -75,27 +77,41 @@ def table_rows(
     """One row for each method and metric.
 
     Args:
-        outcomes: in the table's order; methods without a finished test are left out.
+        outcomes: of all methods, in the table's order; those without a finished test get no row.
         paper: see ``paper_values``.
 
     Returns:
         Rows with backbone, framework, method, metric, mean, std (over seeds, n - 1), values (by
         seed), seeds, paper, baseline, relative_gain, interval, seed_gains (by seed),
         p_seeds, p_users (both after Holm's correction) and p_value, their maximum: small only
-        if both tests agree.
+        if both tests agree. ``over_recbole`` has the same against RecBole's own class.
     """
     by_label = {outcome.method.label: outcome for outcome in outcomes if outcome.records}
     rows = []
     for metric in _metrics(by_label.values()):
         own = [_row(outcome, by_label, metric, paper) for outcome in by_label.values()]
-        for name in ("p_seeds", "p_users"):
-            for row, p in zip(own, holm([row[name] for row in own]), strict=True):
-                row[name] = p
-        for row in own:
-            p_values = [row["p_seeds"], row["p_users"]]
-            row["p_value"] = None if None in p_values else max(p_values)
+        _correct(own, comparisons(outcomes))
+        _correct([row["over_recbole"] for row in own], comparisons(outcomes, recbole=True))
         rows += own
     return rows
+
+
+def comparisons(outcomes: Iterable[Outcome], recbole: bool = False) -> int:
+    """How many the table plans: with each method's baseline, or with RecBole's own class."""
+    methods = [outcome.method for outcome in outcomes]
+    stock = {method.backbone for method in methods if method.stock}
+    if recbole:
+        return sum(method.backbone in stock and not method.stock for method in methods)
+    return sum(method.baseline is not None for method in methods)
+
+
+def _correct(compared: Sequence[dict[str, Any]], n: int) -> None:
+    for name in ("p_seeds", "p_users"):
+        for row, p in zip(compared, holm([row[name] for row in compared], n), strict=True):
+            row[name] = p
+    for row in compared:
+        p_values = [row["p_seeds"], row["p_users"]]
+        row["p_value"] = None if None in p_values else max(p_values)
 
 
 def _metrics(outcomes: Iterable[Outcome]) -> list[str]:
@@ -121,23 +137,29 @@ def _row(outcome: Outcome, by_label: Mapping[str, Outcome], metric: str, paper) 
         "paper": paper.get(key),
         "baseline": method.baseline_label,
     }
-    row |= dict.fromkeys(("relative_gain", "interval", "seed_gains", "p_seeds", "p_users"))
-    base = by_label.get(method.baseline_label or "")
-    common = sorted(set(seeds) & set(base.records)) if base else []
-    if base and common:
-        users = [average([o.users[seed][metric] for seed in common]) for o in (outcome, base)]
-        pair = [_values(o, metric, common) for o in (outcome, base)]
-        found = compare(pair[0], pair[1], users[0], users[1])
-        row |= {
-            "seed_gains": [
-                own / other - 1 if other else None for own, other in zip(*pair, strict=True)
-            ],
-            "relative_gain": found.gain,
-            "interval": None if found.low is None else [found.low, found.high],
-            "p_seeds": found.p_seeds,
-            "p_users": found.p_users,
-        }
-    return row
+    stock = None if method.stock else by_label.get(f"{method.backbone} RecBole")
+    return row | _compared(outcome, by_label.get(method.baseline_label or ""), metric) | {
+        "over_recbole": _compared(outcome, stock, metric)
+    }  # fmt: skip
+
+
+def _compared(outcome: Outcome, base: Outcome | None, metric: str) -> dict[str, Any]:
+    row = dict.fromkeys(("relative_gain", "interval", "seed_gains", "p_seeds", "p_users"))
+    common = sorted(set(outcome.records) & set(base.records)) if base else []
+    if base is None or not common:
+        return row
+    users = [average([o.users[seed][metric] for seed in common]) for o in (outcome, base)]
+    pair = [_values(o, metric, common) for o in (outcome, base)]
+    found = compare(pair[0], pair[1], users[0], users[1])
+    return {
+        "seed_gains": [
+            own / other - 1 if other else None for own, other in zip(*pair, strict=True)
+        ],
+        "relative_gain": found.gain,
+        "interval": None if found.low is None else [found.low, found.high],
+        "p_seeds": found.p_seeds,
+        "p_users": found.p_users,
+    }  # fmt: skip
 
 
 def _values(outcome: Outcome, metric: str, seeds: Sequence[int]) -> list[float]:
@@ -156,8 +178,10 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
     missing = [outcome.method.label for outcome in outcomes if len(outcome.records) < n_seeds]
     if missing:
         reasons.append(f"runs are missing: {', '.join(missing)}")
-    records = [*_records(outcomes), *les]
+    records = [*_records(outcomes), *les, *_trial_records(outcomes)]
     codes = [record["code"] for record in records]
+    if any(not (record["le"].get("code") or {}).get("clean", False) for record in les):
+        reasons.append("an LE was trained by code that was not committed, or not recorded")
     if any(code["commit"] is None for code in codes):
         reasons.append("runs were made outside a git checkout: their commit is not known")
     elif not all(code["clean"] for code in codes):
@@ -178,6 +202,10 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
 
 def _records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     return [record for outcome in outcomes for record in outcome.records.values()]
+
+
+def _trial_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    return [record for outcome in outcomes for record in outcome.trial_records]
 
 
 @dataclasses.dataclass
@@ -249,7 +277,10 @@ class Report:
 
     def markdown(self, pictures: Sequence[str]) -> str:
         """The report as Markdown."""
-        commits = sorted({str(record["code"]["commit"]) for record in _records(self.done)})
+        records = [*_records(self.done), *_trial_records(self.done)]
+        commits = sorted({str(record["code"]["commit"]) for record in records})
+        planned = comparisons(self.outcomes)
+        tests = TESTS.format(n=planned, seeds=self.n_seeds, freedom=self.n_seeds - 1)
         state = "**Not final**: " + "; ".join(self.reasons) + "." if self.reasons else "Final."
         parts = [
             f"# {self.title} on {self.dataset}",
@@ -267,16 +298,20 @@ class Report:
             self._cold(),
             f"## Gains in {self.metric} over each method's own baseline",
             self._gains(),
-            TESTS,
+            tests,
+            "## The same over RecBole's own class" if self._over_recbole() else "",
+            self._over_recbole(),
             "## Search",
             "On validation alone, with a seed that is not reported; the same number of trials for "
-            "every method. Last: tests whose best validation was before the end of the warm-up, so "
+            "every method. Where there is one point to choose from, there are none. Last: tests "
+            "whose best validation was before the end of the warm-up, so "
             "that the model tested has seen neither the advantage nor the augmentation.",
             self._search(),
             "## LE" if self.les else "",
             self._le(),
             "## Cost",
-            "What these runs computed; what the LE's cache already held is not in it.",
+            "What these runs computed. What the LE's cache held already is not in it: of two "
+            "methods that ask for the same rewards, the first one pays.",
             self._cost(),
             "## Setting",
             self._setting(),
@@ -301,7 +336,10 @@ class Report:
                 text += f" ± {row['std']:.4f}"
             if row["paper"] is not None:
                 text += f" ({row['paper']:.4f})"
-            cells.setdefault(row["label"], {})[row["metric"]] = text
+            label = row["label"]
+            if len(row["seeds"]) < self.n_seeds:
+                label += f" (seeds {', '.join(map(str, row['seeds']))} alone)"
+            cells.setdefault(label, {})[row["metric"]] = text
         return _table(
             ["method", *metrics],
             [[label, *(of[metric] for metric in metrics)] for label, of in cells.items()],
@@ -347,6 +385,22 @@ class Report:
                   "p (users)"]  # fmt: skip
         return _table(header, lines)
 
+    def _over_recbole(self) -> str:
+        lines = []
+        for row in self.of_metric(self.metric):
+            found = row["over_recbole"]
+            if found["relative_gain"] is None:
+                continue
+            low, high = found["interval"] or (None, None)
+            mark = " \\*" if (found["p_value"] or 1.0) < SIGNIFICANT else ""
+            lines.append([
+                row["label"], _percent(found["relative_gain"]) + mark,
+                f"{_percent(low)} to {_percent(high)}",
+                _p_value(found["p_seeds"]), _p_value(found["p_users"]),
+            ])  # fmt: skip
+        header = ["method", "gain", "95 % interval", "p (seeds)", "p (users)"]
+        return _table(header, lines) if lines else ""
+
     def _search(self) -> str:
         lines = []
         for outcome in self.done:
@@ -355,7 +409,7 @@ class Report:
             spread = f"{max(scores):.4f} ({min(scores):.4f} to {max(scores):.4f})" if scores else ""
             warm = sum(record["best_is_warmup"] for record in outcome.records.values())
             lines.append([
-                outcome.method.label, str(max(1, len(scores))), chosen, spread,
+                outcome.method.label, str(len(scores) or "none"), chosen, spread,
                 f"{warm} of {len(outcome.records)}",
             ])  # fmt: skip
         header = ["method", "trials", "chosen", f"validation {self.metric} (range)",
@@ -402,6 +456,7 @@ class Report:
         # Plain RecBole's config lacks our keys
         config = max((r["config"] for r in _records(self.done)), key=len)
         lines = [[key, f"`{config[key]}`"] for key in SETTINGS if key in config]
+        lines += [[key, text] for key, text in self._changed().items()]
         counts = ", ".join(f"{n:,} {name}" for name, n in record["data"].items())
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         return "\n\n".join([
@@ -409,6 +464,26 @@ class Report:
             "a run.",
             _table(["key", "value"], lines),
         ])  # fmt: skip
+
+    def _changed(self) -> dict[str, str]:
+        """What all methods of a backbone have other than shipped, as far as our files say."""
+        found: dict[str, set[str]] = {}
+        for outcome in self.done:
+            defaults: dict[str, Any] = {}
+            for path in internal_files(outcome.method.model, self.dataset):
+                defaults |= yaml.safe_load(path.read_text(encoding="utf-8"))
+            own = {
+                *outcome.method.keys,
+                *outcome.method.changes,
+                *(outcome.chosen or {}),
+                *SETTINGS,
+            }
+            config = next(iter(outcome.records.values()))["config"]
+            for key in sorted((defaults.keys() & config.keys()) - own - {"load_col"}):
+                if config[key] != defaults[key]:
+                    value = f"`{config[key]}` (shipped: `{defaults[key]}`)"
+                    found.setdefault(key, set()).add(value)
+        return {key: ", ".join(sorted(values)) for key, values in sorted(found.items())}
 
 
 def _stages(records: list[dict[str, Any]]) -> list[str]:
@@ -461,7 +536,7 @@ def overview(results: Path) -> str:
     """
     parts = [
         "# Results",
-        "Every method, baselines first, got the same number of trials on validation; then it was "
+        "Every method, baselines first, got the same search on validation, or none; then it was "
         "trained with each reported seed. A gain is over the method's own baseline; it counts as "
         "significant if it holds over seeds and over test users, after correction for the number "
         f"of comparisons (p < {SIGNIFICANT}). Each report gives all figures, the search, the LE's "

@@ -25,6 +25,7 @@ from recbole_lea import record
 from recbole_lea.compat import evaluate_rows, plain
 from recbole_lea.config import absolute_paths
 from recbole_lea.data.dataset import LEADataset
+from recbole_lea.le.versions import code_version
 from recbole_lea.quick_start import backbone_config, prepare
 
 # RecBole rounds to 4 places: too coarse for a difference between two seeds.
@@ -114,7 +115,7 @@ def main() -> None:
 def execute(spec: Spec, folder: Path) -> None:
     """Do a run; ``folder`` gets its results."""
     start, folder = time.perf_counter(), folder.absolute()
-    code = record.code_version()  # before the training: the files may change meanwhile
+    code = code_version()  # before the training: the files may change meanwhile
     config = spec.config()
     given = plain(config.final_config_dict)
     for key, path in absolute_paths(config).items():

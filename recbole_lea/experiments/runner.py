@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from recbole_lea import record
 from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
 from recbole_lea.le.store import write_json
+from recbole_lea.le.versions import code_version
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Outcome:
     Attributes:
         method: the row.
         trials: keys and best validation score of each finished trial.
+        trial_records: their ``run.json``.
         chosen: keys of the best one; None while trials are missing.
         records: seed -> ``run.json`` of the finished tests.
         users: seed -> metric -> values by test user.
@@ -80,6 +81,7 @@ class Outcome:
 
     method: Method
     trials: list[tuple[dict[str, Any], float]]
+    trial_records: list[dict[str, Any]]
     chosen: dict[str, Any] | None
     records: dict[int, dict[str, Any]]
     users: dict[int, dict[str, Users]]
@@ -130,7 +132,7 @@ class Benchmark:
                 raise ValueError(f"no row is called {name!r}; there are: {', '.join(labels)}")
         self.folder = self.results / self.dataset
         self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
-        self.code = record.code_version()["fingerprint"]
+        self.code = code_version()["fingerprint"]
         self.data = self._data_fingerprint()
 
     def _data_fingerprint(self) -> str:
@@ -264,6 +266,7 @@ class Benchmark:
                 method,
                 [(point, content["best_valid_score"])
                  for point, (_, content) in zip(points, trials, strict=False) if content],
+                [content for _, content in trials if content],
                 self.chosen(method),
                 {run.spec.seed: content for run, content in tests if content},
                 {run.spec.seed: run.users() for run, content in tests if content},

@@ -157,15 +157,20 @@ def gain_interval(
     return (low, high) if np.isfinite([low, high]).all() else (None, None)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None], n: int) -> list[float | None]:
     """Holm's correction for the number of comparisons; None stays None.
 
     Holm, A simple sequentially rejective multiple test procedure, 1979.
+
+    Args:
+        p_values: of the comparisons made so far.
+        n: comparisons planned. Those that are still to be made count as the largest, which
+            corrects most: whatever they turn out to be, no corrected value rises.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
     for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        highest = max(highest, min(1.0, (n - rank) * p))
         corrected[i] = highest
     return corrected

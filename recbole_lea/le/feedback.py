@@ -191,7 +191,8 @@ class Feedback:
         sequences: the training sequences.
         n_items: items to draw negatives from.
         seed: of the negative draws and of the permutation.
-        shuffle: give each transition the states and rewards of another one (a control).
+        shuffle: give each transition the states and rewards of another one, and from its own list
+            the item at the place that was chosen in the other's (a control).
         scale: reward scale; None where rewards are not wanted.
         state_dim: width of a state; None where states are not wanted.
     """
@@ -216,8 +217,23 @@ class Feedback:
         self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None
         self.share: Share | None = None  # in a training in several processes
 
-    def augment(self, actions: np.ndarray, scores: np.ndarray | None) -> None:
-        """Add the predicted positive action of each transition and its reward score."""
+    def augment(
+        self,
+        actions: np.ndarray,
+        scores: np.ndarray | None,
+        candidates: np.ndarray | None = None,
+    ) -> None:
+        """Add the predicted positive action of each transition and its reward score.
+
+        Args:
+            actions: LE item indices [n_transitions].
+            scores: of the actions [n_transitions], or None.
+            candidates: what they were chosen from [n_transitions, k]; ``shuffle`` needs them,
+                unless the actions are what an earlier run made of them.
+        """
+        if self.others is not None and candidates is not None:
+            place = (candidates == actions[:, None]).argmax(axis=1)[self.others, None]  # [n, 1]
+            actions = np.take_along_axis(candidates, place, axis=1)[:, 0]
         self.augmented = (actions, scores)
 
     def lookup(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -237,6 +253,10 @@ class Feedback:
             found["state"], found["next_state"] = self._states(judged)
         if self.scale is not None:
             positive, negative, items = self._rewards(judged)
+            if self.others is not None:  # another's negative may be this row's own positive
+                own = np.array([self.sequences.action(*at) for at in self._pairs(rows)])
+                others = uniform_except(self.rng, own, self.n_items, own.shape)
+                items = np.where(items == own, others, items)
             found["reward"] = self.scale(positive)
             found["negative_reward"] = self.scale(negative)
             found["negative"] = torch.from_numpy(items)
@@ -247,17 +267,14 @@ class Feedback:
                 found["augmented_reward"] = self.scale(_float(scores[judged]))
         return found
 
+    def _pairs(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        return list(zip(*(part.tolist() for part in self.sequences.locate(rows)), strict=True))
+
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         raise NotImplementedError
-
-    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Transition numbers to (sequence, t)."""
-        starts = self.sequences.transition_starts
-        sequence = np.searchsorted(starts, rows, side="right") - 1
-        return sequence, rows - starts[sequence] + 1
 
 
 class PrecomputedFeedback(Feedback):
@@ -284,7 +301,7 @@ class PrecomputedFeedback(Feedback):
 
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         assert self.states is not None
-        sequence, t = self.locate(rows)
+        sequence, t = self.sequences.locate(rows)
         first = self.sequences.state_starts[sequence] + t - 1
         return _float(take(self.states, first)), _float(take(self.states, first + 1))
 
@@ -309,9 +326,6 @@ class LiveFeedback(Feedback):
     def __init__(self, environment: Environment, **options) -> None:
         super().__init__(**options)
         self.environment = environment
-
-    def _pairs(self, rows: np.ndarray) -> list[tuple[int, int]]:
-        return list(zip(*(part.tolist() for part in self.locate(rows)), strict=True))
 
     def _states(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         state, history = self.environment.prompts.state, self.sequences.history

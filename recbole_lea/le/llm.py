@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -140,7 +141,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         raise ValueError(f"lea_llm_dtype is {name!r}; use auto, float32, bfloat16 or float16")
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
@@ -174,6 +175,10 @@ def load_llm(
     file = {"gguf_file": gguf} if gguf else {}
     options = dict(options or {})
     keywords: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
+    if gguf and hasattr(transformers, "GgufConfig"):
+        # Newer versions leave the blocks packed where the package `kernels` is installed: by code
+        # from the Hub, and as weights that an adapter can neither train beside nor be merged into.
+        keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if device.type == "cpu":
         keywords["attn_implementation"] = "eager"  # sdpa is slower there than plain products
     part = ".gguf file" if gguf else "model"

@@ -46,7 +46,7 @@ from recbole_lea.le.store import (
     write_json,
     write_record,
 )
-from recbole_lea.le.versions import versions
+from recbole_lea.le.versions import code_version, versions
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class Pipeline:
         self.progress_bar = progress_bar and processes().is_main_process
         self.folder = Path(settings.cache_dir) / dataset
         self.device = pick_device()
+        self.code = code_version()  # before any stage: the files may change meanwhile
         self.negatives = sample_negatives(
             sequences, len(catalogue), settings.negative_pool, settings.seed
         )
@@ -321,11 +322,12 @@ class Pipeline:
         return environment
 
     def diagnostics(self) -> dict[str, Any]:
-        """The fine-tuning's last record, if the LE has been built, and ``measured``."""
+        """The fine-tuning's last record and the code that made it, if it is done; ``measured``."""
         record = {}
         if self._is_done("environment"):
-            path = self._folder("environment") / "history.json"
-            record = read_json(path)[-1]
+            folder = self._folder("environment")
+            record = read_json(folder / "history.json")[-1]
+            record["code"] = (read_record(folder / DONE) or {}).get("code")
         return record | self.measured
 
     def _report_quality(self) -> None:
@@ -721,6 +723,7 @@ class Pipeline:
             "llm_dtype": self.llm_dtype,
             "settings": settings,
             "versions": versions(),
+            "code": self.code,
         }
 
     @property

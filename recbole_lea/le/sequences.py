@@ -63,6 +63,11 @@ class Sequences:
         """Whether a sequence holds an item twice."""
         return any(len(np.unique(items)) < len(items) for items in self.items)
 
+    def locate(self, transitions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Transition numbers [B] to sequences and t, [B] each."""
+        sequence = np.searchsorted(self.transition_starts, transitions, side="right") - 1
+        return sequence, transitions - self.transition_starts[sequence] + 1
+
     def history(self, sequence: int, t: int) -> np.ndarray:
         """x_{1:t}."""
         return self.items[sequence][:t]

@@ -401,7 +401,7 @@ class LEARecommender(Readable):
         actions = torch.stack([positive, negative, *chosen], dim=1)
         q_positive, q_negative, *q_chosen = q_head.values(state, actions).unbind(1)  # [B] each
         discount = {"gamma": self.gamma, "td_scale": self.td_scale}
-        q_loss = td_loss(q_positive, reward * going_on, next_value, **discount)
+        q_loss = td_loss(q_positive, reward, next_value, **discount)
         q_loss = q_loss + td_loss(q_negative, negative_reward, value, **discount)
         actions = torch.stack([positive, *chosen], dim=1)
         supervised, *augmented = supervised_loss(logits, actions).unbind(1)  # [B] each
@@ -411,7 +411,7 @@ class LEARecommender(Readable):
         if self.switches.augmentation in ("supervised", "both"):
             terms.append(self._augmented_supervised(augmented, logits))
         if self.switches.augmentation in ("Q", "both"):
-            terms.append(self._augmented_q(q_chosen, next_value, going_on, interaction, discount))
+            terms.append(self._augmented_q(q_chosen, next_value, interaction, discount))
         return tuple(terms)
 
     def _chosen(self, interaction) -> list[Tensor]:
@@ -424,14 +424,14 @@ class LEARecommender(Readable):
         """w_ah L_ah (Eq. 14); 0 before the augmentation has started."""
         return self.w_ah * losses[0].mean() if losses else logits.new_zeros(())
 
-    def _augmented_q(self, q_chosen, next_value, going_on, interaction, discount) -> Tensor:
+    def _augmented_q(self, q_chosen, next_value, interaction, discount) -> Tensor:
         """w_aq L_aq (Eq. 15); 0 before the augmentation has started."""
         if not q_chosen:
             return next_value.new_zeros(())
         reward = torch.full_like(next_value, self.r_pos)
         if self.switches.le_reward:
             reward = self._field(interaction, "augmented_reward")
-        return self.w_aq * td_loss(q_chosen[0], reward * going_on, next_value, **discount).mean()
+        return self.w_aq * td_loss(q_chosen[0], reward, next_value, **discount).mean()
 
     def _actions(self, interaction, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Negative action, reward of the positive and reward of the negative, each [B]."""

@@ -50,8 +50,8 @@ def td_loss(q: Tensor, reward: Tensor, next_value: Tensor, gamma: float, td_scal
 
     Eq. 10 with the positive action and V of s_{t+1}; Eq. 11 with the negative action and V of
     s_t, as a negative action does not change the state; Eq. 15 with the LE's choice and V of
-    s_{t+1}. c is ``td_scale`` (deviation 2). At the end of a session the whole target of the
-    positive actions is 0 (deviation 6): the caller masks reward and value.
+    s_{t+1}. c is ``td_scale`` (deviation 2). At the end of a session there is no s_{t+1}:
+    the caller gives 0 as its V (deviation 6).
 
     Args:
         q: Q(s_t, a) of the updated copy [B].

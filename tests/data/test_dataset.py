@@ -63,7 +63,7 @@ def test_planted_values_reach_their_rows(tiny_config, tiny_dataset, planted, eva
             target = dataset.id2token("item_id", int(batch["item_id"][b]))
             history = dataset.id2token("item_id", batch["item_id_list"][b])
             k = int(batch["lea_reward"][b])
-            s, t = (int(part[0]) for part in data.lea_feedback.locate(np.array([k])))
+            s, t = (int(part[0]) for part in data.lea_pipeline.sequences.locate(np.array([k])))
             assert sequences.users[s] == user
             le_items = [catalogue.tokens[i] for i in sequences.items[s]]
             assert le_items == raw[user][: len(le_items)]
@@ -119,6 +119,14 @@ def test_no_held_out_interaction_reaches_the_le(tiny_config, tiny_dataset, monke
         positives += [tokens[i] for i in pipeline.sequences.items[s][1:]]
     assert {name for name, *_ in calls} == {"reward", "state", "select"}
     assert sorted(positives) == sorted(x for s in visible.values() for x in s[1:])
+
+
+def test_times_that_cannot_be_ordered_over_all_users(tiny_config, monkeypatch):
+    monkeypatch.setattr("recbole_lea.data.dataset.EXACT_FLOAT32", 3)
+    create_dataset(tiny_config(lea_method="base"))  # within each user they can
+    split = {"split": {"RS": [8, 1, 1]}, "group_by": "none", "order": "TO", "mode": "full"}
+    with pytest.raises(ValueError, match="different times .* group_by: user"):
+        create_dataset(tiny_config(lea_method="base", eval_args=split))
 
 
 def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset):

@@ -44,5 +44,6 @@ def outcome(method, means, seed=0, **changes):
         values = np.clip(mean + rng.normal(0, 0.05, 60), 0, 1)
         records[number] = run_json(float(values.mean()), seed=number, **changes)
         users[number] = {metric: Users(tokens, rows, values) for metric in METRICS}
-    return Outcome(method, [({"learning_rate": 0.001}, 0.1)], {"learning_rate": 0.001}, records,
-                   users)  # fmt: skip
+    chosen = {"learning_rate": 0.001}
+    trial = run_json(0.1, kind="trial", **changes)
+    return Outcome(method, [(chosen, 0.1)], [trial], chosen, records, users)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recbole_lea.experiments.statistics import (
     Users,
@@ -77,9 +79,16 @@ def test_interval_holds_the_gain_and_shrinks_with_users():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([None]) == [None]
+    assert holm([0.01, None, 0.04, 0.03], 3) == pytest.approx([0.03, None, 0.06, 0.06])
+    assert holm([0.9, 0.8], 2) == [1.0, 1.0]
+    assert holm([None], 1) == [None]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(1, 6))
+def test_comparisons_to_come_never_raise_a_corrected_value(p_values, made):
+    early = holm(p_values[:made], len(p_values))
+    final = holm(p_values, len(p_values))
+    assert all(a >= b - 1e-12 for a, b in zip(early, final, strict=False))
 
 
 def test_average_is_over_seeds():

@@ -1,7 +1,5 @@
 """Feedback rows, the choice among the top-5, and reward scales."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -54,7 +52,9 @@ def test_lookup_finds_each_transition_s_own_rows():
 
 def test_shuffled_feedback_is_that_of_other_transitions():
     feedback, rows = planted(shuffle=True), np.arange(SEQUENCES.n_transitions)
-    feedback.augment(rows % 12, rows.astype(np.float32))
+    lists = (rows[:, None] + np.arange(5)) % 12
+    place = rows % 5
+    feedback.augment(lists[rows, place], rows.astype(np.float32), lists)
     found = feedback.lookup(rows)
     order = found["reward"].long()
     assert sorted(order.tolist()) == rows.tolist()
@@ -63,8 +63,12 @@ def test_shuffled_feedback_is_that_of_other_transitions():
     for name in ("state", "next_state", "reward"):
         assert torch.equal(found[name], plain[name])
     assert torch.equal(found["augmented_reward"], order.float())
-    assert found["augmented"].tolist() == (rows % 12).tolist()  # the model's own list stays
+    # the model's own list stays, the LE's choice from it is lost
+    assert found["augmented"].tolist() == lists[rows, place[order.numpy()]].tolist()
     assert torch.equal(feedback.lookup(rows)["state"], found["state"])
+    own = [SEQUENCES.action(s, t) for s, t in feedback._pairs(rows)]
+    draws = np.array([feedback.lookup(rows)["negative"].numpy() for _ in range(20)])
+    assert (draws != own).all()
 
 
 def test_every_negative_of_the_pool_is_drawn():
@@ -154,7 +158,7 @@ def test_live_feedback_equals_the_model_asked_directly(settings, state_input, re
     )
     found = live.lookup(np.array([9, 0]))
     for row, k in enumerate([9, 0]):
-        s, t = (int(part[0]) for part in live.locate(np.array([k])))
+        s, t = (int(part[0]) for part in live.sequences.locate(np.array([k])))
         assert found["negative"][row] != SEQUENCES.action(s, t)
         prompts = [
             env.prompts.reward(SEQUENCES.history(s, t), SEQUENCES.action(s, t)),
@@ -174,9 +178,9 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
     n = 10 * 2**30 // (2 * width * length)
     shape = (n * length, width)
     np.lib.format.open_memmap(tmp_path / "states.npy", "w+", np.float16, shape)
-    sequences = SimpleNamespace(
-        state_starts=np.arange(n + 1) * length, transition_starts=np.arange(n + 1) * (length - 1)
-    )
+    sequences = Sequences.__new__(Sequences)  # without the items
+    sequences.state_starts = np.arange(n + 1) * length
+    sequences.transition_starts = np.arange(n + 1) * (length - 1)
     states = np.load(tmp_path / "states.npy", mmap_mode="r")
     feedback = PrecomputedFeedback(
         states, None, None, sequences=sequences, n_items=2, seed=0, scale=None, state_dim=width

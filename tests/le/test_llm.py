@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from recbole_lea.le import llm
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.llm import fingerprint, load_llm, locate, pick_dtype
 from recbole_lea.le.pipeline import Pipeline
@@ -244,6 +246,24 @@ def test_only_a_pad_token_may_have_no_embedding(tiny_llm, tmp_path):
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="'moonlight'"):
         load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+@pytest.mark.skipif(not hasattr(transformers, "GgufConfig"), reason="always unpacked there")
+@pytest.mark.parametrize("own", [{}, {"quantization_config": "own"}])
+def test_gguf_weights_are_unpacked_unless_options_say_otherwise(tmp_path, monkeypatch, own):
+    (tmp_path / "x.gguf").write_bytes(b"")
+    asked = {}
+
+    def recorded(folder, **keywords):
+        asked.update(keywords)
+        raise OSError("stop")
+
+    monkeypatch.setattr(llm.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(llm.AutoModelForCausalLM, "from_pretrained", recorded)
+    with pytest.raises(OSError, match="stop"):
+        load_llm(str(tmp_path), "float32", torch.device("cpu"), own)
+    found = asked["quantization_config"]
+    assert found == "own" if own else found.dequantize
 
 
 @pytest.mark.parametrize("absolute", [True, False])

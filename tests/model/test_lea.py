@@ -194,7 +194,7 @@ def plain_terms(model, batch, negative, reward, negative_reward):
     alive = 1 - batch["lea_done"]
     v = at(q_other, q[:, 1:].argmax(1) + 1).detach()
     v2 = at(q2_other, q2[:, 1:].argmax(1) + 1).detach() * alive
-    td_error = [(reward * alive + 0.5 * v2, a), (negative_reward + 0.5 * v, negative)]
+    td_error = [(reward + 0.5 * v2, a), (negative_reward + 0.5 * v, negative)]
     q_loss = sum(0.5 * (target - at(q, actions)) ** 2 for target, actions in td_error)
     logits = model.forward(seq, length) @ model.item_embedding.weight.T
     supervised = F.cross_entropy(logits, a, reduction="none")
@@ -207,7 +207,7 @@ def plain_terms(model, batch, negative, reward, negative_reward):
         chosen, reward = batch["lea_augmented"], torch.ones_like(alive)
         if model.switches.le_reward:
             reward = batch["lea_augmented_reward"]
-        target = reward * alive + 0.5 * v2
+        target = reward + 0.5 * v2
         terms.append(0.1 * F.cross_entropy(logits, chosen))
         terms.append(0.01 * (0.5 * (target - at(q, chosen)) ** 2).mean())
     return terms

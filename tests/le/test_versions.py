@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from recbole_lea import record
+from recbole_lea.le import versions
 
 
 @pytest.fixture
@@ -13,12 +13,12 @@ def checkout(tmp_path, monkeypatch):
     root = tmp_path / "repository"
     package = root / "recbole_lea"
     (package / "experiments").mkdir(parents=True)
-    for name in ("record.py", "speed.py", "experiments/plan.py"):
+    for name in ("__init__.py", "record.py", "speed.py", "experiments/plan.py"):
         (package / name).write_text("x = 1\n")
     (root / "properties").mkdir()
     (root / "properties" / "lea.yaml").write_text("x: 1\n")
     (root / "setup.cfg").write_text("[metadata]\n")
-    monkeypatch.setattr(record, "__file__", str(package / "record.py"))
+    monkeypatch.setattr(versions, "FOLDER", package)
 
     def git(*arguments):
         own = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "init.defaultBranch=main"]
@@ -33,11 +33,11 @@ def checkout(tmp_path, monkeypatch):
 
 def test_a_clean_checkout_has_its_commit(checkout):
     root, git = checkout
-    found = record.code_version()
+    found = versions.code_version()
     assert (found["commit"], found["clean"]) == (git("rev-parse", "HEAD"), True)
     (root / "results").mkdir()
     (root / "results" / "README.md").write_text("what a benchmark writes")
-    assert record.code_version() == found
+    assert versions.code_version() == found
 
 
 @pytest.mark.parametrize("name", ["recbole_lea/record.py", "recbole_lea/new.py",
@@ -45,21 +45,21 @@ def test_a_clean_checkout_has_its_commit(checkout):
 def test_a_change_is_not_clean(checkout, name):
     root, _ = checkout
     (root / name).write_text("x = 2\n")
-    assert record.code_version()["clean"] is False
+    assert versions.code_version()["clean"] is False
 
 
 def test_the_fingerprint_is_of_the_code_that_trains(checkout):
     root, _ = checkout
-    before = record.code_version()["fingerprint"]
+    before = versions.code_version()["fingerprint"]
     for name in ("speed.py", "experiments/plan.py"):
         (root / "recbole_lea" / name).write_text("x = 2\n")
-    assert record.code_version()["fingerprint"] == before
+    assert versions.code_version()["fingerprint"] == before
     (root / "recbole_lea" / "record.py").write_text("x = 2\n")
-    assert record.code_version()["fingerprint"] != before
+    assert versions.code_version()["fingerprint"] != before
 
 
 def test_an_installed_package_has_no_commit(checkout):
     root, git = checkout
     git("rm", "--cached", "-r", "recbole_lea")  # as in a virtual environment in a checkout
-    found = record.code_version()
+    found = versions.code_version()
     assert (found["commit"], found["clean"]) == (None, False)
