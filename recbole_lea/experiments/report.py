@@ -31,10 +31,10 @@ TESTS = (
     "p (seeds): paired t-test over seeds (`scipy.stats.ttest_rel`). p (users): paired permutation "
     "test over test users (`scipy.stats.permutation_test`, signs flipped, 9,999 resamples), each "
     "user's metric averaged over seeds. Both are two-sided and, by Holm's method, corrected for "
-    "the {n} comparisons that the table plans, made or not, metric by metric. \\* marks a row where "
-    "both are below 0.05: seeds alone say nothing about other users, users alone nothing about "
-    "other seeds. The interval is a 95 % bootstrap over test users. Seeds are of the recommender's "
-    "training; all share one LE and one split of the users, so nothing here speaks of another LE. "
+    "the {n} comparisons that the table plans, made or not, metric by metric. \\* marks a row "
+    "where both are below 0.05: seeds alone say nothing about other users, users alone nothing of "
+    "other seeds. The interval is a 95 % bootstrap over test users. Seeds are those of the "
+    "recommender: all share one LE and one split of the users, so nothing here speaks of others. "
     "With {seeds} seeds the t-test has {freedom} degrees of freedom and takes differences between "
     "seeds for normal; it can show large and steady gains, not small ones."
 )
@@ -424,10 +424,10 @@ class Report:
                 f"{config['lea_llm']}, {config['lea_finetune_fraction']:.0%} of the sequences, "
                 f"state weight {config['lea_state_weight']:g}",
                 _number(le.get("accuracy")), _number(le.get("hit_10")), str(le.get("n", "")),
-                _number(le.get("reward_popularity")),
+                _number(le.get("reward_popularity")), str((le.get("code") or {}).get("commit")),
             ])  # fmt: skip
         header = ["LE", "reward accuracy", "state hit@10", "held-out transitions",
-                  "reward and popularity (Spearman)"]  # fmt: skip
+                  "reward and popularity (Spearman)", "commit"]  # fmt: skip
         text = _table(header, lines) if lines else ""
         chosen = []
         for outcome in self.done:

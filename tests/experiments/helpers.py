@@ -28,7 +28,7 @@ def run_json(values, **changes):
         "stages": {"training": {"seconds": 50.0, "peak_memory_mb": 900.0}},
         "data": {"users": 40, "items": 20, "training transitions": 100, "validation rows": 40,
                  "test rows": 40, "test users": 40},
-        "le": {}, "best_valid_score": 0.1, "best_is_warmup": False,
+        "le": {"code": CODE}, "best_valid_score": 0.1, "best_is_warmup": False,
         "valid_curve": [[0, 0.05], [1, 0.1], [2, 0.09]],
         "test_result": dict.fromkeys(METRICS, values),
     }  # fmt: skip

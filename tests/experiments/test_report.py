@@ -66,6 +66,40 @@ def test_p_values_need_both_tests_and_are_corrected(outcomes):
     assert rows["LER"]["p_users"] == pytest.approx(3 * alone["LER"]["p_users"])
 
 
+def test_comparisons_still_to_be_made_count(outcomes):
+    made = report([*outcomes[:3], *(dataclasses.replace(o, records={}) for o in outcomes[3:])])
+    rows = {r["method"]: r for r in report(outcomes).rows if r["metric"] == "NDCG@10"}
+    early = {r["method"]: r for r in made.rows if r["metric"] == "NDCG@10"}
+    assert early["LER"]["p_users"] == rows["LER"]["p_users"]  # 3 planned, of which it is the first
+    assert early["LER"]["p_seeds"] == rows["LER"]["p_seeds"]
+
+
+def test_every_method_is_compared_with_recbole_s_own_class(outcomes):
+    made = report(outcomes)
+    rows = {r["method"]: r for r in made.rows if r["metric"] == "NDCG@10"}
+    found = rows["LER"]["over_recbole"]
+    assert found["relative_gain"] == pytest.approx(
+        rows["LER"]["mean"] / rows["RecBole"]["mean"] - 1
+    )
+    assert rows["RecBole"]["over_recbole"]["relative_gain"] is None
+    # four comparisons here, three with the method's own baseline
+    assert found["p_users"] == pytest.approx(rows["LER"]["p_users"] * 4 / 3)
+    text = made.markdown([]).partition("over RecBole's own class")[2]
+    assert "| SASRec SA2C LER | +" in text and "| SASRec RecBole |" not in text.split("##")[0]
+
+
+def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
+    outcomes[0].records[1]["config"] |= {"state_dim": 64, "warmup": "5 epochs"}
+    text = report(outcomes).markdown([])
+    assert "| state_dim | `64` (shipped: `None`) |" in text
+    assert "w_ah" not in text
+
+
+def test_no_trial_is_said(outcomes):
+    none = [dataclasses.replace(o, trials=[], trial_records=[]) for o in outcomes]
+    assert "| SASRec SA2C LER | none |" in report(none).markdown([])
+
+
 def test_one_seed_has_no_deviation_and_no_significance(outcomes):
     short = [
         dataclasses.replace(o, records={1: o.records[1]}, users={1: o.users[1]}) for o in outcomes
@@ -110,6 +144,14 @@ def test_what_keeps_results_from_being_final(outcomes, change, reason):
     assert "**Not final**: " + found in report(outcomes).markdown([])
     outcomes[2].records[3] |= run_json(0.1)
     assert len(not_final(outcomes, [run_json(0.1, **change)], 5)) == 1  # an LE's run as well
+    outcomes[2].trial_records[0] |= change  # and a trial, which has chosen the keys
+    assert not_final(outcomes, [], 5) == [found]
+
+
+@pytest.mark.parametrize("le", [{}, {"code": None}, {"code": CODE | {"clean": False}}])
+def test_an_le_of_unknown_code_is_not_final(outcomes, le):
+    (found,) = not_final(outcomes, [run_json(0.1, le=le)], 5)
+    assert "LE was trained by code" in found
 
 
 def test_another_commit_with_the_same_training_code_is_final(outcomes):
