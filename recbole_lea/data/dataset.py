@@ -131,8 +131,8 @@ class LEADataset(SequentialDataset):
             if grouping != "user" and self.config["eval_protocol"] != "paper":
                 raise ValueError(
                     f"{self._inter_path}: {int(rank.max()) + 1:,} different times are more than "
-                    f"the {EXACT_FLOAT32:,} that RecBole can order over all users: split by "
-                    "`eval_args` with `group_by: user`, or round the times"
+                    f"the {EXACT_FLOAT32:,} that RecBole can order over all users: split with "
+                    "`group_by: user`, or round the times"
                 )
             # the order within each user is what counts
             users = self.inter_feat.groupby(self.uid_field)[self.time_field]
