@@ -259,6 +259,7 @@ RULES: dict[str, tuple[Check, str]] = {
     ),
     "lea_state_loss": _one_of("softmax", "pairwise"),
     "lea_state_weight": _WEIGHT,
+    "lea_selection_weight": _WEIGHT,
     "lea_state_input": _one_of("items", "prompt"),
     "lea_state_head": _one_of("residual", "none"),
     "lea_reward_head": _one_of("state", "none"),

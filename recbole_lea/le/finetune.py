@@ -12,7 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment, Reads
-from recbole_lea.le.losses import reward_loss, state_pairwise_loss, state_softmax_loss
+from recbole_lea.le.feedback import choose
+from recbole_lea.le.losses import (
+    reward_loss,
+    selection_loss,
+    state_pairwise_loss,
+    state_softmax_loss,
+)
 from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.processes import own_part, processes, sum_gradients
@@ -146,6 +152,11 @@ def finetune(
                 epoch, record["reward_loss"], record["state_loss"], evaluation.n,
                 evaluation.accuracy, evaluation.margin, evaluation.hit_10, evaluation.ndcg_10,
             )  # fmt: skip
+            if settings.selection_weight:
+                with PromptBar(f"LE selection {epoch}", len(pairs), progress_bar) as bar:
+                    right = selection_accuracy(environment, sequences, pairs, settings, bar)
+                record["selection_accuracy"] = right
+                logger.info("LE epoch %d: selection accuracy %.3f", epoch, right)
         history.append(record)
         if processes().is_main_process:
             _save_checkpoint(environment, optimizer, step, history, folder)
@@ -179,11 +190,18 @@ def _train_step(
     environment.train()
     table, head = environment.item_tokens, environment.state_head
     positives = np.array([sequences.action(s, t) for s, t in batch])
-    shape = (len(batch), settings.finetune_negatives)
-    negatives = uniform_except(rng, positives[:, None], len(table), shape)
+    n_negatives = settings.finetune_negatives
+    negatives = uniform_except(rng, positives[:, None], len(table), (len(batch), n_negatives))
     own = own_part(range(len(batch)))
-    groups = _prompts(environment, sequences, batch, positives, negatives)[own.start : own.stop]
-    size = settings.finetune_negatives + 2  # prompts of a transition
+    groups = _prompts(environment, sequences, batch, positives, negatives)
+    places, k = None, min(len(settings.selection_labels), len(table))
+    if settings.selection_weight:
+        lists = selection_lists(rng, positives, len(table), k)
+        places = torch.from_numpy((lists == positives[:, None]).argmax(1)).to(table.device)
+        for group, (s, t), listed in zip(groups, batch, lists, strict=True):
+            group.append(environment.prompts.select(sequences.history(s, t), listed))
+    groups = groups[own.start : own.stop]
+    size = len(groups[0]) if groups else 1  # prompts of a transition
     items = torch.from_numpy(positives).to(table.device)
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
@@ -192,17 +210,25 @@ def _train_step(
     def learn(packed: PackedBatch) -> Tensor:
         """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
         reads = environment.reads(packed, environment.hidden(packed))
-        rewards = environment.reward_of(reads).view(-1, size)  # [N, 1 + K + 1]
-        positive, negative = rewards[:, :1], rewards[:, 1:-1]
-        target = items[own.start + packed.prompts[0::size] // size]
+        rewards = environment.reward_of(reads).view(-1, size)  # [N, 1 + K + ...]
+        positive, negative = rewards[:, :1], rewards[:, 1 : 1 + n_negatives]
+        rows = own.start + packed.prompts[0::size] // size
+        target = items[rows]
         reward = reward_loss(positive, negative).mean(1)  # [N]
-        ends = Reads(reads.hidden[size - 1 :: size], reads.items[size - 1 :: size])
-        states = head.query(environment.state_of(ends))
+
+        def prompts(place: int) -> Reads:
+            return Reads(reads.hidden[place::size], reads.items[place::size])
+
+        states = head.query(environment.state_of(prompts(1 + n_negatives)))
         if settings.state_loss == "pairwise":
             state = state_pairwise_loss(states, head.keys, target, items)
         else:
             state = state_softmax_loss(states, head.keys, target)
         loss = (reward + settings.state_weight * state).sum() / len(batch)
+        if places is not None:
+            scores = environment.label_scores_of(prompts(size - 1))[:, :k]
+            selection = selection_loss(scores, places[rows])
+            loss = loss + settings.selection_weight * selection.sum() / len(batch)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
         add_gradients(loss, parameters)
@@ -259,6 +285,40 @@ def evaluate(
         ndcg_10=float(np.where(hit, 1 / np.log2(rank + 2.0), 0).mean()),
         n=len(pairs),
     )
+
+
+def selection_lists(
+    rng: np.random.Generator, positives: np.ndarray, n_items: int, k: int
+) -> np.ndarray:
+    """Lists of the next item [N] and uniform others in random order [N, k], k <= n_items."""
+    lists = np.empty((len(positives), k), dtype=np.int64)
+    for row, positive in zip(lists, positives, strict=True):
+        others = rng.choice(n_items - 1, size=k - 1, replace=False)
+        row[:] = rng.permutation([positive, *(others + (others >= positive))])
+    return lists
+
+
+def selection_accuracy(
+    environment: Environment,
+    sequences: Sequences,
+    pairs: list[tuple[int, int]],
+    settings: LESettings,
+    progress: PromptBar | None = None,
+) -> float:
+    """Share of lists of the next item and uniform others from which the LE picks the next item."""
+    positives = np.array([sequences.action(s, t) for s, t in pairs])
+    rng = np.random.default_rng([settings.seed, 4])
+    n_items = len(environment.item_tokens)
+    k = min(len(settings.selection_labels), n_items)
+    lists = selection_lists(rng, positives, n_items, k)
+    select = environment.prompts.select
+    groups = [
+        [select(sequences.history(s, t), listed)]
+        for (s, t), listed in zip(pairs, lists, strict=True)
+    ]
+    scores = environment.read(groups, environment.label_scores_of, progress)[:, :k]
+    chosen, _ = choose(scores, lists, settings.selection_calibration)
+    return float((chosen == positives).mean())
 
 
 @torch.inference_mode()

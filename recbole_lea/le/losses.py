@@ -56,6 +56,19 @@ def state_softmax_loss(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
     return F.cross_entropy(states @ table.T, items, reduction="none")
 
 
+def selection_loss(scores: Tensor, places: Tensor) -> Tensor:
+    """Joint loss of the positive-action model (deviation 15): the next item's label among all.
+
+    Args:
+        scores: log-probabilities of the label words [B, k].
+        places: where the next item stands in each list [B].
+
+    Returns:
+        Loss [B].
+    """
+    return F.cross_entropy(scores, places, reduction="none")
+
+
 def sentence_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Next-token loss of item tokenization, per predicted token [N, V], [N] -> [N]."""
     return F.cross_entropy(logits.float(), targets, reduction="none")

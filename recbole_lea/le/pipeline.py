@@ -203,6 +203,12 @@ class Pipeline:
             prompts["titles"] = self.titles
         learning = _subset(s, "finetune_")
         del learning["finetune_eval"]  # it measures only
+        if s.selection_weight:
+            learning["selection"] = {
+                "weight": s.selection_weight,
+                "prompt": s.selection_prompt + s.selection_suffix,
+                "labels": s.selection_labels,
+            }
         environment = _key(
             items=items,
             sequences=self.sequences.fingerprint,

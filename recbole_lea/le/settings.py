@@ -49,6 +49,7 @@ class LESettings:
     lora_targets: tuple[str, ...] | str
     state_loss: str
     state_weight: float
+    selection_weight: float
     state_input: str
     state_head: str
     reward_head: str

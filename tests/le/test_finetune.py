@@ -55,8 +55,48 @@ def test_reward_model_learns_a_preference(settings, tmp_path, state_loss):
     assert ft.evaluation_of(history[-1]).better_than_chance
 
 
-def test_resumed_equals_uninterrupted(settings, tmp_path):
-    s = settings(finetune_epochs=3, finetune_lr=0.01, lora_dropout=0.1)
+def test_lists_hold_the_next_item_once_at_any_place():
+    rng, positives = np.random.default_rng(0), np.arange(300) % 12
+    lists = ft.selection_lists(rng, positives, 12, 5)
+    assert all(len(set(row)) == 5 for row in lists.tolist())
+    places = (lists == positives[:, None]).argmax(1)
+    assert (lists[np.arange(300), places] == positives).all()
+    assert np.bincount(places, minlength=5).min() > 40
+    assert set(lists.ravel().tolist()) == set(range(12))
+    assert set(ft.selection_lists(rng, positives, 12, 12)[0].tolist()) == set(range(12))
+
+
+def test_the_joint_loss_teaches_the_selection_prompt(settings, tmp_path):
+    """Even items follow, odd ones never do: of two, an odd one is never the answer."""
+    items = Catalogue({f"i{n:02}": {"title": "red" if n % 2 else "blue"} for n in range(12)})
+    rng = np.random.default_rng(0)
+    users = {f"u{u}": [f"i{2 * rng.integers(6):02}" for _ in range(6)] for u in range(40)}
+    sequences = Sequences(users, items)
+    keys = {"finetune_epochs": 15, "finetune_lr": 0.003, "finetune_fraction": 0.6, "max_history": 1,
+            "finetune_eval": 80, "finetune_warmup": 2, "selection_labels": ("first", "second"),
+            "selection_prompt": " of {list}", "lora_targets": "all-linear",
+            "lora_r": 32, "lora_alpha": 64}  # fmt: skip
+    right = []
+    for weight in (1.0, 0.0):
+        s = settings(selection_weight=weight, **keys)
+        env = environment(s)
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        history = ft.finetune(env, sequences, s, folder, progress_bar=False)
+        assert ("selection_accuracy" in history[-1]) == (weight > 0)
+        _, measured = ft.split_sequences(sequences, s)
+        pairs = [(m, t) for m in measured for t in range(1, 6)][:80]
+        right.append(ft.selection_accuracy(env, sequences, pairs, s))
+        if weight:
+            assert history[-1]["selection_accuracy"] == right[0]
+    assert right[0] > 0.65 > right[1]
+
+
+@pytest.mark.parametrize("selection_weight", [0.0, 0.5])
+def test_resumed_equals_uninterrupted(settings, tmp_path, selection_weight):
+    s = settings(
+        finetune_epochs=3, finetune_lr=0.01, lora_dropout=0.1, selection_weight=selection_weight
+    )
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()

@@ -72,6 +72,7 @@ def test_a_cache_that_cannot_be_written_to_is_read_or_one_error(settings, log, m
         ({"action_prompt_item_last": " the next {item}"}, ["LE fine-tuning", "states", "rewards"]),
         ({"prompt_items": "title"}, ["LE fine-tuning", "states", "rewards"]),
         ({"title": "the {title}"}, []),
+        ({"selection_weight": 0.5}, ["LE fine-tuning", "states", "rewards"]),
         ({"negative_pool": 3}, ["rewards"]),
         ({"finetune_eval": 5}, []),
         ({"reward_scale": "raw"}, []),
