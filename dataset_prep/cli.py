@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import NoReturn
 
 from dataset_prep import amazon, lfm, sequences
 from dataset_prep.problems import PrepError
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, without the usage lines argparse puts before it."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 

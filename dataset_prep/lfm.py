@@ -207,7 +207,8 @@ def _texts(
             problems.add("kept tracks", "unknown id", f"{paths[TRACKS]}:{line} (artist)")
         if album >= 0 and album not in album_names:
             problems.add("kept tracks", "unknown id", f"{events}:{album_lines[n]} (album)")
-        yield str(tracks[n]), title, album_names.get(album, ""), artist_names.get(artist, "")
+        artist_name = "" if artist is None else artist_names.get(artist, "")
+        yield str(tracks[n]), title, album_names.get(album, ""), artist_name
 
 
 def convert(
