@@ -466,9 +466,9 @@ class Report:
         ])  # fmt: skip
 
     def _changed(self) -> dict[str, str]:
-        """What all methods of a backbone have other than shipped, as far as our files say."""
+        """What our models have other than shipped; what makes the method left out."""
         found: dict[str, set[str]] = {}
-        for outcome in self.done:
+        for outcome in (outcome for outcome in self.done if not outcome.method.stock):
             defaults: dict[str, Any] = {}
             for path in internal_files(outcome.method.model, self.dataset):
                 defaults |= yaml.safe_load(path.read_text(encoding="utf-8"))

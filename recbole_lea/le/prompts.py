@@ -227,7 +227,7 @@ def following_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> li
 
 
 def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
-    """Word ids of each title as it follows a word, at least one.
+    """Word ids of each title as it follows a word; "unknown" where the tokenizer leaves nothing.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -235,9 +235,11 @@ def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[in
         limit: longer titles are cut to so many.
     """
     ids: list[list[int]] = []
+    unknown = following(tokenizer, " unknown")
     for first in range(0, len(titles), AT_ONCE):
         texts = [f" {title}" for title in titles[first : first + AT_ONCE]]
-        ids += [found[:limit] for found in following_all(tokenizer, texts, foreign=True)]
+        found = following_all(tokenizer, texts, foreign=True)
+        ids += [(words or unknown)[:limit] for words in found]
     return ids
 
 

@@ -89,10 +89,11 @@ def test_every_method_is_compared_with_recbole_s_own_class(outcomes):
 
 
 def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
-    outcomes[0].records[1]["config"] |= {"state_dim": 64, "warmup": "5 epochs"}
+    outcomes[0].records[1]["config"] |= {"transform": None}  # RecBole's own class
+    outcomes[1].records[1]["config"] |= {"state_dim": 64, "w_ah": 0.1}
     text = report(outcomes).markdown([])
     assert "| state_dim | `64` (shipped: `None`) |" in text
-    assert "w_ah" not in text
+    assert "w_ah" not in text and "| transform |" not in text
 
 
 def test_no_trial_is_said(outcomes):
