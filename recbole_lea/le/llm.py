@@ -176,7 +176,7 @@ def load_llm(
     options = dict(options or {})
     keywords: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
     if gguf and hasattr(transformers, "GgufConfig"):
-        # Newer versions leave the weights packed where the package `kernels` is installed: with code
+        # Newer versions leave the weights packed where the package `kernels` is installed: by code
         # from the Hub, and without a way to merge an adapter into them.
         keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if device.type == "cpu":
