@@ -50,6 +50,10 @@ ABOUT = {
     "LEA. Without a Q head, Normal can only have sv.",
     "table6": "Not in the paper. LE embeddings: item embeddings start from the LE's item tokens; "
     "the baseline is the same method without.",
+    "table7": "Not in the paper: a control. Shuffled: every transition has the LE's states and "
+    "rewards of another one, and from its own top-5 the place that the LE chose in the other's; "
+    "the baseline is the same method with the LE's feedback in its place. What the shuffled rows "
+    "say of the LE's choice below is from before the shuffling.",
     "figure5": "-IT: item titles in the prompt instead of item tokens; -SM: without the state "
     "loss (shown, as in the paper, by LES).",
 }
