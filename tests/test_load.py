@@ -1,6 +1,7 @@
 """The load report has its stages; what it measures is not judged here."""
 
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ def here(monkeypatch, tiny_llm):
     def part(command, input, **_):
         return SimpleNamespace(stdout=json.dumps(load.measure(**json.loads(input))))
 
-    monkeypatch.setattr(load.subprocess, "run", part)
+    monkeypatch.setattr(load, "subprocess", SimpleNamespace(run=part, PIPE=subprocess.PIPE))
     monkeypatch.setitem(load.KEYS, "train_batch_size", 16)
     monkeypatch.setattr(load, "tiny_llm", lambda folder, tokenizer_of: folder.symlink_to(tiny_llm))
 
