@@ -209,7 +209,7 @@ def _records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def _trial_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    return [record for outcome in outcomes for record in outcome.trial_records]
+    return [record for outcome in outcomes for _, record in outcome.trials]
 
 
 @dataclasses.dataclass
@@ -273,7 +273,10 @@ class Report:
             "metric": self.metric,
             "left_out": dict(self.left_out),
             "search": {
-                outcome.method.label: {"trials": outcome.trials, "chosen": outcome.chosen}
+                outcome.method.label: {
+                    "trials": [(keys, trial["best_valid_score"]) for keys, trial in outcome.trials],
+                    "chosen": outcome.chosen,
+                }
                 for outcome in self.outcomes
             },
         })  # fmt: skip
@@ -285,6 +288,7 @@ class Report:
         commits = sorted({str(record["code"]["commit"]) for record in records})
         planned = comparisons(self.outcomes)
         tests = TESTS.format(n=planned, seeds=self.n_seeds, freedom=self.n_seeds - 1)
+        over_recbole = self._over_recbole()
         state = "**Not final**: " + "; ".join(self.reasons) + "." if self.reasons else "Final."
         parts = [
             f"# {self.title} on {self.dataset}",
@@ -303,8 +307,8 @@ class Report:
             f"## Gains in {self.metric} over each method's own baseline",
             self._gains(),
             tests,
-            "## The same over RecBole's own class" if self._over_recbole() else "",
-            self._over_recbole(),
+            "## The same over RecBole's own class" if over_recbole else "",
+            over_recbole,
             "## Search",
             "On validation alone, with a seed that is not reported; the same number of trials for "
             "every method. Where there is one point to choose from, there are none. Last: tests "
@@ -376,32 +380,22 @@ class Report:
         for row in rows:
             if row["relative_gain"] is None:
                 continue
-            low, high = row["interval"] or (None, None)
             base = paper.get(row["baseline"])
             theirs = row["paper"] / base - 1 if base and row["paper"] else None
-            mark = " \\*" if row["p_value"] is not None and row["p_value"] < SIGNIFICANT else ""
-            lines.append([
-                row["label"], row["baseline"], _percent(row["relative_gain"]) + mark,
-                f"{_percent(low)} to {_percent(high)}", _percent(theirs),
-                _p_value(row["p_seeds"]), _p_value(row["p_users"]),
-            ])  # fmt: skip
+            gain, interval, *p_values = _comparison(row)
+            lines.append(
+                [row["label"], row["baseline"], gain, interval, _percent(theirs), *p_values]
+            )
         header = ["method", "baseline", "gain", "95 % interval", "paper's gain", "p (seeds)",
                   "p (users)"]  # fmt: skip
         return _table(header, lines)
 
     def _over_recbole(self) -> str:
-        lines = []
-        for row in self.of_metric(self.metric):
-            found = row["over_recbole"]
-            if found["relative_gain"] is None:
-                continue
-            low, high = found["interval"] or (None, None)
-            mark = " \\*" if (found["p_value"] or 1.0) < SIGNIFICANT else ""
-            lines.append([
-                row["label"], _percent(found["relative_gain"]) + mark,
-                f"{_percent(low)} to {_percent(high)}",
-                _p_value(found["p_seeds"]), _p_value(found["p_users"]),
-            ])  # fmt: skip
+        lines = [
+            [row["label"], *_comparison(row["over_recbole"])]
+            for row in self.of_metric(self.metric)
+            if row["over_recbole"]["relative_gain"] is not None
+        ]
         header = ["method", "gain", "95 % interval", "p (seeds)", "p (users)"]
         return _table(header, lines) if lines else ""
 
@@ -409,7 +403,7 @@ class Report:
         lines = []
         for outcome in self.done:
             chosen = ", ".join(f"{key} {value:g}" for key, value in (outcome.chosen or {}).items())
-            scores = [score for _, score in outcome.trials]
+            scores = [trial["best_valid_score"] for _, trial in outcome.trials]
             spread = f"{max(scores):.4f} ({min(scores):.4f} to {max(scores):.4f})" if scores else ""
             warm = sum(record["best_is_warmup"] for record in outcome.records.values())
             lines.append([
@@ -507,6 +501,16 @@ def _stages(records: list[dict[str, Any]]) -> list[str]:
 def _table(header: list[str], lines: list[list[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _comparison(found: Mapping[str, Any]) -> list[str]:
+    """Cells of what ``_compared`` found: gain, interval and the two p-values."""
+    low, high = found["interval"] or (None, None)
+    mark = " \\*" if found["p_value"] is not None and found["p_value"] < SIGNIFICANT else ""
+    return [
+        _percent(found["relative_gain"]) + mark, f"{_percent(low)} to {_percent(high)}",
+        _p_value(found["p_seeds"]), _p_value(found["p_users"]),
+    ]  # fmt: skip
 
 
 def _percent(value: float | None) -> str:

@@ -72,16 +72,14 @@ class Outcome:
 
     Attributes:
         method: the row.
-        trials: keys and best validation score of each finished trial.
-        trial_records: their ``run.json``.
+        trials: keys and ``run.json`` of each finished trial.
         chosen: keys of the best one; None while trials are missing.
         records: seed -> ``run.json`` of the finished tests.
         users: seed -> metric -> values by test user.
     """
 
     method: Method
-    trials: list[tuple[dict[str, Any], float]]
-    trial_records: list[dict[str, Any]]
+    trials: list[tuple[dict[str, Any], dict[str, Any]]]
     chosen: dict[str, Any] | None
     records: dict[int, dict[str, Any]]
     users: dict[int, dict[str, Users]]
@@ -264,9 +262,8 @@ class Benchmark:
             points = self.search.points(method)
             found.append(Outcome(
                 method,
-                [(point, content["best_valid_score"])
+                [(point, content)
                  for point, (_, content) in zip(points, trials, strict=False) if content],
-                [content for _, content in trials if content],
                 self.chosen(method),
                 {run.spec.seed: content for run, content in tests if content},
                 {run.spec.seed: run.users() for run, content in tests if content},

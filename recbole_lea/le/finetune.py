@@ -194,14 +194,14 @@ def _train_step(
     negatives = uniform_except(rng, positives[:, None], len(table), (len(batch), n_negatives))
     own = own_part(range(len(batch)))
     groups = _prompts(environment, sequences, batch, positives, negatives)
-    places, k = None, min(len(settings.selection_labels), len(table))
+    size = n_negatives + 2  # prompts of a transition
+    places = None
     if settings.selection_weight:
-        lists = selection_lists(rng, positives, len(table), k)
+        lists, asked = _selections(environment, sequences, batch, positives, rng)
         places = torch.from_numpy((lists == positives[:, None]).argmax(1)).to(table.device)
-        for group, (s, t), listed in zip(groups, batch, lists, strict=True):
-            group.append(environment.prompts.select(sequences.history(s, t), listed))
+        groups = [[*group, prompt] for group, prompt in zip(groups, asked, strict=True)]
+        size += 1
     groups = groups[own.start : own.stop]
-    size = len(groups[0]) if groups else 1  # prompts of a transition
     items = torch.from_numpy(positives).to(table.device)
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
@@ -226,7 +226,7 @@ def _train_step(
             state = state_softmax_loss(states, head.keys, target)
         loss = (reward + settings.state_weight * state).sum() / len(batch)
         if places is not None:
-            scores = environment.label_scores_of(prompts(size - 1))[:, :k]
+            scores = environment.label_scores_of(prompts(size - 1))[:, : lists.shape[1]]
             selection = selection_loss(scores, places[rows])
             loss = loss + settings.selection_weight * selection.sum() / len(batch)
         if not torch.isfinite(loss):
@@ -298,6 +298,18 @@ def selection_lists(
     return lists
 
 
+def _selections(
+    environment, sequences, pairs, positives, rng
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Lists that hold the next item [N, k], and the selection prompt of each."""
+    n_items = len(environment.item_tokens)
+    k = min(len(environment.settings.selection_labels), n_items)
+    lists = selection_lists(rng, positives, n_items, k)
+    select = environment.prompts.select
+    rows = zip(pairs, lists, strict=True)
+    return lists, [select(sequences.history(s, t), listed) for (s, t), listed in rows]
+
+
 def selection_accuracy(
     environment: Environment,
     sequences: Sequences,
@@ -308,15 +320,9 @@ def selection_accuracy(
     """Share of lists of the next item and uniform others from which the LE picks the next item."""
     positives = np.array([sequences.action(s, t) for s, t in pairs])
     rng = np.random.default_rng([settings.seed, 4])
-    n_items = len(environment.item_tokens)
-    k = min(len(settings.selection_labels), n_items)
-    lists = selection_lists(rng, positives, n_items, k)
-    select = environment.prompts.select
-    groups = [
-        [select(sequences.history(s, t), listed)]
-        for (s, t), listed in zip(pairs, lists, strict=True)
-    ]
-    scores = environment.read(groups, environment.label_scores_of, progress)[:, :k]
+    lists, asked = _selections(environment, sequences, pairs, positives, rng)
+    groups = [[prompt] for prompt in asked]
+    scores = environment.read(groups, environment.label_scores_of, progress)[:, : lists.shape[1]]
     chosen, _ = choose(scores, lists, settings.selection_calibration)
     return float((chosen == positives).mean())
 

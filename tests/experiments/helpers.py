@@ -46,4 +46,4 @@ def outcome(method, means, seed=0, **changes):
         users[number] = {metric: Users(tokens, rows, values) for metric in METRICS}
     chosen = {"learning_rate": 0.001}
     trial = run_json(0.1, kind="trial", **changes)
-    return Outcome(method, [(chosen, 0.1)], [trial], chosen, records, users)
+    return Outcome(method, [(chosen, trial)], chosen, records, users)

@@ -97,7 +97,7 @@ def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
 
 
 def test_no_trial_is_said(outcomes):
-    none = [dataclasses.replace(o, trials=[], trial_records=[]) for o in outcomes]
+    none = [dataclasses.replace(o, trials=[]) for o in outcomes]
     assert "| SASRec SA2C LER | none |" in report(none).markdown([])
 
 
@@ -145,7 +145,7 @@ def test_what_keeps_results_from_being_final(outcomes, change, reason):
     assert "**Not final**: " + found in report(outcomes).markdown([])
     outcomes[2].records[3] |= run_json(0.1)
     assert len(not_final(outcomes, [run_json(0.1, **change)], 5)) == 1  # an LE's run as well
-    outcomes[2].trial_records[0] |= change  # and a trial, which has chosen the keys
+    outcomes[2].trials[0][1].update(change)  # and a trial, which has chosen the keys
     assert not_final(outcomes, [], 5) == [found]
 
 
