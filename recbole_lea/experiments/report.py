@@ -313,7 +313,8 @@ class Report:
             "On validation alone, with a seed that is not reported; the same number of trials for "
             "every method. Where there is one point to choose from, there are none. Last: tests "
             "whose best validation was before the end of the warm-up, so "
-            "that the model tested has seen neither the advantage nor the augmentation.",
+            "that the model tested has seen neither the advantage nor the augmentation; and tests "
+            "that `epochs` ended before early stopping did, so that they might have gone on.",
             self._search(),
             "## LE" if self.les else "",
             self._le(),
@@ -405,13 +406,15 @@ class Report:
             chosen = ", ".join(f"{key} {value:g}" for key, value in (outcome.chosen or {}).items())
             scores = [trial["best_valid_score"] for _, trial in outcome.trials]
             spread = f"{max(scores):.4f} ({min(scores):.4f} to {max(scores):.4f})" if scores else ""
-            warm = sum(record["best_is_warmup"] for record in outcome.records.values())
+            tests = outcome.records.values()
+            warm = sum(record["best_is_warmup"] for record in tests)
+            cut = sum(_ended_by_epochs(record) for record in tests)
             lines.append([
                 outcome.method.label, str(len(scores) or "none"), chosen, spread,
-                f"{warm} of {len(outcome.records)}",
+                *(f"{n} of {len(tests)}" for n in (warm, cut)),
             ])  # fmt: skip
         header = ["method", "trials", "chosen", f"validation {self.metric} (range)",
-                  "best in warm-up"]  # fmt: skip
+                  "best in warm-up", "ended by `epochs`"]  # fmt: skip
         return _table(header, lines)
 
     def _le(self) -> str:
@@ -482,6 +485,11 @@ class Report:
                     value = f"`{config[key]}` (shipped: `{defaults[key]}`)"
                     found.setdefault(key, set()).add(value)
         return {key: ", ".join(sorted(values)) for key, values in sorted(found.items())}
+
+
+def _ended_by_epochs(record: dict[str, Any]) -> bool:
+    """Whether ``epochs`` ended the training, not the patience of early stopping."""
+    return record["valid_curve"][-1][0] + 1 == record["config"]["epochs"]
 
 
 def _stages(records: list[dict[str, Any]]) -> list[str]:
