@@ -40,6 +40,9 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     "paper": {"reward_prompt": "paper", "state_input": "items", "reward_head": "none"},
     "item_last": {"reward_prompt": "item_last"},
 }
+# Times --rows for feedback: a packed transition has a seventh of the tokens of the paper's wording,
+# and a batch or two that are not full would be most of what is measured.
+SAMPLES = {"paper": 1, "item_last": 8}
 PLAIN_BATCH = 32  # prompts a batch of the plain Hugging Face loop
 PASSES = 3
 
@@ -322,23 +325,17 @@ def run(config: Config, rows: int) -> dict[str, Any]:
 
     Args:
         config: of a model of ours on the dataset.
-        rows: transitions for feedback; fine-tuning takes a few steps.
+        rows: transitions for feedback, times ``SAMPLES``; fine-tuning takes a few steps.
     """
     stages = StageLog()
     dataset = LEADataset(config)
-    train = dataset.build()[0]
-    tokens, _ = dataset._training_sequences(train)
-    chosen, n = {}, 0
-    for user in sorted(tokens):
-        if n >= rows:
-            break
-        chosen[user] = tokens[user]
-        n += len(tokens[user]) - 1
-    pipeline = dataset.pipeline(chosen)
-    report: dict[str, Any] = {"rows": n}
+    tokens, _ = dataset._training_sequences(dataset.build()[0])
     costs, tunings = {}, {}
+    n_rows: dict[str, int] = {}
     pools: dict[tuple[str, int], float] = {}
     for template, changes in TEMPLATES.items():
+        pipeline = dataset.pipeline(first_sequences(tokens, SAMPLES[template] * rows))
+        n_rows[template] = len(pipeline.negatives)
         settings = dataclasses.replace(pipeline.settings, **changes)
         llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
         env = _environment(llm, pipeline, settings)
@@ -362,10 +359,11 @@ def run(config: Config, rows: int) -> dict[str, Any]:
     def by_template(results: dict[str, dict[str, float]], name: str) -> dict[str, float]:
         return {template: results[template][name] for template in TEMPLATES}
 
-    ten = pools["item_last", 10]
-    return report | {
+    ten = pools["item_last", 10] / n_rows["item_last"]
+    return {
+        "rows": n_rows,
         "pool_of_10_ratio": {name: pools[name, 10] / pools[name, 1] for name in TEMPLATES},
-        "item_last_pool_of_10_over_paper_pool_of_1": ten / pools["paper", 1],
+        "item_last_pool_of_10_over_paper_pool_of_1": ten / (pools["paper", 1] / n_rows["paper"]),
         "feedback_speedup": by_template(costs, "speedup"),
         "feedback_speedup_uncompiled": by_template(costs, "speedup_uncompiled"),
         "feedback_token_ratio": by_template(costs, "token_ratio"),
@@ -382,6 +380,17 @@ def run(config: Config, rows: int) -> dict[str, Any]:
         "option_token_ratio": options,
         "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.stages.values()),
     }
+
+
+def first_sequences(tokens: dict[str, list[str]], rows: int) -> dict[str, list[str]]:
+    """The first users' sequences that have ``rows`` transitions, or all."""
+    chosen, n = {}, 0
+    for user in sorted(tokens):
+        if n >= rows:
+            break
+        chosen[user] = tokens[user]
+        n += len(tokens[user]) - 1
+    return chosen
 
 
 def option_token_ratios(
