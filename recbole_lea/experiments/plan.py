@@ -191,13 +191,14 @@ class Search:
     Attributes:
         trials: configurations tried for each method.
         tuning_seed: of all trials; never a reported seed.
-        grid: key -> values; ``dropout`` stands for the backbone's own dropout keys.
+        grid: key -> values, or values by backbone; ``dropout`` stands for the backbone's own
+            dropout keys.
         sweeps: values of figures 4 and 5.
     """
 
     trials: int
     tuning_seed: int
-    grid: Mapping[str, list]
+    grid: Mapping[str, list | Mapping[str, list]]
     sweeps: Mapping[str, Any]
 
     @classmethod
@@ -229,30 +230,42 @@ class Search:
         search = cls(content["trials"], content["tuning_seed"], grid, content["sweeps"])
         if not isinstance(search.trials, int) or search.trials < 1:
             raise ValueError(f"{path}: trials is {search.trials!r}, but has to be 1 or more")
-        points = len(search._common())
-        if search.trials > points:
-            raise ValueError(
-                f"{path}: trials is {search.trials}, but {' and '.join(COMMON)} have only {points} "
-                "combinations (keys given on the command line leave the grid), and a baseline "
-                "would get fewer trials than the methods: lower trials or add values"
-            )
+        for key, values in grid.items():
+            if isinstance(values, dict) and set(values) != set(DROPOUT):
+                raise ValueError(
+                    f"{path}: the grid's {key} has values for {', '.join(values)}, but needs them "
+                    f"for {' and '.join(DROPOUT)}, or one list for all"
+                )
+        for backbone in DROPOUT:
+            points = len(search._common(backbone))
+            if search.trials > points:
+                raise ValueError(
+                    f"{path}: trials is {search.trials}, but {' and '.join(COMMON)} have only "
+                    f"{points} combinations for {backbone} (keys given on the command line leave "
+                    "the grid), and a baseline would get fewer trials than the methods: lower "
+                    "trials or add values"
+                )
         return search
 
-    def _common(self) -> list[dict[str, Any]]:
+    def _values(self, key: str, backbone: str) -> list[Any]:
+        values = self.grid[key]
+        return values[backbone] if isinstance(values, Mapping) else values
+
+    def _common(self, backbone: str) -> list[dict[str, Any]]:
         keys = [key for key in COMMON if key in self.grid]
-        values = itertools.product(*(self.grid[key] for key in keys))
+        values = itertools.product(*(self._values(key, backbone) for key in keys))
         return [dict(zip(keys, point, strict=True)) for point in values]
 
     def points(self, method: Method) -> list[dict[str, Any]]:
         """The method's trials, as RecBole keys.
 
-        Trial i has the same learning rate and dropout for every method, drawn without
-        replacement; a loss weight takes each of its values equally often.
+        Trial i has the same learning rate and dropout for every method of a backbone, drawn
+        without replacement; a loss weight takes each of its values equally often.
         """
         rng = np.random.default_rng(self.tuning_seed)
-        common = self._common()
+        common = self._common(method.backbone)
         chosen = [common[i] for i in rng.permutation(len(common))[: self.trials]]
-        extra = {key: self._spread(key) for key in self._optional(method)}
+        extra = {key: self._spread(key, method.backbone) for key in self._optional(method)}
         points = []
         for i, point in enumerate(chosen):
             point = point | {key: values[i] for key, values in extra.items()}
@@ -271,8 +284,8 @@ class Search:
         }
         return [key for key in OPTIONAL if used[key] and key in self.grid]
 
-    def _spread(self, key: str) -> list[Any]:
+    def _spread(self, key: str, backbone: str) -> list[Any]:
         rng = np.random.default_rng([self.tuning_seed, zlib.crc32(key.encode())])
-        values = self.grid[key]
+        values = self._values(key, backbone)
         blocks = -(-self.trials // len(values))
         return [values[i] for _ in range(blocks) for i in rng.permutation(len(values))]

@@ -190,11 +190,12 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
         reasons.append("runs were made outside a git checkout: their commit is not known")
     elif not all(code["clean"] for code in codes):
         reasons.append("runs were made from uncommitted code")
-    if len({code["fingerprint"] for code in codes}) > 1:
-        reasons.append(
-            "runs were made by different versions of the training code (--rerun-old repeats the "
-            "older ones)"
-        )
+    for backbone, own in _by_backbone(outcomes).items():  # nothing is compared between them
+        if len({record["code"]["fingerprint"] for record in own}) > 1:
+            reasons.append(
+                f"runs of {backbone} were made by different versions of the training code "
+                "(--rerun-old repeats the older ones)"
+            )
     if len({json.dumps(record["versions"], sort_keys=True) for record in records}) > 1:
         reasons.append("runs were made with different versions of Python or of packages")
     if len({record["device"] for record in records}) > 1:
@@ -210,6 +211,26 @@ def _records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def _trial_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     return [record for outcome in outcomes for _, record in outcome.trials]
+
+
+def _by_backbone(outcomes: Iterable[Outcome]) -> dict[str, list[dict[str, Any]]]:
+    """Backbone -> ``run.json`` of its tests and trials."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        own = [*_records([outcome]), *_trial_records([outcome])]
+        found.setdefault(outcome.method.backbone, []).extend(own)
+    return {backbone: records for backbone, records in found.items() if records}
+
+
+def _commits(outcomes: Iterable[Outcome]) -> str:
+    """By which commits each backbone's runs were made."""
+    found: dict[str, list[str]] = {}
+    for backbone, records in _by_backbone(outcomes).items():
+        commits = sorted({str(record["code"]["commit"]) for record in records})
+        found.setdefault(", ".join(commits), []).append(backbone)
+    if len(found) == 1:
+        return f"Commit {next(iter(found))}"
+    return "Commit " + "; ".join(f"{commits} ({', '.join(of)})" for commits, of in found.items())
 
 
 @dataclasses.dataclass
@@ -284,15 +305,13 @@ class Report:
 
     def markdown(self, pictures: Sequence[str]) -> str:
         """The report as Markdown."""
-        records = [*_records(self.done), *_trial_records(self.done)]
-        commits = sorted({str(record["code"]["commit"]) for record in records})
         planned = comparisons(self.outcomes)
         tests = TESTS.format(n=planned, seeds=self.n_seeds, freedom=self.n_seeds - 1)
         over_recbole = self._over_recbole()
         state = "**Not final**: " + "; ".join(self.reasons) + "." if self.reasons else "Final."
         parts = [
             f"# {self.title} on {self.dataset}",
-            f"{state} Commit {', '.join(commits)}. Made by",
+            f"{state} {_commits(self.done)}. Made by",
             f"```bash\n{self.command}\n```",
             *[f"![]({name})" for name in pictures],
             "## Test results",

@@ -125,12 +125,28 @@ def test_the_search_follows_its_seed(tmp_path):
         ({}, ["learning_rate"], "only 4 combinations"),
         ({"grid": {"hidden_size": [64]}}, [], "unknown key hidden_size"),
         ({"extra": 1}, [], "exactly the keys"),
+        ({"grid": {"dropout": {"SASRec": [0.1]}}}, [], "values for SASRec, but needs them for"),
+        (
+            {"grid": {"dropout": {"SASRec": [0.1], "GRU4Rec": [0.1]}, "learning_rate": [0.1]}},
+            [],
+            "1 combinations for SASRec",
+        ),
         ({"trials": 0}, [], "trials is 0"),
     ],
 )
 def test_a_wrong_search_is_refused(tmp_path, changes, fixed, message):
     with pytest.raises(ValueError, match=message):
         Search.read(search_file(tmp_path, **changes), fixed)
+
+
+def test_a_grid_may_be_each_backbone_s_own(tmp_path):
+    grid = {"learning_rate": {"SASRec": [0.1, 0.2], "GRU4Rec": [0.3, 0.4]}, "dropout": [0.5]}
+    search = Search.read(search_file(tmp_path, trials=2, grid=grid))
+    found = {
+        row.backbone: sorted(point["learning_rate"] for point in search.points(row))
+        for row in table(2)
+    }
+    assert found == grid["learning_rate"]
 
 
 def test_a_key_given_for_all_runs_leaves_the_search(tmp_path):

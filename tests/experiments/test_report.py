@@ -133,7 +133,6 @@ def test_clean_and_complete_runs_of_one_commit_are_final(outcomes):
     [
         ({"code": CODE | {"clean": False}}, "uncommitted code"),
         ({"code": CODE | {"commit": None}}, "outside a git checkout"),
-        ({"code": CODE | {"fingerprint": "g"}}, "different versions of the training code"),
         ({"versions": {"python": "3.11", "torch": "3"}}, "versions of Python or of packages"),
         ({"device": "H200"}, "different devices"),
     ],
@@ -147,6 +146,25 @@ def test_what_keeps_results_from_being_final(outcomes, change, reason):
     assert len(not_final(outcomes, [run_json(0.1, **change)], 5)) == 1  # an LE's run as well
     outcomes[2].trials[0][1].update(change)  # and a trial, which has chosen the keys
     assert not_final(outcomes, [], 5) == [found]
+
+
+def test_one_backbone_s_runs_of_different_training_code_are_not_final(outcomes):
+    other = CODE | {"commit": "d" * 40, "fingerprint": "g"}
+    outcomes[2].records[3]["code"] = other
+    (found,) = not_final(outcomes, [], 5)
+    assert "runs of SASRec were made by different versions of the training code" in found
+    outcomes[2].records[3]["code"] = CODE
+    outcomes[2].trials[0][1]["code"] = other  # a trial has chosen the keys
+    assert not_final(outcomes, [], 5) == [found]
+
+
+def test_backbones_may_be_of_different_training_code(outcomes):
+    other = CODE | {"commit": "d" * 40, "fingerprint": "g"}
+    rows = {method.label: method for method in table(2)}
+    others = [outcome(rows["GRU4Rec SA2C"], [0.1] * 5, 9, code=other)]
+    assert not_final([*outcomes, *others], [run_json(0.1)], 5) == []
+    text = report([*outcomes, *others]).markdown([])
+    assert f"Commit {CODE['commit']} (SASRec); {other['commit']} (GRU4Rec)." in text
 
 
 @pytest.mark.parametrize("le", [{}, {"code": None}, {"code": CODE | {"clean": False}}])
