@@ -196,7 +196,8 @@ class Checkpoint:
         n_items, width = self.state["q_head.linear.weight"].shape
         norm = self.state.get("q_head.norm.weight", ())
         le_size = len(norm) or width * (state == "LE")
-        head = QHead(state, width - le_size, le_size, n_items, self.config["state_layernorm"])
+        norms = (self.config["state_layernorm"], "q_head.hidden_norm.weight" in self.state)
+        head = QHead(state, width - le_size, le_size, n_items, *norms)
         prefix = "q_head."
         own = {n.removeprefix(prefix): t for n, t in self.state.items() if n.startswith(prefix)}
         head.load_state_dict(own)

@@ -137,7 +137,7 @@ def choose(
     """The predicted positive action a^e: the listed item with the highest score.
 
     Args:
-        scores: log-probabilities of the label words, or rewards [n, k].
+        scores: log-probabilities of the label words, rewards, or nearness to the state [n, k].
         candidates: listed items [n, k].
         calibration: ``prior`` subtracts each label's mean over all prompts, because a small
             LLM leans to one position whatever the items (row 14b); ``none`` is the paper.

@@ -105,7 +105,7 @@ def finetune(
     folder: Path,
     progress_bar: bool = True,
 ) -> list[dict]:
-    """Train adapter and score head; the environment holds the result.
+    """Train adapter, score head and state head; the environment holds the result.
 
     After each epoch a checkpoint is written, from which a killed run goes on to the same
     result. Several processes share each batch and sum their gradients.

@@ -37,15 +37,26 @@ class QHead(nn.Module):
         le_size: width of the LE's state; 0 if unused.
         n_items: actions, RecBole's padding item 0 included.
         layernorm: normalise the LE's state first.
+        hidden_layernorm: normalise h_t first.
     """
 
     def __init__(
-        self, state: str, hidden_size: int, le_size: int, n_items: int, layernorm: bool
+        self,
+        state: str,
+        hidden_size: int,
+        le_size: int,
+        n_items: int,
+        layernorm: bool,
+        hidden_layernorm: bool,
     ) -> None:
         super().__init__()
         self.state = state
         self.norm = nn.LayerNorm(le_size) if layernorm and le_size else nn.Identity()
-        width = (state != "LE") * hidden_size + le_size
+        reads_hidden = state != "LE"
+        self.hidden_norm = (
+            nn.LayerNorm(hidden_size) if hidden_layernorm and reads_hidden else nn.Identity()
+        )
+        width = reads_hidden * hidden_size + le_size
         self.linear = nn.Linear(width, n_items)
 
     def join(self, hidden: Tensor | None, le_state: Tensor | None) -> Tensor:
@@ -53,6 +64,7 @@ class QHead(nn.Module):
         if self.state == "LE":
             return self.norm(le_state)
         assert hidden is not None
+        hidden = self.hidden_norm(hidden)
         if self.state == "hidden":
             return hidden
         return torch.cat([self.norm(le_state), hidden], dim=-1)  # s_t = s'_t || h_t
@@ -121,6 +133,8 @@ class Readable(_Backbone):
         inputs: the interaction's fields that ``forward`` takes, in its order.
         hidden_width: H, width of h_t.
         only_cross_entropy: whether the loss has no further terms.
+        normalised: whether h_t leaves the backbone with mean 0 and deviation 1, as after SASRec's
+            last LayerNorm.
     """
 
     _reading: Reading | None = None
@@ -179,6 +193,8 @@ class Readable(_Backbone):
         if not torch.allclose(scores, ranking, atol=1e-4 * float(scores.abs().max())):
             raise ValueError(self._refusal("its ranking scores are not those of its loss"))
         self.hidden_width = hidden.shape[1]
+        spread, mean = torch.std_mean(hidden, dim=1, correction=0)  # [2]
+        self.normalised = bool(torch.stack([spread - 1, mean]).abs().max() < 1e-2)
         self.only_cross_entropy = rest is reading.zero
 
     @contextmanager
@@ -299,10 +315,10 @@ class LEARecommender(Readable):
             if feedback is None or feedback.state_dim is None:
                 raise ValueError(_missing("state", config["transform"]))
             le_size = feedback.state_dim
-        heads = [
-            QHead(self.switches.state, width, le_size, self.n_items, config["state_layernorm"])
-            for _ in range(2)
-        ]
+        norm = config["state_layernorm"]
+        # unbounded, h_t grows with Q until all histories look alike (deviation 61)
+        norms = (norm, norm and not self.normalised)
+        heads = [QHead(self.switches.state, width, le_size, self.n_items, *norms) for _ in range(2)]
         self.q_head = heads[0]
         twin_class = type("Twin", (Readable, self.backbone_class()), {})
         backbone = twin_class(config, dataset)

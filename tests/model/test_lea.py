@@ -181,7 +181,8 @@ def plain_terms(model, batch, negative, reward, negative_reward):
 
     def q_of(backbone, head, items, lengths, le_state):
         parts = [] if le_state is None else [head.norm(le_state)]
-        parts += [] if model.switches.state == "LE" else [backbone.forward(items, lengths)]
+        if model.switches.state != "LE":
+            parts.append(head.hidden_norm(backbone.forward(items, lengths)))
         return head.linear(torch.cat(parts, dim=1))
 
     one, two = (model, model.q_head), (model.twin.backbone, model.twin.q_head)
@@ -331,6 +332,23 @@ def test_q_of_given_actions_is_q_of_all_gathered(tiny_config):
     torch.testing.assert_close(
         model.q_head.values(state, actions), model.q_head(state).gather(1, actions)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "normalised"),
+    [
+        ("GRU4RecSA2CLEA", {}, True),
+        ("SASRecSA2CLEA", {}, False),  # ends with a LayerNorm of its own
+        ("GRU4RecSA2CLEA", {"state_layernorm": False}, False),
+    ],
+)
+def test_an_unbounded_h_t_is_normalised_before_the_q_head(tiny_config, name, keys, normalised):
+    model, _, _ = build(tiny_config(name, lea_method="base", **keys))
+    hidden = torch.randn(3, model.hidden_width)
+    for head in (model.q_head, model.twin.q_head):
+        state, scaled = head.join(hidden, None), head.join(7 * hidden + 2, None)
+        assert torch.allclose(state, scaled, atol=1e-4) is normalised
+        assert torch.equal(state, hidden) is not normalised
 
 
 @ALL
