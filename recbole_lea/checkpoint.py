@@ -4,6 +4,7 @@ import dataclasses
 import json
 import zipfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,26 @@ class Ranker(nn.Module):
 
 
 class _Items:
-    """What a backbone asks a RecBole dataset while it is built: the number of items."""
+    """What a backbone may ask a RecBole dataset while it is built, if item histories are all that
+    it is to serve: the number of items, and the length of the histories."""
 
-    def __init__(self, item_field: str, n_items: int) -> None:
-        self.item_field = item_field
-        self.n_items = n_items
+    def __init__(self, config: Mapping[str, Any], n_items: int) -> None:
+        self._item_field = config["ITEM_ID_FIELD"]
+        self._n_items = n_items
+        histories = self._item_field + config["LIST_SUFFIX"]
+        self.field2seqlen = {histories: config["MAX_ITEM_LIST_LENGTH"]}
 
     def num(self, field: str) -> int:
-        if field != self.item_field:
-            raise ValueError(f"the model needs {field} beside item histories: it cannot be served")
-        return self.n_items
+        if field != self._item_field:
+            raise _not_served(field)
+        return self._n_items
+
+    def __getattr__(self, name: str) -> Any:
+        raise _not_served(f"its dataset's {name}")
+
+
+def _not_served(what: str) -> ValueError:
+    return ValueError(f"the model needs {what} beside item histories: it cannot be served")
 
 
 def refuse_damaged(path: str | Path) -> None:
@@ -164,10 +175,14 @@ class Checkpoint:
         return self.config["MAX_ITEM_LIST_LENGTH"]
 
     def ranker(self) -> Ranker:
-        """The model that serves, in evaluation mode, on the CPU."""
+        """The model that serves, in evaluation mode, on the CPU.
+
+        Raises:
+            ValueError: the backbone needs more than item histories, such as the user.
+        """
         # a mapping that, like RecBole's, answers None for what it does not hold
         config = defaultdict(lambda: None, self.config) | {"device": torch.device("cpu")}
-        items = _Items(config["ITEM_ID_FIELD"], len(self.item_tokens))
+        items = _Items(config, len(self.item_tokens))
         with torch.random.fork_rng():
             backbone = self.backbone_class(config, items)
             head = None

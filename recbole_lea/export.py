@@ -83,6 +83,7 @@ def export(
         ModuleNotFoundError: a package for ONNX is missing.
     """
     read = Checkpoint.read(checkpoint)
+    read.ranker()  # a model that cannot be served is not exported
     folder = Path(output) if output else read.path.with_name(f"{read.path.stem}-{to}")
     contents = FORMATS[to](read, **options)
     folder.mkdir(parents=True, exist_ok=True)

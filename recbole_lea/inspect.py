@@ -113,10 +113,10 @@ class View:
         history: (token, title), oldest first.
         windows: newest items that the model and the LE read.
         top: the model's best items, best first.
-        labels: the LE's score of each of the first items of ``top``: the label's log-probability,
-            calibrated as in training.
+        labels: the LE's score of each of the first items of ``top``, by ``selection_by``: nearness to
+            the state, reward, or the label's log-probability, calibrated as in training.
         chosen: the LE's choice, a position in ``top``.
-        note: how the label scores were calibrated.
+        note: what ``labels`` are.
         truth: the item that followed, if known.
         ranks: its rank from 1 by score and by Q (None without a Q head).
         n_items: items that were ranked.

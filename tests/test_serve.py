@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import recbole_lea
+from recbole_lea.export import export
 from recbole_lea.serve import Recommender
 
 VARIANTS = [("SASRecSA2CLEA", "tied"), ("SASRecSNQNLEA", "dense"), ("GRU4RecSA2CLEA", "tied"),
-            ("GRU4RecSNQNLEA", "dense")]  # fmt: skip
+            ("GRU4RecSNQNLEA", "dense"), ("CORESNQNLEA", "tied")]  # fmt: skip
 
 
 @pytest.fixture(params=VARIANTS, ids="-".join)
@@ -32,6 +33,18 @@ def test_checkpoint_of_a_run_with_the_le_serves_without_it(trained):
     model = trained()
     made = Recommender(model.path).scores(model.histories())
     torch.testing.assert_close(made[:, 1:], model.scores[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["CaserSNQNLEA", "FEARecSNQNLEA", "HGNSNQNLEA"])
+def test_a_model_that_needs_more_than_histories_is_neither_served_nor_exported(
+    trained, name, tmp_path
+):
+    model = trained(name, lea_method="base")
+    with pytest.raises(ValueError, match="cannot be served"):
+        Recommender(model.path)
+    with pytest.raises(ValueError, match="cannot be served"):
+        export(model.path, "safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_new_history_in_any_length(trained):
