@@ -113,8 +113,8 @@ class View:
         history: (token, title), oldest first.
         windows: newest items that the model and the LE read.
         top: the model's best items, best first.
-        labels: the LE's score of each of the first items of ``top``, by ``selection_by``: nearness to
-            the state, reward, or the label's log-probability, calibrated as in training.
+        labels: the LE's score of each of the first items of ``top``, by ``selection_by``: nearness
+            to the state, reward, or the label's log-probability, calibrated as in training.
         chosen: the LE's choice, a position in ``top``.
         note: what ``labels`` are.
         truth: the item that followed, if known.

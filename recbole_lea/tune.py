@@ -7,7 +7,8 @@ A search space is a file in RecBole's format, one key a line; it knows no commen
     embedding_size quniform 32,128,32   in steps of 32
     w_ah choice [0.05,0.1,0.2]
 
-``properties/hyper/<model>.test`` has one for each model on SASRec and GRU4Rec. Trials are compared by validation alone.
+``properties/hyper/<model>.test`` has one for each model on SASRec and GRU4Rec. Trials are compared
+by validation alone.
 """
 
 import argparse
