@@ -27,7 +27,8 @@ from sklearn.decomposition import PCA  # noqa: E402
 from recbole_lea.checkpoint import Checkpoint  # noqa: E402
 from recbole_lea.compat import restored_config  # noqa: E402
 from recbole_lea.config import given_keys  # noqa: E402
-from recbole_lea.data.dataset import ROW, LEADataset  # noqa: E402
+from recbole_lea.data.dataset import LEADataset  # noqa: E402
+from recbole_lea.data.transform import ROW  # noqa: E402
 from recbole_lea.le.catalogue import item_fields  # noqa: E402
 from recbole_lea.le.sequences import uniform_except  # noqa: E402
 from recbole_lea.le.store import write_bytes  # noqa: E402

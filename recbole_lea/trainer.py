@@ -15,7 +15,7 @@ from recbole.utils import set_color
 
 from recbole_lea import record, resume
 from recbole_lea.config import warmup_steps
-from recbole_lea.data.dataset import ROW
+from recbole_lea.data.transform import ROW
 from recbole_lea.le.processes import collected, from_main, processes
 from recbole_lea.le.stages import StageLog
 
@@ -147,6 +147,7 @@ class LEATrainer(StepTrainer):
         self.record: dict = {}
         self._resumed: dict | None = None
         self._train_data: Any = None
+        self._valid_data: Any = None
 
     @property
     def has_begun(self) -> bool:
@@ -160,7 +161,7 @@ class LEATrainer(StepTrainer):
 
     def fit(self, train_data, valid_data=None, **kwargs):
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
-        self._train_data = train_data
+        self._train_data, self._valid_data = train_data, valid_data
         self.record = {}
         dataset = train_data._dataset
         self.model.share = train_data.share
@@ -265,9 +266,10 @@ class LEATrainer(StepTrainer):
         resume.set_random_state(self, state["random"][rank])
 
     def evaluate(self, eval_data, load_best_model=True, **kwargs):
-        """RecBole's ``evaluate``; after ``fit``, the result goes into the ``run.json``."""
+        """RecBole's ``evaluate``; after ``fit``, the test result goes into the ``run.json``."""
         result = super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)
-        if self.record and result is not None and processes().is_main_process:
+        tested = self.record and result is not None and eval_data is not self._valid_data
+        if tested and processes().is_main_process:
             self.record["test_result"] = dict(result)
             record.write(self.record, self.record_folder)
             self.logger.info(

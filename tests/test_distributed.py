@@ -96,17 +96,19 @@ def test_two_machines_build_the_le_and_train_together(start):
     only("log", f"{model}/*/run.json")
 
 
-@pytest.mark.parametrize("method", ["base", "LER"])
-def test_negatives_do_not_depend_on_the_number_of_processes(tiny_config, method):
+@pytest.mark.parametrize(("method", "shuffle"), [("base", False), ("LER", False), ("LER", True)])
+def test_negatives_do_not_depend_on_the_number_of_processes(tiny_config, method, shuffle):
     """Drawn by the model, or by the LE's feedback from a pool."""
-    trainer, loaders = quick_start.prepare(tiny_config(lea_method=method, negative_pool=3))
+    keys = {"lea_method": method, "lea_shuffle": shuffle, "negative_pool": 3}
+    trainer, loaders = quick_start.prepare(tiny_config(**keys))
     model, data = trainer.model, loaders[0]._dataset
 
     def negatives(share, rows=slice(None)):
         model.share, model._rng = share, torch.Generator().manual_seed(3)
         if feedback := data.lea_feedback:
             feedback.share, feedback.rng = share, np.random.default_rng(3)
-        batch = loaders[0].transform(data, data[torch.arange(20)[rows]])
+        for _ in range(2):  # what one batch draws, the next one does not
+            batch = loaders[0].transform(data, data[torch.arange(20)[rows]])
         return model._actions(batch, batch["item_id"])[0]
 
     whole = negatives(None)

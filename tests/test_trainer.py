@@ -7,21 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_logger, init_seed
 
-from recbole_lea.data.dataset import ROW
+from recbole_lea.config import properties_folder
+from recbole_lea.data.transform import ROW
+from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.model import MODELS
 
 
-def train(config, **fit):
+def train(config, before=None, **fit):
     init_seed(config["seed"], True)
     init_logger(config)
     loaders = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], True)
     model = MODELS[config["model"]](config, loaders[0]._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    if before:
+        before(trainer)
     trainer.fit(loaders[0], loaders[1], verbose=False, **fit)
     return trainer, loaders
 
@@ -46,13 +51,28 @@ def test_augmentation_starts_when_the_warm_up_ends(tiny_config, monkeypatch, war
 def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
     from recbole_lea.trainer import LEATrainer
 
-    calls = []
-    monkeypatch.setattr(LEATrainer, "_augment", lambda self: calls.append(self._epoch))
-    monkeypatch.setattr("recbole_lea.model.lea.LEARecommender._field",
-                        lambda self, i, name: i["item_id"] if name == "augmented"
-                        else i.interaction.get("lea_" + name, torch.zeros(len(i))))  # fmt: skip
-    train(tiny_config(epochs=6, augmentation_refresh=2, stopping_step=20))
-    assert calls == [1, 2, 4]  # end of warm-up in epoch 1; before epochs 3 and 5
+    drawn = []
+    augment = LEATrainer._augment
+
+    def watched(self):
+        augment(self)
+        data = self._train_data._dataset
+        assert np.array_equal(data.lea_feedback.candidates, self._top_k(data))
+        drawn.append((self._epoch, data.lea_feedback.candidates))
+
+    monkeypatch.setattr(LEATrainer, "_augment", watched)
+    monkeypatch.setattr(Feedback, "augment", remembering(Feedback.augment))
+    train(tiny_config(epochs=6, augmentation_refresh=2, stopping_step=20, learning_rate=0.05))
+    assert [epoch for epoch, _ in drawn] == [1, 2, 4]  # the warm-up ends in 1; before 3 and 5
+    assert not np.array_equal(drawn[0][1], drawn[1][1])
+
+
+def remembering(augment):
+    def watched(self, actions, scores, candidates=None):
+        self.candidates = candidates
+        augment(self, actions, scores, candidates)
+
+    return watched
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -275,9 +295,10 @@ def test_the_history_may_be_left_out_of_the_top_5(tiny_config, monkeypatch, excl
 def test_run_json_beside_the_log(tiny_config):
     trainer, loaders = train(tiny_config())
     result = trainer.evaluate(loaders[2])
+    trainer.evaluate(loaders[1])  # looks at the validation once more
     logs = list(Path("log/SASRecSA2CLEA").glob("*.log"))
     record = json.loads((logs[0].with_suffix("") / "run.json").read_text())
-    assert record["test_result"] == dict(result)
+    assert record["test_result"] == dict(result) != record["best_valid_result"]
     assert record["best_valid_result"]
     assert record["config"]["lea_method"] == "LEASR"
     assert record["seed"] == trainer.config["seed"]
@@ -331,20 +352,55 @@ METHODS = ["base", "LER", "LES'", "LES", "LEA", "LEAR", "LEAS", "LEAS'R", "LEASR
 def test_every_method_trains_and_ranks(tiny_config, name, method):
     if method in ("LES'", "LEAS'R") and "SNQN" in name:
         pytest.skip("refused, see test_methods")
-    trainer, loaders = train(tiny_config(name, lea_method=method, epochs=3))
-    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    trainer, loaders, moved = trained_from(tiny_config(name, lea_method=method, epochs=3))
     result = trainer.evaluate(loaders[2])
     assert 0 <= result["ndcg@10"] <= 1
-    fresh = MODELS[name](trainer.config, loaders[0]._dataset)
-    moved = [n for n, p in fresh.named_parameters() if not torch.equal(p, before[n])]
     assert any(n.startswith("item_embedding") for n in moved)
     assert any(n.startswith("q_head") for n in moved)
 
 
+def trained_from(config):
+    """Trainer, loaders, and which parameters the training has moved."""
+    start = {}
+
+    def remember(trainer):
+        start.update({n: p.clone() for n, p in trainer.model.named_parameters()})
+
+    trainer, loaders = train(config, before=remember)
+    model = trainer.model
+    return trainer, loaders, [n for n, p in model.named_parameters() if not p.equal(start[n])]
+
+
 def test_live_feedback_trains(tiny_config):
-    trainer, loaders = train(tiny_config(transform="lea_live", epochs=2))
+    trainer, _, moved = trained_from(tiny_config(transform="lea_live", epochs=2))
     assert trainer.model.warmed_up
-    assert trainer.evaluate(loaders[2])["hit@10"] >= 0
+    assert any(n.startswith("q_head") for n in moved)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_paper_s_own_setting_trains(tiny_config, name):
+    """Nowhere else do the dense head, the pairwise loss and the labels' choice meet."""
+    paper = yaml.safe_load((properties_folder() / "paper.yaml").read_text(encoding="utf-8"))
+    short = {"warmup": "3 steps", "lea_item_iterations": 2, "lea_finetune_epochs": 1}
+    _, _, moved = trained_from(tiny_config(name, **(paper | short | {"epochs": 3})))
+    assert {"output_head.weight", "q_head.linear.weight"} <= set(moved)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_optimiser_can_start_anew_after_the_warm_up(tiny_config, monkeypatch, reset):
+    from recbole_lea.trainer import LEATrainer
+
+    before, end = [], LEATrainer._end_warmup
+
+    def watched(self):
+        before.append(self.optimizer)
+        end(self)
+        assert (self.optimizer is before[0]) is not reset
+        assert bool(self.optimizer.state) is not reset
+
+    monkeypatch.setattr(LEATrainer, "_end_warmup", watched)
+    train(tiny_config(lea_method="base", epochs=3, optimizer_reset=reset))
+    assert before
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

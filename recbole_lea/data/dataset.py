@@ -13,7 +13,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_lea.data.item_text import read_item_texts
-from recbole_lea.data.transform import FIELD_PREFIX
+from recbole_lea.data.transform import DONE, ROW
 from recbole_lea.le import Catalogue, LESettings, Pipeline
 from recbole_lea.le.processes import processes
 from recbole_lea.le.sequences import Sequences
@@ -21,9 +21,6 @@ from recbole_lea.le.stages import StageLog
 from recbole_lea.methods import Switches, switches
 
 logger = logging.getLogger(__name__)
-
-ROW = FIELD_PREFIX + "row"
-DONE = FIELD_PREFIX + "done"
 
 # float32 tells integers apart up to here
 EXACT_FLOAT32 = 2**24

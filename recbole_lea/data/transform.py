@@ -3,6 +3,8 @@
 import torch
 
 FIELD_PREFIX = "lea_"
+ROW = FIELD_PREFIX + "row"  # number of an interaction
+DONE = FIELD_PREFIX + "done"  # 1 at a user's last training transition, else 0
 
 
 class FeedbackTransform:
@@ -13,18 +15,18 @@ class FeedbackTransform:
     datasets without feedback (validation and test) pass unchanged.
 
     Args:
-        config: RecBole's config.
+        config: RecBole's config, which RecBole gives to every transform.
     """
 
     def __init__(self, config) -> None:
-        self.row_field = FIELD_PREFIX + "row"
+        pass
 
     def __call__(self, dataset, interaction):
         """Add ``lea_*`` fields; items become RecBole's ids."""
         feedback = getattr(dataset, "lea_feedback", None)
         if feedback is None:
             return interaction
-        rows = dataset.lea_transitions[interaction[self.row_field].cpu().numpy()]
+        rows = dataset.lea_transitions[interaction[ROW].cpu().numpy()]
         if (rows < 0).any():
             raise ValueError("a training batch holds a row that is no training transition")
         for name, value in feedback.lookup(rows).items():

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from recbole.config import Config
 
-from recbole_lea.config import internal_files, properties_folder
+from recbole_lea.config import properties_folder
+from recbole_lea.experiments.run import lasting
 from recbole_lea.experiments.runner import Outcome, duration
 from recbole_lea.experiments.statistics import average, compare, holm
 from recbole_lea.le.store import write_json
@@ -35,9 +36,15 @@ TESTS = (
     "where both are below 0.05: seeds alone say nothing about other users, users alone nothing of "
     "other seeds. The interval is a 95 % bootstrap over test users. Seeds are those of the "
     "recommender: all share one LE and one split of the users, so nothing here speaks of others. "
-    "With {seeds} seeds the t-test has {freedom} degrees of freedom and takes differences between "
-    "seeds for normal; it can show large and steady gains, not small ones."
+    "With {seeds} seeds (fewer where a row names them) the t-test has {freedom} degrees of freedom "
+    "and takes differences between seeds for normal; it can show large and steady gains, not "
+    "small ones."
 )
+
+# Keys whose values RecBole writes in another way than they are given, and those of every benchmark.
+NOT_CHANGES = {
+    "load_col", "eval_args", "train_neg_sample_args", "seed", "metric_decimal_place"
+}  # fmt: skip
 
 PAPER_NOTE = (
     "In brackets the paper's figure on its own data, which are not these: compare gains and "
@@ -190,6 +197,8 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
         reasons.append("runs were made outside a git checkout: their commit is not known")
     elif not all(code["clean"] for code in codes):
         reasons.append("runs were made from uncommitted code")
+    if any(len(used) > 1 for used in _llms(records).values()):
+        reasons.append("runs used different LLMs, or other dtypes, under one name")
     for backbone, own in _by_backbone(outcomes).items():  # nothing is compared between them
         if len({record["code"]["fingerprint"] for record in own}) > 1:
             reasons.append(
@@ -203,6 +212,15 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
     if n_seeds < 3:
         reasons.append(f"{n_seeds} seeds are too few for a deviation")
     return reasons
+
+
+def _llms(records: Iterable[dict[str, Any]]) -> dict[str, set[str]]:
+    """``lea_llm`` -> fingerprints of what it stood for."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        if own := record["fingerprints"]["llm"]:
+            found.setdefault(record["config"]["lea_llm"], set()).add(own)
+    return found
 
 
 def _records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -486,12 +504,12 @@ class Report:
         ])  # fmt: skip
 
     def _changed(self) -> dict[str, str]:
-        """What our models have other than shipped; what makes the method left out."""
+        """What our models have other than shipped, RecBole's keys too; what makes the method, and
+        what every benchmark sets, left out."""
         found: dict[str, set[str]] = {}
         for outcome in (outcome for outcome in self.done if not outcome.method.stock):
-            defaults: dict[str, Any] = {}
-            for path in internal_files(outcome.method.model, self.dataset):
-                defaults |= yaml.safe_load(path.read_text(encoding="utf-8"))
+            shipped = Config(outcome.method.model, self.dataset).internal_config_dict
+            defaults = lasting(shipped)
             own = {
                 *outcome.method.keys,
                 *outcome.method.changes,
@@ -499,7 +517,7 @@ class Report:
                 *SETTINGS,
             }
             config = next(iter(outcome.records.values()))["config"]
-            for key in sorted((defaults.keys() & config.keys()) - own - {"load_col"}):
+            for key in sorted((defaults.keys() & config.keys()) - own - NOT_CHANGES):
                 if config[key] != defaults[key]:
                     value = f"`{config[key]}` (shipped: `{defaults[key]}`)"
                     found.setdefault(key, set()).add(value)
@@ -507,8 +525,9 @@ class Report:
 
 
 def _ended_by_epochs(record: dict[str, Any]) -> bool:
-    """Whether ``epochs`` ended the training, not the patience of early stopping."""
-    return record["valid_curve"][-1][0] + 1 == record["config"]["epochs"]
+    """Whether ``epochs`` ended the training (at the same time as the patience, perhaps)."""
+    epochs, step = record["config"]["epochs"], record["config"]["eval_step"]
+    return record["valid_curve"][-1][0] + 1 + step > epochs
 
 
 def _stages(records: list[dict[str, Any]]) -> list[str]:

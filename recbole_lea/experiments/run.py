@@ -87,15 +87,16 @@ class Spec:
             which a finished run has to have had as far as it knew them.
         """
         config = self.config()
-        values = _lasting(config.final_config_dict)
-        defaults = _lasting(config.internal_config_dict)
+        values = lasting(config.final_config_dict)
+        defaults = lasting(config.internal_config_dict)
         own = {key: value for key, value in values.items() if defaults.get(key) != value}
         content = [self.kind, data, own]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return digest, values
 
 
-def _lasting(values: dict[str, Any]) -> dict[str, Any]:
+def lasting(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys that can change a result, in built-in types."""
     return {key: value for key, value in plain(values).items() if key not in VOLATILE}
 
 

@@ -255,8 +255,10 @@ class Feedback:
             positive, negative, items = self._rewards(judged)
             if self.others is not None:  # another's negative may be this row's own positive
                 own = np.array([self.sequences.action(*at) for at in self._pairs(rows)])
-                others = uniform_except(self.rng, own, self.n_items, own.shape)
-                items = np.where(items == own, others, items)
+                draws = drawn(
+                    self.share, len(own), lambda n: self.rng.integers(0, self.n_items - 1, size=n)
+                )
+                items = np.where(items == own, draws + (draws >= own), items)
             found["reward"] = self.scale(positive)
             found["negative_reward"] = self.scale(negative)
             found["negative"] = torch.from_numpy(items)

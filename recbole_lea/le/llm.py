@@ -99,7 +99,7 @@ def _gguf_in(folder: Path, spec: str) -> tuple[str, str]:
     return str(folder), files[0].name
 
 
-def fingerprint(spec: str, dtype: str) -> str:
+def fingerprint(spec: str, dtype: str, revision: str | None = None) -> str:
     """Identity of the LLM as a hex digest, without loading it.
 
     Local files are hashed; a Hub name stands for its commit.
@@ -107,6 +107,7 @@ def fingerprint(spec: str, dtype: str) -> str:
     Args:
         spec: see ``locate``.
         dtype: the dtype it is computed in, part of the identity.
+        revision: of a Hub name; its newest for None.
     """
     folder, gguf = locate(spec)
     digest = hashlib.sha256(dtype.encode())
@@ -115,7 +116,7 @@ def fingerprint(spec: str, dtype: str) -> str:
     elif Path(folder).is_dir():
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     else:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, revision=revision)
         digest.update(f"{folder}@{config._commit_hash}".encode())
         files = []
     for file in files:
@@ -123,6 +124,10 @@ def fingerprint(spec: str, dtype: str) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+# Options of from_pretrained that say where the LLM is, not what it computes.
+PLACEMENT = ("device_map", "max_memory", "offload_folder", "offload_buffers", "low_cpu_mem_usage")
 
 
 def pick_device() -> torch.device:
@@ -174,6 +179,7 @@ def load_llm(
     folder, gguf = locate(spec)
     file = {"gguf_file": gguf} if gguf else {}
     options = dict(options or {})
+    revision = options.get("revision")
     keywords: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
     if gguf and hasattr(transformers, "GgufConfig"):
         # Newer versions leave the weights packed where the package `kernels` is installed: by code
@@ -184,9 +190,11 @@ def load_llm(
     part = ".gguf file" if gguf else "model"
     try:
         if not gguf:
-            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            AutoConfig.from_pretrained(folder, trust_remote_code=False, revision=revision)
             part = "tokenizer"
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, revision=revision, **file
+        )
         part = ".gguf file" if gguf else "model"
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -22,7 +22,7 @@ from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import evaluation_of, finetune
-from recbole_lea.le.llm import LLM, fingerprint, load_llm, pick_device, pick_dtype
+from recbole_lea.le.llm import LLM, PLACEMENT, fingerprint, load_llm, pick_device, pick_dtype
 from recbole_lea.le.processes import collected, from_main, own_part, processes
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import action_prompt
@@ -135,14 +135,15 @@ class Pipeline:
             Fingerprint and dtype, and what is wrong where the LLM is not on this machine.
         """
         s, path = self.settings, self.folder / "llm.json"
-        name = {"llm": s.llm, "llm_dtype": s.llm_dtype}
+        revision = (s.llm_options or {}).get("revision")
+        name = {"llm": f"{s.llm}@{revision}" if revision else s.llm, "llm_dtype": s.llm_dtype}
         known = _known_llms(path)
         recorded = next((entry for entry in known if entry | name == entry), None)
         dtype = str(pick_dtype(s.llm_dtype, self.device)).removeprefix("torch.")
         try:
-            found = fingerprint(s.llm, f"torch.{dtype}")
+            found = fingerprint(s.llm, f"torch.{dtype}", revision)
             if recorded and recorded["dtype"] != dtype:
-                as_recorded = fingerprint(s.llm, f"torch.{recorded['dtype']}")
+                as_recorded = fingerprint(s.llm, f"torch.{recorded['dtype']}", revision)
                 if as_recorded == recorded["fingerprint"]:
                     logger.info(
                         "lea_llm_dtype: %s is %s here, but the cache was made with %s: using that",
@@ -186,13 +187,15 @@ class Pipeline:
                 "%d of %d items have no text and are described by their token: %s",
                 len(self.without_text), len(self.catalogue), _named(self.without_text),
             )  # fmt: skip
+        options = {k: v for k, v in (s.llm_options or {}).items() if k not in PLACEMENT}
         items = _key(
             llm=self.llm_fingerprint,
             tokens=self.catalogue.tokens,
             sentences=sentences,
             settings=_subset(s, "item_"),
-            quantization=(s.llm_options or {}).get("quantization_config"),
+            quantization=options.pop("quantization_config", None),
             seed=s.seed if s.item_init == "random" else None,
+            **({"llm_options": options} if options else {}),
         )
         prompts = {
             "prompt": s.user_prompt,
@@ -343,7 +346,10 @@ class Pipeline:
             self.environment()  # its files were altered since the feedback was computed
         record = self.diagnostics()
         if "accuracy" not in record:
-            logger.warning("no training sequence was left to measure the LE on")
+            logger.warning(
+                "the LE was not measured: it was built with lea_finetune_eval: 0, or no training "
+                "sequence was left"
+            )
             return
         logger.info(
             "LE on %d held-out training transitions: reward accuracy %.3f, state hit@10 %.4f",
@@ -390,7 +396,7 @@ class Pipeline:
 
     def rewards(self) -> np.ndarray:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
-        positives = np.concatenate([items[1:] for items in self.sequences.items])
+        positives = self.sequences.actions
         actions = np.concatenate([positives[:, None], self.negatives], axis=1)
         nothing = np.broadcast_to(np.float32(np.nan), actions.shape)
         return self._judged("rewards", "rewards", actions, nothing)
@@ -457,7 +463,7 @@ class Pipeline:
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
         )
-        truth = np.concatenate([items[1:] for items in self.sequences.items])
+        truth = self.sequences.actions
         listed = float((candidates == truth[:, None]).any(1).mean())
         right = float((chosen == truth).mean())
         self.measured |= {
@@ -857,5 +863,5 @@ def _subset(settings: LESettings, prefix: str) -> dict[str, Any]:
 
 
 def _key(**parts: Any) -> str:
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
+    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

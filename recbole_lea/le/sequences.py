@@ -59,6 +59,11 @@ class Sequences:
         return int(self.transition_starts[-1])
 
     @property
+    def actions(self) -> np.ndarray:
+        """The positive action of every transition [n_transitions]."""
+        return np.concatenate([items[1:] for items in self.items])
+
+    @property
     def repeats(self) -> bool:
         """Whether a sequence holds an item twice."""
         return any(len(np.unique(items)) < len(items) for items in self.items)

@@ -13,7 +13,7 @@ from recbole.model.sequential_recommender import GRU4Rec, SASRec
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from recbole_lea.data.transform import FIELD_PREFIX
+from recbole_lea.data.transform import DONE, FIELD_PREFIX
 from recbole_lea.le.processes import Share, drawn
 from recbole_lea.methods import switches
 from recbole_lea.model.backbones import refusal
@@ -398,7 +398,7 @@ class LEARecommender(Readable):
                 other_hidden, other_next_hidden = self._encode_pair(other, interaction)
         logits, rest = self._supervised(backbone, output_head, interaction, hidden)
         state = q_head.join(hidden, le_state)  # [B, S]
-        going_on = 1 - interaction[FIELD_PREFIX + "done"]  # [B]
+        going_on = 1 - interaction[DONE]  # [B]
         with torch.no_grad():
             other_state = other_q_head.join(other_hidden, le_state)
             online = q_head.pieces(state, self.q_max_chunk)

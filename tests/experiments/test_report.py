@@ -90,10 +90,12 @@ def test_every_method_is_compared_with_recbole_s_own_class(outcomes):
 
 def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
     outcomes[0].records[1]["config"] |= {"transform": None}  # RecBole's own class
-    outcomes[1].records[1]["config"] |= {"state_dim": 64, "w_ah": 0.1}
+    outcomes[1].records[1]["config"] |= {"state_dim": 64, "w_ah": 0.1, "weight_decay": 0.01}
+    outcomes[1].records[1]["config"] |= {"train_neg_sample_args": {"distribution": "none"}}
     text = report(outcomes).markdown([])
     assert "| state_dim | `64` (shipped: `None`) |" in text
-    assert "w_ah" not in text and "| transform |" not in text
+    assert "| weight_decay | `0.01` (shipped: `0.0`) |" in text  # RecBole's own key
+    assert "w_ah" not in text and "| transform |" not in text and "| train_neg" not in text
 
 
 def test_no_trial_is_said(outcomes):
@@ -135,6 +137,7 @@ def test_clean_and_complete_runs_of_one_commit_are_final(outcomes):
         ({"code": CODE | {"commit": None}}, "outside a git checkout"),
         ({"versions": {"python": "3.11", "torch": "3"}}, "versions of Python or of packages"),
         ({"device": "H200"}, "different devices"),
+        ({"fingerprints": {"llm": "m"}}, "different LLMs, or other dtypes, under one name"),
     ],
 )
 def test_what_keeps_results_from_being_final(outcomes, change, reason):
@@ -205,7 +208,7 @@ def test_markdown_has_what_a_reader_needs(outcomes):
                         "true_item_listed": 0.4, "true_item_chosen": 0.123}  # fmt: skip
         record["best_is_warmup"] = True
         if record["seed"] > 2:
-            record["config"] = record["config"] | {"epochs": 4}  # the curve has three
+            record["config"] = record["config"] | {"epochs": 4, "eval_step": 1 + record["seed"] % 2}
         record["cold"] = {"below": 5, "rows": 1234, "result": {"hit@10": 0.0123 + record["seed"]}}
     made = report(outcomes, les=[le], left_out={"SASRec X": "no reason"})
     text = made.markdown(["table4-gains.png"])
@@ -217,7 +220,7 @@ def test_markdown_has_what_a_reader_needs(outcomes):
     assert "learning_rate 0.001" in text
     assert "0.812 | 0.055 | 500 | -0.250" in text
     assert "0.30 0.10 0.20 0.20 0.20 | 0.400 | 0.123" in text
-    assert "5 of 5 | 2 of 5" in text
+    assert "5 of 5 | 4 of 5" in text  # seed 4 would have been measured once more
     assert "LE fine-tuning 3600 s, 2,100 MB | 1 h 0 min" in text
     assert "1,234 test rows whose item is seen fewer than 5 times in training" in text
     cold = next(r for r in text.splitlines() if "3.0123 ± 1.5811" in r)

