@@ -167,9 +167,10 @@ def test_live_feedback_equals_the_model_asked_directly(settings, state_input, re
         rewards = env.read([prompts], env.reward_of)
         np.testing.assert_allclose(found["reward"][row], rewards[0], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found["negative_reward"][row], rewards[1], rtol=1e-4, atol=1e-6)
-        prompt = env.prompts.state(SEQUENCES.history(s, t + 1))
-        next_state = env.read([[prompt]], env.state_of)
-        np.testing.assert_allclose(found["next_state"][row], next_state[0], rtol=1e-3, atol=1e-5)
+        for name, length in (("state", t), ("next_state", t + 1)):
+            prompt = env.prompts.state(SEQUENCES.history(s, length))
+            alone = env.read([[prompt]], env.state_of)
+            np.testing.assert_allclose(found[name][row], alone[0], rtol=1e-3, atol=1e-5)
 
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path):

@@ -144,6 +144,11 @@ def test_selection_is_one_of_the_list_and_cached_by_its_contents(settings, log):
     candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
     chosen, scores = p.select(candidates, want_rewards=True)
     assert (candidates == chosen[:, None]).any(1).all()
+    truth = SEQUENCES.actions
+    listed = sum(t in row for t, row in zip(truth, candidates, strict=True)) / len(truth)
+    right = sum(chosen == truth) / len(truth)
+    assert p.measured["true_item_listed"] == pytest.approx(listed)
+    assert p.measured["true_item_chosen"] == pytest.approx(right) and right < listed
     assert np.isfinite(scores).all()
     assert computed(log)[-2:] == ["augmentation", "rewards of the chosen actions"]
     p.select(candidates, want_rewards=True)
