@@ -129,7 +129,13 @@ def test_times_that_cannot_be_ordered_over_all_users(tiny_config, monkeypatch):
         create_dataset(tiny_config(lea_method="base", eval_args=split))
 
 
-def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset):
+@pytest.mark.parametrize("exact", [2**24, 3])
+def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset, monkeypatch, exact):
+    """The file in reverse order; more than ``exact`` times are ordered within each user alone."""
+    monkeypatch.setattr("recbole_lea.data.dataset.EXACT_FLOAT32", exact)
+    path = tiny_dataset / "tiny.inter"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(rows)]) + "\n")
     dataset = create_dataset(tiny_config(lea_method="base"))
     dataset.build()
     raw = raw_sequences(tiny_dataset)
@@ -204,9 +210,8 @@ def test_base_needs_no_le(tiny_config, tmp_path):
 def test_live_transform_draws_fresh_negatives(tiny_config):
     config = tiny_config(transform="lea_live", lea_method="LER")
     train, _, test = data_preparation(config, create_dataset(config))
-    train.set_batch_size(4)
-    draws = torch.stack([next(iter(train))["lea_negative"][:1] for _ in range(12)])
-    assert len(set(draws.flatten().tolist())) > 1
+    draws = torch.stack([train.collate_fn([0, 1])["lea_negative"] for _ in range(12)])  # [12, 2]
+    assert all(len(set(own.tolist())) > 1 for own in draws.T)
     assert "lea_reward" not in next(iter(test))[0].interaction
 
 

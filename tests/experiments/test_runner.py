@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 
 from recbole_lea.experiments import runner
-from recbole_lea.experiments.plan import Search, table
+from recbole_lea.experiments.plan import Search, figure, table
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.runner import Benchmark, Run, duration, execute
+from recbole_lea.le import LESettings
 from tests.experiments.helpers import CODE, METRICS, run_json, tiny_yaml
 
 SEARCH = Search(
     trials=2,
     tuning_seed=2020,
     grid={"learning_rate": [0.01, 0.02], "q_weight": [0.5], "w_ah": [0.1]},
-    sweeps={},
+    sweeps={
+        "w_ah": [0.2, 0.3],
+        "w_aq": [0.4],
+        "lea_finetune_fraction": [0.2, 0.5],
+        "other_llm": None,
+    },
 )
 
 
@@ -26,8 +32,8 @@ def benchmark(tiny_dataset, tiny_llm, tmp_path):
     files = (tiny_yaml(tiny_llm, tmp_path),)
 
     def make(number=4, seeds=(1, 2), **changes):
-        options = {"search": SEARCH, "config_files": files} | changes
-        return Benchmark("tiny", table(number), seeds=seeds, results=Path("results"), **options)
+        options = {"search": SEARCH, "config_files": files, "methods": table(number)} | changes
+        return Benchmark("tiny", seeds=seeds, results=Path("results"), **options)
 
     return make
 
@@ -116,6 +122,42 @@ def test_one_le_for_all_methods_with_all_that_they_want(benchmark):
     assert wanted == {"lea_state": "hidden", "lea_reward": "LE", "lea_augmentation": "both"}
     (le,) = benchmark(5).environments()
     assert le.spec.keys["lea_state"] == "both" and le.spec.keys["lea_reward"] == "constant"
+
+
+@pytest.mark.parametrize(("number", "searches"), [(4, 2), (5, 3)])
+def test_a_point_of_a_figure_changes_its_key_in_the_tests_alone(
+    benchmark, started, number, searches
+):
+    own = benchmark(methods=figure(number, SEARCH.sweeps))
+    own.run()
+    trials = [run.folder for run in started if run.spec.kind == "trial"]
+    assert len(trials) == len(set(trials)) == 2 * searches  # the points share their parent's
+    points = [method for method in own.methods if method.missing is None]
+    for method in points:
+        for key, value in method.changes.items():
+            assert all(run.spec.keys.get(key) != value for run in own.trials(method))
+            assert [run.spec.keys[key] for run in own.tests(method)] == [value, value]
+    tests = [run.folder for method in points for run in own.tests(method)]
+    assert len(tests) == len(set(tests)) == 2 * len(points)
+
+
+def test_each_fraction_of_the_data_has_an_le_of_its_own(benchmark, started):
+    def settings(run):
+        return LESettings.from_config(run.spec.config().final_config_dict)
+
+    own = benchmark(methods=figure(5, SEARCH.sweeps))
+    own.run()
+    built = [settings(run) for run in started if run.spec.kind == "le"]
+    assert [le.finetune_fraction for le in built].count(0.2) == 1
+    assert [le.finetune_fraction for le in built].count(0.5) == 1
+    assert len(built) == 5  # and the parents', -IT and -SM
+    for method in own.methods:
+        if method.missing is None and method.switches.needs_le:
+            assert settings(own.trials(method)[0]) in built
+            assert settings(own.tests(method)[0]) in built
+    alone = benchmark(methods=own.methods, only=["SASRec SA2C LEASR 50% of the data"])
+    fractions = [settings(run).finetune_fraction for run in alone.environments()]
+    assert fractions == [0.1, 0.5]
 
 
 def test_le_embeddings_want_the_item_tokens_alone(benchmark):

@@ -1,14 +1,16 @@
 """Fine-tuning: what is learned from, what is measured, and going on after a kill."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from recbole_lea.le import finetune as ft
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.sequences import Sequences
+from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.state import evened
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
@@ -36,6 +38,71 @@ def test_batches_cover_every_transition_once():
     pairs = [pair for batch in batches for pair in batch]
     assert sorted(pairs) == [(s, t) for s in (1, 4, 7) for t in range(1, len(SEQUENCES.items[s]))]
     assert {len(batch) for batch in batches[:-1]} == {6}
+
+
+@pytest.mark.parametrize("reward_head", ["state", "none"])
+@pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
+def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_head):
+    """Some targets are the same item; the transitions are packed into three batches."""
+    s = settings(
+        finetune_negatives=3, state_weight=0.7, finetune_clip=None, row_length=20, batch_rows=1,
+        state_loss=state_loss, reward_head=reward_head,
+    )  # fmt: skip
+    env = environment(s)
+    torch.nn.init.normal_(env.state_head.weight, std=0.1)
+    parameters = {name: p for name, p in env.named_parameters() if p.requires_grad}
+    batch = [(5, 3), (2, 1), (7, 4), (7, 6), (4, 2), (6, 5)]
+    optimizer = torch.optim.SGD(parameters.values(), lr=0)
+    losses = ft._train_step(env, optimizer, SEQUENCES, batch, np.random.default_rng(0), s)
+    found = {name: p.grad for name, p in parameters.items()}
+
+    def last_hidden(prompt):
+        embedded = env.embed(torch.tensor([prompt]), env.item_tokens)
+        return env.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, -1]
+
+    positives = np.array([SEQUENCES.action(s, t) for s, t in batch])
+    negatives = uniform_except(np.random.default_rng(0), positives[:, None], 12, (len(batch), 3))
+    parts = []
+    for pair, *actions in zip(batch, positives, *negatives.T, strict=True):
+        history, positive = SEQUENCES.history(*pair), actions[0]
+        hidden = last_hidden(env.prompts.state(history))
+        near = env.state_scores(env.state_head(hidden, torch.from_numpy(history[-1:])))[0]
+        prompts = [env.prompts.reward(history, action) for action in actions]
+        rewards = torch.cat([env.score_head(last_hidden(prompt))[0] for prompt in prompts])
+        rewards = rewards + near[actions] * (reward_head == "state")
+        state = -near.log_softmax(0)[positive]
+        if state_loss == "pairwise":
+            others = near[positives[positives != positive]]
+            state = (math.log(2) - F.logsigmoid(near[positive] - others).sum()) / len(batch)
+        right = (rewards[0] > rewards[1:]).float().mean()
+        parts.append(torch.stack([-F.logsigmoid(rewards[0] - rewards[1:]).mean(), state, right]))
+    means = torch.stack(parts).mean(0)
+    assert losses == pytest.approx(means.tolist(), rel=1e-4)
+    expected = torch.autograd.grad(means[0] + 0.7 * means[1], list(parameters.values()))
+    for (name, gradient), plain in zip(found.items(), expected, strict=True):
+        assert (gradient - plain).norm() <= 1e-3 * plain.norm() + 1e-6, name
+
+
+def test_each_step_has_its_learning_rate_and_a_clipped_gradient(settings, tmp_path, monkeypatch):
+    s = settings(
+        finetune_epochs=2, finetune_batch_size=2, finetune_lr=0.01, finetune_warmup=3,
+        finetune_clip=0.5, finetune_eval=0,
+    )  # fmt: skip
+    step, rates, norms = ft._train_step, [], []
+
+    def recorded(env, optimizer, *rest):
+        losses = step(env, optimizer, *rest)
+        rates.append(optimizer.param_groups[0]["lr"])
+        gradients = [p.grad.flatten() for p in env.parameters() if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+        return losses
+
+    monkeypatch.setattr(ft, "_train_step", recorded)
+    ft.finetune(environment(s), SEQUENCES, s, tmp_path, progress_bar=False)
+    n = len(rates)
+    assert rates == [0.01 * ft._schedule(i, n, s) for i in range(n)]
+    assert rates[0] < rates[2] == 0.01 > rates[-1]
+    assert max(norms) == pytest.approx(0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
@@ -130,17 +197,28 @@ def test_chance_is_judged_with_its_standard_error():
 
 
 @pytest.mark.parametrize("state_head", ["residual", "none"])
-def test_evaluation_ranks_over_all_items(settings, state_head):
+def test_evaluation_is_that_of_plain_readings(settings, state_head):
     env = environment(settings(state_head=state_head))
-    state = env.read([[env.prompts.state(SEQUENCES.history(5, 3))]], env.state_of)[0]
     tokens = env.item_tokens
     if state_head == "residual":
-        tokens = torch.nn.functional.normalize(evened(tokens), dim=1)
-    scores = tokens.numpy() @ state
-    rank = int((scores > scores[SEQUENCES.action(5, 3)]).sum())
-    found = ft.evaluate(env, SEQUENCES, [(5, 3)], seed=0)
-    assert found.hit_10 == float(rank < 10)
-    assert found.ndcg_10 == pytest.approx(1 / np.log2(rank + 2) if rank < 10 else 0)
+        tokens = F.normalize(evened(tokens), dim=1)
+    pairs = [(s, t) for s in range(3, 8) for t in range(1, len(SEQUENCES.items[s]))]
+    positives = np.array([SEQUENCES.action(s, t) for s, t in pairs])
+    negatives = uniform_except(np.random.default_rng([0, 3]), positives, 12, positives.shape)
+    margin, rank = [], []
+    for (s, t), *actions in zip(pairs, positives, negatives, strict=True):
+        history = SEQUENCES.history(s, t)
+        prompts = [[env.prompts.reward(history, action)] for action in actions]
+        margin.append(-np.diff(env.read(prompts, env.reward_of))[0])
+        scores = tokens.numpy() @ env.read([[env.prompts.state(history)]], env.state_of)[0]
+        rank.append(int((scores > scores[actions[0]]).sum()))
+    found = ft.evaluate(env, SEQUENCES, pairs, seed=0)
+    assert found.n == len(pairs)
+    assert 0 < found.accuracy == np.mean(np.array(margin) > 0) < 1
+    assert found.margin == pytest.approx(np.mean(margin), rel=1e-3)
+    assert 0 < found.hit_10 == np.mean([r < 10 for r in rank]) < 1
+    ndcg = np.mean([1 / math.log2(r + 2) if r < 10 else 0 for r in rank])
+    assert found.ndcg_10 == pytest.approx(ndcg)
 
 
 def test_evaluation_holds_the_scores_of_a_few_states_alone(settings, monkeypatch):

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from recbole_lea.le import pipeline as pipeline_module
 from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.feedback import choose
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.store import ReadOnly
@@ -126,6 +127,23 @@ def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, mon
     np.testing.assert_array_equal(resumed, whole)
 
 
+@pytest.mark.parametrize("changes", [{}, {"reward_scale": "sigmoid"}])
+def test_rewards_are_scaled_as_asked(settings, changes):
+    """Live rewards by a sample's mean and deviation, the precomputed ones by those of all."""
+    p = pipeline(settings(**changes))
+    scores, rows = np.array(p.rewards()), np.arange(SEQUENCES.n_transitions)
+    found = p.precomputed(want_states=False, want_rewards=True)
+    live = p.live(want_states=False, want_rewards=True)
+    mean, deviation = scores.mean(), scores.std()
+    assert live.scale.mean == pytest.approx(mean, abs=deviation / 10)
+    assert live.scale.deviation == pytest.approx(deviation, rel=0.1)
+    scales = ((found, mean, deviation), (live, live.scale.mean, live.scale.deviation))
+    for feedback, center, width in scales:
+        expected = 1 / (1 + np.exp(-scores[:, 0])) if changes else (scores[:, 0] - center) / width
+        rewards = feedback.lookup(rows)["reward"]
+        np.testing.assert_allclose(rewards, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_rewards_belong_to_their_transition_and_negative(settings):
     s = settings(negative_pool=2)
     p = pipeline(s)
@@ -144,17 +162,29 @@ def test_selection_is_one_of_the_list_and_cached_by_its_contents(settings, log):
     candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
     chosen, scores = p.select(candidates, want_rewards=True)
     assert (candidates == chosen[:, None]).any(1).all()
-    truth = SEQUENCES.actions
-    listed = sum(t in row for t, row in zip(truth, candidates, strict=True)) / len(truth)
-    right = sum(chosen == truth) / len(truth)
+    truth = np.concatenate([items[1:] for items in SEQUENCES.items])
+    listed = np.mean([item in row for item, row in zip(truth, candidates, strict=True)])
     assert p.measured["true_item_listed"] == pytest.approx(listed)
-    assert p.measured["true_item_chosen"] == pytest.approx(right) and right < listed
+    assert p.measured["true_item_chosen"] == pytest.approx(np.mean(chosen == truth))
+    assert 0 < np.mean(chosen == truth) < listed < 1
     assert np.isfinite(scores).all()
     assert computed(log)[-2:] == ["augmentation", "rewards of the chosen actions"]
     p.select(candidates, want_rewards=True)
     assert computed(log) == []
     p.select(candidates[:, ::-1], want_rewards=False)
     assert computed(log) == ["augmentation"]
+
+
+def test_selection_is_calibrated_as_asked(settings):
+    rng, chosen = np.random.default_rng(0), {}
+    candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
+    for calibration in ("prior", "none"):
+        p = pipeline(settings(selection_calibration=calibration))
+        chosen[calibration], _ = p.select(candidates, want_rewards=False)
+        scores = np.load(p._folder("selection") / "label_scores.npy")
+        expected, _ = choose(scores, candidates, calibration)
+        np.testing.assert_array_equal(chosen[calibration], expected)
+    assert (chosen["prior"] != chosen["none"]).any()
 
 
 def test_selection_by_reward_is_the_listed_item_with_the_highest(settings, log):
