@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -189,7 +190,8 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
     missing = [outcome.method.label for outcome in outcomes if len(outcome.records) < n_seeds]
     if missing:
         reasons.append(f"runs are missing: {', '.join(missing)}")
-    records = [*_records(outcomes), *les, *_trial_records(outcomes)]
+    by_backbone = _by_backbone(outcomes)
+    records = [*les, *itertools.chain(*by_backbone.values())]
     codes = [record["code"] for record in records]
     if any(not (record["le"].get("code") or {}).get("clean", False) for record in les):
         reasons.append("an LE was trained by code that was not committed, or not recorded")
@@ -199,7 +201,7 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[dict], n_seeds: int) ->
         reasons.append("runs were made from uncommitted code")
     if any(len(used) > 1 for used in _llms(records).values()):
         reasons.append("runs used different LLMs, or other dtypes, under one name")
-    for backbone, own in _by_backbone(outcomes).items():  # nothing is compared between them
+    for backbone, own in by_backbone.items():  # nothing is compared between them
         if len({record["code"]["fingerprint"] for record in own}) > 1:
             reasons.append(
                 f"runs of {backbone} were made by different versions of the training code "
@@ -227,15 +229,11 @@ def _records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     return [record for outcome in outcomes for record in outcome.records.values()]
 
 
-def _trial_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    return [record for outcome in outcomes for _, record in outcome.trials]
-
-
 def _by_backbone(outcomes: Iterable[Outcome]) -> dict[str, list[dict[str, Any]]]:
     """Backbone -> ``run.json`` of its tests and trials."""
     found: dict[str, list[dict[str, Any]]] = {}
     for outcome in outcomes:
-        own = [*_records([outcome]), *_trial_records([outcome])]
+        own = [*outcome.records.values(), *(record for _, record in outcome.trials)]
         found.setdefault(outcome.method.backbone, []).extend(own)
     return {backbone: records for backbone, records in found.items() if records}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.processes import Share, drawn
 from recbole_lea.le.progress import PromptBar
-from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
 from recbole_lea.le.store import ArrayStore, pieces, take
 
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
@@ -258,7 +258,7 @@ class Feedback:
                 draws = drawn(
                     self.share, len(own), lambda n: self.rng.integers(0, self.n_items - 1, size=n)
                 )
-                items = np.where(items == own, draws + (draws >= own), items)
+                items = np.where(items == own, leave_out(own, draws), items)
             found["reward"] = self.scale(positive)
             found["negative_reward"] = self.scale(negative)
             found["negative"] = torch.from_numpy(items)

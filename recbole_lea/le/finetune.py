@@ -23,7 +23,7 @@ from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
 from recbole_lea.le.processes import own_part, processes, sum_gradients
 from recbole_lea.le.progress import PromptBar
-from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.store import read_record, read_tensors, write_bytes, write_record
 
@@ -294,7 +294,7 @@ def selection_lists(
     lists = np.empty((len(positives), k), dtype=np.int64)
     for row, positive in zip(lists, positives, strict=True):
         others = rng.choice(n_items - 1, size=k - 1, replace=False)
-        row[:] = rng.permutation([positive, *(others + (others >= positive))])
+        row[:] = rng.permutation([positive, *leave_out(positive, others)])
     return lists
 
 

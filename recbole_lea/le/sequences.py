@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,5 +128,9 @@ def uniform_except(
     rng: np.random.Generator, excluded: np.ndarray, n_items: int, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Uniform draws from 0..n_items-1 without the (broadcast) excluded index."""
-    draws = rng.integers(0, n_items - 1, size=shape)
+    return leave_out(excluded, rng.integers(0, n_items - 1, size=shape))
+
+
+def leave_out(excluded: Any, draws: Any) -> Any:
+    """Draws from one index fewer, arrays or tensors, moved past the (broadcast) excluded index."""
     return draws + (draws >= excluded)

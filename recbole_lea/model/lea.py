@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recbole_lea.data.transform import DONE, FIELD_PREFIX
 from recbole_lea.le.processes import Share, drawn
+from recbole_lea.le.sequences import leave_out
 from recbole_lea.methods import switches
 from recbole_lea.model.backbones import refusal
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
@@ -460,7 +461,7 @@ class LEARecommender(Readable):
             return torch.randint(1, self.n_items - 1, (n,), generator=self._rng)
 
         draws = drawn(self.share, len(positive), draw).to(positive.device)
-        negative = draws + (draws >= positive)  # uniform over items, the positive left out
+        negative = leave_out(positive, draws)  # uniform over the other items
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
 
