@@ -28,6 +28,9 @@ CAUSAL = (SASRec, GRU4Rec)
 # costs as much as items do. A GPU would wait for more and smaller kernels instead.
 LENGTH_PARTS = 4
 
+# Actions at a time on a CPU, where a larger piece of Q leaves the cache before its maximum is read.
+CPU_PIECE = 2048
+
 
 class QHead(nn.Module):
     """Q(s, a) for all actions (Eq. 9), on h_t, the LE's state, or both (Eq. 4).
@@ -75,8 +78,13 @@ class QHead(nn.Module):
         return self.linear(state)
 
     def pieces(self, state: Tensor, chunk: int | None) -> Iterator[Tensor]:
-        """``forward``, ``chunk`` actions at a time (all for None): [B, S] -> [B, chunk] each."""
+        """``forward``, ``chunk`` actions at a time (all for None; on a CPU at most ``CPU_PIECE``).
+
+        [B, S] -> [B, chunk] each.
+        """
         size = chunk or len(self.linear.bias)
+        if not state.is_cuda:
+            size = min(size, CPU_PIECE)
         weights, biases = self.linear.weight.split(size), self.linear.bias.split(size)
         for weight, bias in zip(weights, biases, strict=True):
             yield F.linear(state, weight, bias)

@@ -376,7 +376,16 @@ def test_the_maximum_over_actions_in_pieces_is_the_exact_one(tiny_config, name, 
             yield piece
 
     monkeypatch.setattr(lea.QHead, "pieces", watched)
-    for chunk, expected in ((None, {21}), (65536, {21}), (2, {2, 1}), (6, {6, 3})):
+    in_cache = lea.CPU_PIECE
+    for chunk, most, expected in (
+        (None, in_cache, {21}),
+        (65536, in_cache, {21}),
+        (2, in_cache, {2, 1}),
+        (6, in_cache, {6, 3}),
+        (65536, 5, {5, 1}),
+        (2, 5, {2, 1}),
+    ):
+        monkeypatch.setattr(lea, "CPU_PIECE", most)
         model, train, _ = build(tiny_config(name, q_max_chunk=chunk, **NO_DROPOUT))
         terms = model.calculate_loss(one_batch(train))
         sum(terms).backward()
