@@ -6,9 +6,14 @@ alone; it needs no RecBole. ``recbole_lea.recommend`` serves a trained model.
 """
 
 import importlib.util
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Two OpenMP threads that spin while they wait starve each other beside any other process;
+# the variable counts only before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if importlib.util.find_spec("recbole") is not None:
     from recbole_lea.compat import register

@@ -9,14 +9,11 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +69,6 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any
 
     from recbole.config import Config
 
-    import recbole_lea  # noqa: F401
     from recbole_lea import growth, load, speed
     from recbole_lea.le import LESettings
 

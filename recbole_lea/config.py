@@ -432,8 +432,6 @@ def _check_protocol(config: Mapping[str, Any], given: set[str]) -> None:
             raise ValueError(
                 f"`load_col`: inter: {_short(columns)} lacks {field}, the field that `{key}` names"
             )
-    if config.get("valid_metric") is None:
-        return
     name, at, k = config["valid_metric"].partition("@")
     metrics, topk = config["metrics"], config["topk"]
     names = [m.lower() for m in ([metrics] if isinstance(metrics, str) else metrics)]

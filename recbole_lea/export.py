@@ -14,23 +14,20 @@ import argparse
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import torch
+import yaml
+from safetensors.torch import save
+from torch.serialization import DEFAULT_PROTOCOL
 
-import torch  # noqa: E402
-import yaml  # noqa: E402
-from safetensors.torch import save  # noqa: E402
-from torch.serialization import DEFAULT_PROTOCOL  # noqa: E402
-
-from recbole_lea.checkpoint import CONFIG, ITEMS, WEIGHTS, Checkpoint  # noqa: E402
-from recbole_lea.compat import DERIVED, plain, restored_config  # noqa: E402
-from recbole_lea.le.store import write_bytes, write_json  # noqa: E402
-from recbole_lea.quick_start import console  # noqa: E402
+from recbole_lea.checkpoint import CONFIG, ITEMS, WEIGHTS, Checkpoint
+from recbole_lea.compat import DERIVED, plain, restored_config
+from recbole_lea.le.store import write_bytes, write_json
+from recbole_lea.quick_start import console
 
 logger = logging.getLogger(__name__)
 

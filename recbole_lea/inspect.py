@@ -9,32 +9,29 @@ import argparse
 import dataclasses
 import io
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from recbole.utils import init_seed
+from sklearn.decomposition import PCA
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-from recbole.utils import init_seed  # noqa: E402
-from sklearn.decomposition import PCA  # noqa: E402
-
-from recbole_lea.checkpoint import Checkpoint  # noqa: E402
-from recbole_lea.compat import restored_config  # noqa: E402
-from recbole_lea.config import given_keys  # noqa: E402
-from recbole_lea.data.dataset import LEADataset  # noqa: E402
-from recbole_lea.data.transform import ROW  # noqa: E402
-from recbole_lea.le.catalogue import item_fields  # noqa: E402
-from recbole_lea.le.sequences import uniform_except  # noqa: E402
-from recbole_lea.le.store import write_bytes  # noqa: E402
-from recbole_lea.model.lea import difference  # noqa: E402
-from recbole_lea.quick_start import console  # noqa: E402
-from recbole_lea.serve import Recommender  # noqa: E402
+from recbole_lea.checkpoint import Checkpoint
+from recbole_lea.compat import restored_config
+from recbole_lea.config import given_keys
+from recbole_lea.data.dataset import LEADataset
+from recbole_lea.data.transform import ROW
+from recbole_lea.le.catalogue import item_fields
+from recbole_lea.le.sequences import uniform_except
+from recbole_lea.le.store import write_bytes
+from recbole_lea.model.lea import difference
+from recbole_lea.quick_start import console
+from recbole_lea.serve import Recommender
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +264,8 @@ class Inspector:
         """
         known, unknown = self.recommender.known(history)
         if not known:
-            raise ValueError(f"the history has no item that the model knows: {', '.join(unknown)}")
+            names = ", ".join(map(str, unknown))
+            raise ValueError(f"the history has no item that the model knows: {names}")
         (scores,) = self.recommender.scores([known])
         q = self._q_values(known)
         n_items = len(self.recommender.tokens) - 1

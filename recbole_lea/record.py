@@ -44,7 +44,7 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
 
 
 def dataset_fingerprint(dataset: Any) -> str:
-    """Hex digest over the training rows: users, histories and targets, by token."""
+    """Hex digest over the training rows, and over users and items in RecBole's order."""
     digest = hashlib.sha256()
     for field in (dataset.uid_field, dataset.iid_field):
         digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())

@@ -105,7 +105,8 @@ class Recommender:
             known, unknown = self.known(history)
             if not known:
                 raise ValueError(
-                    f"history {number} has no item that the model knows: {', '.join(unknown)}"
+                    f"history {number} has no item that the model knows: "
+                    f"{', '.join(map(str, unknown))}"
                 )
             read.append((known, unknown))
         made = []

@@ -36,9 +36,11 @@ from recbole_lea.trainer import fused
 logger = logging.getLogger(__name__)
 
 # What is measured: the paper's prompts, and ours as the settings have them.
+# the loss of the plain loop
+PLAIN: dict[str, Any] = {"finetune_negatives": 1, "state_loss": "softmax"}
 TEMPLATES: dict[str, dict[str, Any]] = {
-    "paper": {"reward_prompt": "paper", "state_input": "items", "reward_head": "none"},
-    "item_last": {"reward_prompt": "item_last"},
+    "paper": PLAIN | {"reward_prompt": "paper", "state_input": "items", "reward_head": "none"},
+    "item_last": PLAIN | {"reward_prompt": "item_last"},
 }
 # Times --rows for feedback: a packed transition has a seventh of the tokens of the paper's wording,
 # and a batch or two that are not full would be most of what is measured.
@@ -329,7 +331,7 @@ def run(config: Config, rows: int) -> dict[str, Any]:
     """
     stages = StageLog()
     dataset = LEADataset(config)
-    tokens, _ = dataset._training_sequences(dataset.build()[0])
+    _, tokens = dataset.splits()
     costs, tunings = {}, {}
     n_rows: dict[str, int] = {}
     pools: dict[tuple[str, int], float] = {}

@@ -22,9 +22,6 @@ from recbole_lea.le.stages import StageLog
 logger = logging.getLogger(__name__)
 
 
-_said_anomaly = False
-
-
 def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The same optimiser; Adam as one kernel, without temporary arrays the size of the Q head."""
     if isinstance(optimizer, torch.optim.Adam):
@@ -196,12 +193,6 @@ class LEATrainer(StepTrainer):
 
     def _prepare(self, train_data) -> None:
         """Where the warm-up stands, at the start or after ``resume_checkpoint``."""
-        global _said_anomaly
-        if not _said_anomaly:
-            self.logger.info(
-                "autograd's anomaly detection, which RecBole 1.2.1 switches on, is off"
-            )
-            _said_anomaly = True
         per_epoch = len(train_data)
         self._warmup_steps = warmup_steps(self.config["warmup"], per_epoch)
         self.steps = self.start_epoch * (self.config["lea_valid_steps"] or per_epoch)
@@ -211,7 +202,7 @@ class LEATrainer(StepTrainer):
             self.model.warmed_up = True
         elif not self.model.warmed_up:
             # early stopping has no say before the warm-up is over
-            self.stopping_step = self.epochs * max(1, per_epoch) + 1
+            self.stopping_step = self.epochs + 1
         elif (
             self.model.switches.augmented
             and not self._resumed

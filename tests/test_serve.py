@@ -76,6 +76,7 @@ def test_unknown_items_are_reported_and_take_no_place(trained, caplog):
     [
         ([["i1"], []], 5, "history 1 is empty"),
         ([["x", "y"]], 5, "history 0 has no item that the model knows: x, y"),
+        ([[50, 172]], 5, "history 0 has no item that the model knows: 50, 172"),
         (["i1"], 5, "history 0 is the text 'i1'"),
         ([["i1"]], 0, "k is 0"),
         ([["i1"]], 21, "from 1 to the 20 items"),

@@ -12,7 +12,7 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_lea.data.item_text import read_item_texts
+from recbole_lea.data.item_text import not_encoded, read_item_texts
 from recbole_lea.data.transform import DONE, ROW
 from recbole_lea.le import Catalogue, LESettings, Pipeline
 from recbole_lea.le.processes import processes
@@ -76,6 +76,8 @@ class LEADataset(SequentialDataset):
             if frame is not None and not isinstance(frame.index, pd.RangeIndex):
                 raise ValueError("the first row has more cells than there are columns")
             return frame
+        except UnicodeDecodeError as error:
+            raise ValueError(not_encoded(filepath, error)) from error
         except (ValueError, csv.Error) as error:
             raise ValueError(
                 f"{filepath}: {error}; its first line has to name each column as field:type, such "
@@ -120,8 +122,6 @@ class LEADataset(SequentialDataset):
 
         Today's timestamps are 128 s apart in float32: ml-100k would change its order.
         """
-        if self.time_field is None or self.time_field not in self.inter_feat:
-            return
         rank = self.inter_feat[self.time_field].rank(method="dense") - 1
         if rank.max() >= EXACT_FLOAT32:  # too many moments for one global rank
             grouping = (self.config["eval_args"] or {}).get("group_by")
@@ -194,11 +194,6 @@ class LEADataset(SequentialDataset):
         """RecBole's splits without the LE, and the training items of each user in time order."""
         datasets = super().build()
         self._check_parts(datasets)
-        if self.benchmark_filename_list is not None:
-            raise ValueError(
-                "benchmark_filename gives rows without their order within the user, which the "
-                "LE's feedback needs: give one .inter file and let eval_args split it"
-            )
         train = datasets[0]
         sequences, train.lea_transitions = self._training_sequences(train)
         train.inter_feat[DONE] = self._ends(train)
@@ -253,7 +248,8 @@ class LEADataset(SequentialDataset):
         if stop in BUILDERS:
             BUILDERS[stop](pipeline)
         else:
-            make = pipeline.live if transform == "lea_live" else pipeline.precomputed
+            live = transform == "lea_live" and chosen.needs_le  # item tokens alone need no LLM
+            make = pipeline.live if live else pipeline.precomputed
             train.lea_feedback = make(chosen.le_state, chosen.le_reward)
         if stop == "feedback" and chosen.augmented:
             pipeline.prepare_selection()
@@ -335,7 +331,9 @@ class LEADataset(SequentialDataset):
         config = self.config
         items = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         path = Path(config["data_path"]) / f"{self.dataset_name}.item"
-        texts = read_item_texts(path, self.iid_field, items, config["field_separator"])
+        encoding = config["encoding"] or "utf-8"
+        separator = config["field_separator"]
+        texts = read_item_texts(path, self.iid_field, items, separator, encoding)
         catalogue = Catalogue(texts)
         return Pipeline(
             LESettings.from_config(config.final_config_dict),

@@ -10,8 +10,17 @@ import pandas as pd
 logger = logging.getLogger(__name__)
 
 
+def not_encoded(path: str | Path, error: UnicodeDecodeError) -> str:
+    """What is wrong with a file in another encoding than RecBole's ``encoding``."""
+    return f"{path}: {error}: set `encoding` to the file's, or save it as UTF-8"
+
+
 def read_item_texts(
-    path: Path, item_field: str, tokens: Sequence[str], separator: str = "\t"
+    path: Path,
+    item_field: str,
+    tokens: Sequence[str],
+    separator: str = "\t",
+    encoding: str = "utf-8",
 ) -> dict[str, dict[str, str]]:
     """Text fields of the given items.
 
@@ -20,6 +29,7 @@ def read_item_texts(
         item_field: RecBole's ``ITEM_ID_FIELD``.
         tokens: the items wanted.
         separator: RecBole's ``field_separator``.
+        encoding: RecBole's ``encoding``.
 
     Returns:
         Item token -> {field: text}; an item that the file lacks has no fields.
@@ -34,10 +44,17 @@ def read_item_texts(
     # the same reader and quoting as RecBole's, so that the item tokens agree
     try:
         frame = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8", engine="python"
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            encoding=encoding,
+            engine="python",
         ).fillna("")
         if not isinstance(frame.index, pd.RangeIndex):  # pandas would shift the columns
             raise ValueError("the first row has more cells than there are columns")
+    except UnicodeDecodeError as error:
+        raise ValueError(not_encoded(path, error)) from error
     except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{path}: {error}; each line needs the columns that the first line names, separated by "

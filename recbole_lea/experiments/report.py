@@ -16,7 +16,7 @@ from recbole_lea.config import properties_folder
 from recbole_lea.experiments.run import lasting
 from recbole_lea.experiments.runner import Outcome, duration
 from recbole_lea.experiments.statistics import average, compare, holm
-from recbole_lea.le.store import write_json
+from recbole_lea.le.store import write_bytes, write_json
 
 SIGNIFICANT = 0.05
 
@@ -317,13 +317,13 @@ class Report:
                 for outcome in self.outcomes
             },
         })  # fmt: skip
-        _write_text(folder / f"{self.name}.md", self.markdown(pictures))
+        write_bytes(folder / f"{self.name}.md", self.markdown(pictures).encode())
 
     def markdown(self, pictures: Sequence[str]) -> str:
         """The report as Markdown."""
         planned = comparisons(self.outcomes)
         tests = TESTS.format(n=planned, seeds=self.n_seeds, freedom=self.n_seeds - 1)
-        over_recbole = self._over_recbole()
+        over_recbole, cold = self._over_recbole(), self._cold()
         state = "**Not final**: " + "; ".join(self.reasons) + "." if self.reasons else "Final."
         parts = [
             f"# {self.title} on {self.dataset}",
@@ -337,8 +337,8 @@ class Report:
             self._results(),
             ABOUT.get(self.name, ""),
             PAPER_NOTE if any(row["paper"] for row in self.rows) else "",
-            "## Cold items" if self._cold() else "",
-            self._cold(),
+            "## Cold items" if cold else "",
+            cold,
             f"## Gains in {self.metric} over each method's own baseline",
             self._gains(),
             tests,
@@ -571,13 +571,7 @@ def _p_value(value: float | None) -> str:
 
 def write_overview(results: Path) -> None:
     """Write ``results/README.md``."""
-    _write_text(results / "README.md", overview(results))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_bytes(results / "README.md", overview(results).encode())
 
 
 def overview(results: Path) -> str:

@@ -25,6 +25,7 @@ from recbole_lea import record
 from recbole_lea.compat import evaluate_rows, plain
 from recbole_lea.config import absolute_paths
 from recbole_lea.data.dataset import LEADataset
+from recbole_lea.le.store import replacing
 from recbole_lea.le.versions import code_version
 from recbole_lea.quick_start import backbone_config, prepare
 
@@ -175,9 +176,8 @@ def _training(config: Config, kind: str, folder: Path) -> dict[str, Any]:
         content["cold"] = cold_result(train._dataset, test._dataset, rows)
         users = by_user(test._dataset, rows)
         content["data"]["test users"] = len(users["users"])
-        partial = folder / "users.partial.npz"
-        np.savez_compressed(partial, **users)
-        partial.replace(folder / "users.npz")
+        with replacing(folder / "users.npz") as stream:
+            np.savez_compressed(stream, **users)
     return record.start(config, train._dataset, stages) | content
 
 

@@ -9,6 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -298,7 +299,12 @@ class Benchmark:
             trials_left = len(self.pending(trials))
             tests_left = len(self.pending(tests)) if tests else len(self.seeds)
             text = f"trials {trials_left} of {len(trials)}, tests {tests_left} of {len(self.seeds)}"
-            kind = _cost_kind(method.backbone if method.stock else method.model, method.keys)
+            # a stock run's record has none of our keys
+            kind = (
+                _cost_kind(method.backbone, {})
+                if method.stock
+                else _cost_kind(method.model, method.keys)
+            )
             lines.append(f"  {method.label:<36}{text}{cost(trials_left + tests_left, kind)}")
         total = f"to do: about {duration(seconds / self.jobs)} with {self.jobs} jobs"
         if unknown:
@@ -352,16 +358,21 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     processes: set[subprocess.Popen] = set()
+    lock, stopped = threading.Lock(), False
 
     def one(run: Run) -> bool:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "run.json").unlink(missing_ok=True)
         write_json(run.folder / "spec.json", dataclasses.asdict(run.spec))
+        command = [*child, str(run.folder)]
         with (run.folder / "run.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*child, str(run.folder)], stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-            processes.add(process)
+            with lock:
+                if stopped:
+                    return False
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+                processes.add(process)
             code = process.wait()
         return code == 0 and (run.folder / "run.json").is_file()
 
@@ -380,8 +391,10 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
+            with lock:
+                stopped = True
+                for process in processes:
+                    process.terminate()
             raise
     return failed
 

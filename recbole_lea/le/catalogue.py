@@ -87,7 +87,7 @@ class Catalogue:
         if unknown:
             raise ValueError(
                 f"{key} names the field {unknown[0]!r}, but the .item file has only: "
-                f"{', '.join(sorted(known)) or 'no text fields'}"
+                f"{', '.join(sorted(known))}"
             )
         return fields
 

@@ -10,11 +10,11 @@ def reward_loss(positive: Tensor, negative: Tensor) -> Tensor:
     r"""Reward model loss, Eq. 1: :math:`-\log\sigma(r^+ - r^-)`, per pair.
 
     Args:
-        positive: reward of the next item [B].
-        negative: reward of the sampled item [B].
+        positive: reward of the next item [B, 1].
+        negative: rewards of the K sampled items [B, K].
 
     Returns:
-        Loss [B].
+        Loss [B, K].
     """
     return -F.logsigmoid(positive - negative)
 

@@ -21,7 +21,7 @@ from recbole_lea.le import feedback as fb
 from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.finetune import evaluation_of, finetune
+from recbole_lea.le.finetune import better_than_chance, finetune
 from recbole_lea.le.llm import LLM, PLACEMENT, fingerprint, load_llm, pick_device, pick_dtype
 from recbole_lea.le.processes import collected, from_main, own_part, processes
 from recbole_lea.le.progress import PromptBar
@@ -332,12 +332,12 @@ class Pipeline:
 
     def diagnostics(self) -> dict[str, Any]:
         """The fine-tuning's last record and the code that made it, if it is done; ``measured``."""
-        record = {}
-        if self._is_done("environment"):
-            folder = self._folder("environment")
-            record = read_json(folder / "history.json")[-1]
-            record["code"] = (read_record(folder / DONE) or {}).get("code")
-        return record | self.measured
+        folder = self._folder("environment")
+        # no collective: under accelerate the other processes have left when the record is written
+        made = read_record(folder / DONE)
+        if made is None or made.get("key") != self.keys["environment"]:
+            return self.measured
+        return read_json(folder / "history.json")[-1] | {"code": made.get("code")} | self.measured
 
     def _report_quality(self) -> None:
         """Say in every run, the LE built or reused, how good it is on held-out sequences."""
@@ -355,7 +355,7 @@ class Pipeline:
             "LE on %d held-out training transitions: reward accuracy %.3f, state hit@10 %.4f",
             record["n"], record["accuracy"], record["hit_10"],
         )  # fmt: skip
-        if not evaluation_of(record).better_than_chance:
+        if not better_than_chance(record["accuracy"], record["n"]):
             logger.warning(
                 "the reward model is no better than chance (held-out accuracy %.3f on %d pairs): "
                 "its rewards carry no information; train longer (lea_finetune_epochs), raise "

@@ -44,7 +44,7 @@ class Sequences:
             self.items.append(np.asarray(ids, dtype=np.int64))
         lengths = np.array([len(items) for items in self.items], dtype=np.int64)
         self.state_starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.transition_starts = np.concatenate([[0], np.cumsum(np.maximum(lengths - 1, 0))])
+        self.transition_starts = np.concatenate([[0], np.cumsum(lengths - 1)])
 
     def __len__(self) -> int:
         return len(self.users)

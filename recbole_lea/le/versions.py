@@ -37,7 +37,7 @@ FOLDER = Path(__file__).parent.parent
 
 # What cannot change a run's result: it plans, measures, reports, and uses what was trained.
 NOT_TRAINING = (
-    "benchmark.py", "speed.py", "growth.py", "experiments", "checkpoint.py", "serve.py",
+    "benchmark.py", "speed.py", "growth.py", "load.py", "experiments", "checkpoint.py", "serve.py",
     "export.py", "inspect.py", "tune.py",
 )  # fmt: skip
 

@@ -285,8 +285,6 @@ class LEARecommender(Readable):
     rl_loss: str
 
     def __init__(self, config, dataset) -> None:
-        if config["loss_type"] != "CE":
-            raise ValueError(f"loss_type is {config['loss_type']}, but LEA trains with CE (Eq. 8)")
         super().__init__(config, dataset)
         self.switches = switches(config, self.rl_loss)
         self.transform = config["transform"]

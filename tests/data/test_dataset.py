@@ -207,6 +207,26 @@ def test_base_needs_no_le(tiny_config, tmp_path):
     assert not (tmp_path / "lea_cache").exists()
 
 
+def test_item_tokens_alone_need_no_fine_tuned_le(tiny_config, tmp_path):
+    keys = {"lea_method": "base", "item_embedding_init": "le", "transform": "lea_live"}
+    config = tiny_config(**keys)
+    train, _, _ = data_preparation(config, create_dataset(config))
+    assert len(train._dataset.lea_item_tokens) == 20
+    assert not list((tmp_path / "lea_cache").glob("*/environment-*"))
+
+
+def test_files_in_another_encoding(tiny_config, tiny_dataset):
+    for name in ("tiny.inter", "tiny.item"):
+        file = tiny_dataset / name
+        text = file.read_text(encoding="utf-8")
+        file.write_bytes(text.replace("u1\t", "ü1\t").replace("red", "röd").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"tiny\.inter: 'utf-8' codec.*set `encoding`"):
+        create_dataset(tiny_config())
+    dataset = create_dataset(tiny_config(encoding="latin-1"))
+    sentences = dataset.pipeline(dataset.splits()[1]).sentences
+    assert any("röd" in sentence for sentence in sentences)
+
+
 def test_live_transform_draws_fresh_negatives(tiny_config):
     config = tiny_config(transform="lea_live", lea_method="LER")
     train, _, test = data_preparation(config, create_dataset(config))

@@ -23,6 +23,15 @@ def test_no_file_means_no_text(tmp_path, caplog):
     assert "x.item does not exist" in caplog.text
 
 
+def test_the_encoding_is_recboles_and_another_one_is_named(tmp_path):
+    path = tmp_path / "x.item"
+    path.write_text("item_id:token\ttitle:token_seq\n1\tAmélie\n", encoding="latin-1")
+    texts = read_item_texts(path, "item_id", ["1"], encoding="latin-1")
+    assert texts == {"1": {"title": "Amélie"}}
+    with pytest.raises(ValueError, match=r"x\.item: 'utf-8' codec.*set `encoding`"):
+        read_item_texts(path, "item_id", ["1"])
+
+
 def test_column_of_another_name(tmp_path):
     path = tmp_path / "x.item"
     path.write_text(LINES, encoding="utf-8")

@@ -476,11 +476,6 @@ def test_a_batch_without_feedback_names_the_key(tiny_config):
         model.calculate_loss(batch)
 
 
-def test_bpr_is_refused(tiny_config):
-    with pytest.raises(ValueError, match="loss_type"):
-        build(tiny_config(loss_type="BPR"))
-
-
 def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path):
     config = tiny_config()
     model, train, test = build(config)
