@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=int,
-        default=400,
+        default=200,
         help="--speed: transitions in the paper's wording; with item_last eight times more",
     )
     parser.add_argument("--items", type=int, default=10**6, help="--load: items")
