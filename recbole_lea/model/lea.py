@@ -25,8 +25,9 @@ from recbole_lea.model.losses import advantage, double_q_value, supervised_loss,
 CAUSAL = (SASRec, GRU4Rec)
 
 # Parts of a batch on a CPU, by length: prefixes are mostly shorter than the window, whose padding
-# costs as much as items do. A GPU would wait for more and smaller kernels instead.
-LENGTH_PARTS = 4
+# costs as much as items do. Three are slower: small operations wait for each other, as a GPU would
+# with two.
+LENGTH_PARTS = 2
 
 # Actions at a time on a CPU, where a larger piece of Q leaves the cache before its maximum is read.
 CPU_PIECE = 2048
