@@ -44,6 +44,7 @@ def test_permutation_test_is_exact_for_few_users():
     assert user_test(np.ones(5)) == pytest.approx(2 / 32)
     assert user_test(np.array([1.0, -1.0, 0.0])) == 1.0
     assert user_test(np.zeros(4)) == 1.0
+    assert user_test(np.array([0.0, 0.5, 0.0])) == 1.0
 
 
 def test_users_that_do_not_differ_change_nothing():
