@@ -35,9 +35,9 @@ from recbole_lea.trainer import fused
 
 logger = logging.getLogger(__name__)
 
-# What is measured: the paper's prompts, and ours as the settings have them.
-# the loss of the plain loop
+# The loss of the plain fine-tuning loop.
 PLAIN: dict[str, Any] = {"finetune_negatives": 1, "state_loss": "softmax"}
+# What is measured: the paper's prompts, and ours as the settings have them.
 TEMPLATES: dict[str, dict[str, Any]] = {
     "paper": PLAIN | {"reward_prompt": "paper", "state_input": "items", "reward_head": "none"},
     "item_last": PLAIN | {"reward_prompt": "item_last"},

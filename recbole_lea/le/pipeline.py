@@ -334,8 +334,8 @@ class Pipeline:
         """The fine-tuning's last record and the code that made it, if it is done; ``measured``."""
         folder = self._folder("environment")
         # no collective: under accelerate the other processes have left when the record is written
-        made = read_record(folder / DONE)
-        if made is None or made.get("key") != self.keys["environment"]:
+        made = self._made("environment")
+        if made is None:
             return self.measured
         return read_json(folder / "history.json")[-1] | {"code": made.get("code")} | self.measured
 
@@ -775,8 +775,12 @@ class Pipeline:
         folder = self._folder(stage)
         if folder.name in self._checked:
             return True
-        record = read_record(folder / DONE) if self._main else None
-        return from_main(record is not None and record.get("key") == self.keys[stage])
+        return from_main(self._main and self._made(stage) is not None)
+
+    def _made(self, stage: str) -> dict[str, Any] | None:
+        """The record of a stage of ``FILES``; None unless it is finished and unaltered."""
+        record = read_record(self._folder(stage) / DONE)
+        return record if record and record.get("key") == self.keys[stage] else None
 
 
 def projection_bounds(n: int, dim: int) -> list[int]:
