@@ -70,11 +70,13 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any
     from recbole.config import Config
 
     from recbole_lea import growth, load, speed
+    from recbole_lea.config import find_config_file
     from recbole_lea.le import LESettings
 
     config = Config(
         "SASRecSA2CLEA",
         options.dataset,
+        [find_config_file(file) for file in options.config_files.split()] or None,
         config_dict={"lea_method": "base", "show_progress": False},
     )
     if options.load:
@@ -101,7 +103,8 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
         name, methods = f"table{options.table}", plan.table(options.table)
     else:
         name, methods = f"figure{options.figure}", plan.figure(options.figure, search.sweeps)
-    own = {"model", "dataset", "seed"}.union(*({*m.keys, *m.changes} for m in methods))
+    own = {"model", "dataset", "seed", "lea_method", "lea_state", "lea_reward", "lea_augmentation"}
+    own = own.union(*({*m.keys, *m.changes} for m in methods))
     for key in given:
         if key in own or key == "lea_stop_after":
             why = "the runs differ in it" if key in own else "the runs would end before the test"

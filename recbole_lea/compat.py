@@ -1,4 +1,4 @@
-"""The one module that touches RecBole's internals.
+"""The one module that changes RecBole's internals.
 
 Each function says which behaviour of recbole 1.2.1 it answers. Importing ``recbole_lea`` calls
 ``register`` once.

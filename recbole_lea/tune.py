@@ -4,7 +4,7 @@ A search space is a file in RecBole's format, one key a line; it knows no commen
 
     learning_rate loguniform -8,-5      from e^-8 to e^-5
     hidden_dropout_prob uniform 0.1,0.5
-    embedding_size quniform 32,128,32   in steps of 32
+    dropout_prob quniform 0.1,0.5,0.1   in steps of 0.1; for whole numbers use choice
     w_ah choice [0.05,0.1,0.2]
 
 ``properties/hyper/<model>.test`` has one for each model on SASRec and GRU4Rec. Trials are compared
@@ -29,7 +29,7 @@ from recbole.quick_start import objective_function
 from recbole.trainer import HyperTuning
 from recbole.utils import dict2str
 
-from recbole_lea.config import RULES, absolute_paths, find_config_file, nearest
+from recbole_lea.config import RECBOLE_RULES, RULES, absolute_paths, find_config_file, nearest
 from recbole_lea.le.store import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -138,15 +138,23 @@ def read_space(path: str | Path) -> Space:
 
 def _check(space: Space, path: str, config: Config) -> None:
     """RecBole would take an unknown key, and what the command line overrides, without a word."""
+    rules = RULES | RECBOLE_RULES
     for key, (kind, values) in space.items():
         if key not in config:
             raise ValueError(f"{path}: unknown key `{key}`{nearest(key, config.final_config_dict)}")
         if key in config.cmd_config_dict:
             raise ValueError(f"{path} searches `{key}`, which --{key}=... fixes: drop one of them")
-        for value in values if kind == "choice" and key in RULES else ():
-            check, wanted = RULES[key]
+        if kind != "choice":  # both tools draw numbers with a point, also from whole bounds
+            values = [float(value) for value in values[:2]]
+        if kind == "loguniform":
+            values = [math.exp(value) for value in values]
+        for value in values if key in rules else ():
+            check, wanted = rules[key]
             if not check(value):
-                raise ValueError(f"{path}: `{key}` is {value!r}, but has to be {wanted}")
+                raise ValueError(
+                    f"{path}: `{key}` is {value!r} ({kind}), but has to be {wanted}; whole numbers "
+                    "need `choice`"
+                )
 
 
 def _algorithm(space: Space, tool: str) -> str:

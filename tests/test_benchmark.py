@@ -86,6 +86,7 @@ def test_dry_run_starts_nothing(call, capsys):
     ("arguments", "message"),
     [
         (["--lea_method=LES"], "--lea_method cannot be given for all runs of table4"),
+        (["--lea_reward=constant"], "--lea_reward cannot be given for all runs of table4"),
         (["--seed=3"], "--seed cannot be given"),
         (["--lea_stop_after=items"], "--lea_stop_after cannot be given"),
         (["weight_decay=1"], "weight_decay=1: not an option"),
@@ -106,6 +107,16 @@ def test_one_benchmark_at_a_time(call):
     with FileLock("results/tiny/lock"):
         code, started = call("--table", "4")
     assert "another benchmark is working in results/tiny" in code and not started
+
+
+def test_speed_is_that_of_the_config_files_and_keys(tiny_dataset, monkeypatch, capsys):
+    keys = ("train_batch_size", "lea_row_length")
+    monkeypatch.setattr("recbole_lea.speed.run", lambda config, rows: [config[key] for key in keys])
+    Path("own.yaml").write_text("train_batch_size: 7\n", encoding="utf-8")
+    own = ["--dataset", "tiny", "--config_files", "own.yaml", "--lea_row_length=99"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--speed", *own])
+    console(benchmark.main)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == [7, 99]
 
 
 def test_failed_runs_are_counted(call, monkeypatch):

@@ -126,6 +126,8 @@ def test_one_le_for_all_methods_with_all_that_they_want(benchmark):
     assert wanted == {"lea_state": "hidden", "lea_reward": "LE", "lea_augmentation": "both"}
     (le,) = benchmark(5).environments()
     assert le.spec.keys["lea_state"] == "both" and le.spec.keys["lea_reward"] == "constant"
+    own = benchmark(7, only=["SASRec SNQN LEASR", "SASRec SA2C LES shuffled"])
+    (le,) = own.environments()  # that of the shuffled control is no other
 
 
 @pytest.mark.parametrize(("number", "searches"), [(4, 2), (5, 3)])
