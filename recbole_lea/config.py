@@ -425,6 +425,14 @@ def _check_protocol(config: Mapping[str, Any], given: set[str]) -> None:
         )
     if "RS" not in split and (config.get("eval_args") or {}).get("group_by", "user") != "user":
         raise ValueError(f"`eval_args`: the split {split} needs `group_by: user`")
+    if config["lea_compare"] and (
+        split.get("LS") == "valid_only"
+        or any(not split.get(kind, [1])[-1] for kind in ("RS", "TS"))
+    ):
+        raise ValueError(
+            f"`lea_compare` compares test results, but `eval_args` has the split {split}, without "
+            "a test part: set lea_compare: False, or another split"
+        )
     columns = (config.get("load_col") or {}).get("inter", "*")
     for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
         field = config.get(key)

@@ -10,18 +10,19 @@ from recbole.utils import get_local_time
 
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.store import write_json
-from recbole_lea.le.versions import code_version, versions
+from recbole_lea.le.versions import versions
 
 logger = logging.getLogger(__name__)
 
 
-def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
+def start(config: Any, dataset: Any, stages: StageLog, code: dict[str, Any]) -> dict[str, Any]:
     """The record of a run without its test result.
 
     Args:
         config: RecBole's config.
         dataset: the training split.
         stages: seconds and peak memory so far; the record follows it.
+        code: ``code_version()`` from before the run.
     """
     from recbole_lea.compat import plain
 
@@ -31,7 +32,7 @@ def start(config: Any, dataset: Any, stages: StageLog) -> dict[str, Any]:
         "dataset": config["dataset"],
         "seed": config["seed"],
         "config": plain(config.final_config_dict),
-        "code": code_version(),
+        "code": code,
         "versions": versions(),
         "stages": stages.stages,
         "fingerprints": {

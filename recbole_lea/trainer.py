@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 
@@ -18,6 +19,7 @@ from recbole_lea.config import warmup_steps
 from recbole_lea.data.transform import ROW
 from recbole_lea.le.processes import collected, from_main, processes
 from recbole_lea.le.stages import StageLog
+from recbole_lea.le.versions import code_version
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class _Batches:
             self._before_batch()
             self.batch = next(batches)
             yield self.batch
+        next(batches, None)  # as RecBole's own loop: a sampler may draw once more as it ends
 
 
 class _Chunk:
@@ -75,9 +78,14 @@ class _Chunk:
         self._batches = iter(self._loader)
 
     def skip(self, n: int) -> None:
-        """Go on after the first ``n`` batches of a pass."""
-        for _ in range(n):
-            next(self._batches)
+        """Go on after the first ``n`` batches of a pass, without the LE's feedback to them."""
+        transform = self._loader.transform
+        self._loader.transform = lambda dataset, interaction: interaction
+        try:
+            for _ in range(n):
+                next(self._batches)
+        finally:
+            self._loader.transform = transform
         self.taken = n
 
     def __len__(self) -> int:
@@ -142,6 +150,7 @@ class LEATrainer(StepTrainer):
         self.stages = StageLog()
         self.steps = 0
         self.record: dict = {}
+        self._best_result: dict[str, float] | None = None
         self._resumed: dict | None = None
         self._train_data: Any = None
         self._valid_data: Any = None
@@ -156,8 +165,14 @@ class LEATrainer(StepTrainer):
         # under q_weight 0 every bit is RecBole's
         return fused(optimizer) if self.model.q_weight != 0 else optimizer
 
-    def fit(self, train_data, valid_data=None, **kwargs):
+    def fit(
+        self,
+        train_data: AbstractDataLoader,
+        valid_data: AbstractDataLoader | None = None,
+        **kwargs: Any,
+    ) -> tuple[float, dict[str, float] | None]:
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
+        code = code_version()  # the files may change meanwhile
         self._train_data, self._valid_data = train_data, valid_data
         self.record = {}
         dataset = train_data._dataset
@@ -183,7 +198,7 @@ class LEATrainer(StepTrainer):
                 "the best validation result is from the warm-up: what is tested has seen neither "
                 "the advantage nor the augmentation"
             )
-        self.record = record.start(self.config, dataset, self.stages)
+        self.record = record.start(self.config, dataset, self.stages, code)
         self.record["best_valid_result"] = dict(result[1] or {})
         self.record["best_is_warmup"] = self._best_is_warmup
         if processes().is_main_process:
@@ -228,6 +243,7 @@ class LEATrainer(StepTrainer):
         state = {
             "warm_epoch": self._warm_epoch,
             "best_is_warmup": self._best_is_warmup,
+            "best_valid_result": self._best_result,
             "random": collected(random) if self.config["ranks"] else random,
             "loader": self._train_data.generator.get_state(),
             "taken": 0,
@@ -247,6 +263,8 @@ class LEATrainer(StepTrainer):
             )
         self._warm_epoch = state["warm_epoch"]
         self._best_is_warmup = state["best_is_warmup"]
+        # RecBole's checkpoint has its score alone
+        self._best_result = self.best_valid_result = state.get("best_valid_result")
         train_data.generator.set_state(state["loader"].cpu())
         if "augmentation" in state:
             resume.set_augmentation(self, state["augmentation"])
@@ -256,7 +274,9 @@ class LEATrainer(StepTrainer):
         rank = processes().process_index if self.config["ranks"] else 0
         resume.set_random_state(self, state["random"][rank])
 
-    def evaluate(self, eval_data, load_best_model=True, **kwargs):
+    def evaluate(
+        self, eval_data: AbstractDataLoader, load_best_model: bool = True, **kwargs: Any
+    ) -> dict[str, float] | None:
         """RecBole's ``evaluate``; after ``fit``, the test result goes into the ``run.json``."""
         result = super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)
         tested = self.record and result is not None and eval_data is not self._valid_data
@@ -320,6 +340,7 @@ class LEATrainer(StepTrainer):
         best = self.best_valid_score
         if score >= best if bigger else score <= best:
             self._best_is_warmup = not self.model.warmed_up
+            self._best_result = {name: float(value) for name, value in result.items()}
         return score, result
 
     def _augment(self) -> None:

@@ -81,6 +81,10 @@ def test_unknown_key_suggests_the_nearest(defaults):
                                          "group_by": None}}, "needs `group_by: user`"),
         ("SASRecSA2CLEA", {"eval_protocol": "paper", "eval_args": {
             "split": {"LS": "valid_and_test"}, "order": "TO"}}, "`eval_protocol: paper`"),
+        ("SASRecSA2CLEA", {"lea_compare": True, "eval_args": {
+            "split": {"LS": "valid_only"}, "order": "TO"}}, "`lea_compare`.*without a test part"),
+        ("SASRecSA2CLEA", {"lea_compare": True, "eval_args": {
+            "split": {"RS": [9, 1, 0]}, "order": "TO"}}, "`lea_compare`.*without a test part"),
         ("SASRecSA2CLEA", {"load_col": {"inter": ["user_id", "item_id"]}}, "lacks timestamp"),
         ("SASRecSA2CLEA", {"loss_type": "BPR"}, "`loss_type` is 'BPR'"),
         ("GRU4RecSNQNLEA", {"train_neg_sample_args": {"sample_num": 1}}, "`train_neg_sample_args`"),

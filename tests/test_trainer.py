@@ -182,19 +182,31 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, n
         return get_trainer(config["MODEL_TYPE"], name)(config, model), loaders
 
     first, loaders = built()
-    first.fit(*loaders[:2], verbose=False, saved=False, callback_fn=after)
+    result = first.fit(*loaders[:2], verbose=False, saved=False, callback_fn=after)
     assert first.steps > 6  # the augmentation has begun
     second, again = built()
     torch.manual_seed(99)
     second.resume_checkpoint(saved)
-    second.fit(*again[:2], verbose=False, saved=False)
+    assert second.fit(*again[:2], verbose=False, saved=False) == result
     for key, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[key]), key
-    assert first.best_valid_score == second.best_valid_score
     results = [
         t.evaluate(x[2], load_best_model=False) for t, x in ((first, loaders), (second, again))
     ]
     assert results[0] == results[1]
+
+
+def test_a_resumed_training_without_a_better_epoch_has_the_best_one_s_result(tiny_config):
+    first, _ = train(tiny_config(epochs=3), saved=True)
+    config = tiny_config(epochs=3)
+    loaders = data_preparation(config, create_dataset(config))
+    model = MODELS[config["model"]](config, loaders[0]._dataset)
+    again = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    first._save_checkpoint(2, verbose=False)
+    again.resume_checkpoint(first.saved_model_file)
+    score, result = again.fit(*loaders[:2], verbose=False)
+    assert (score, result) == (first.best_valid_score, first.best_valid_result)
+    assert again.record["best_valid_result"] == result != {}
 
 
 def test_training_that_ends_before_the_warm_up_says_so(tiny_config, caplog):
@@ -249,11 +261,15 @@ def test_fused_adam_updates_as_recbole_s(tiny_config, changes, one_kernel):
         torch.testing.assert_close(p, q)
 
 
-def test_q_weight_0_trains_like_recbole_bit_for_bit(tiny_config):
+@pytest.mark.parametrize("whole", [False, True])
+def test_q_weight_0_trains_like_recbole_bit_for_bit(tiny_config, whole):
+    """Also where the batches are whole: the sampler then draws once more as it ends."""
     from recbole.model.sequential_recommender import SASRec
     from recbole.trainer import Trainer
 
     config = tiny_config(lea_method="base", q_weight=0, epochs=3)
+    rows = len(data_preparation(config, create_dataset(config))[0]._dataset)
+    config["train_batch_size"] = next(n for n in range(5, 3 * rows) if (rows % n == 0) == whole)
     ours, _ = train(config)
     init_seed(config["seed"], True)
     loaders = data_preparation(config, create_dataset(config))

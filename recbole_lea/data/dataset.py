@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,13 @@ class LEADataset(SequentialDataset):
         """
         rank = self.inter_feat[self.time_field].rank(method="dense") - 1
         if rank.max() >= EXACT_FLOAT32:  # too many moments for one global rank
-            grouping = (self.config["eval_args"] or {}).get("group_by")
-            if grouping != "user" and self.config["eval_protocol"] != "paper":
+            args = self.config["eval_args"] or {}
+            by_user = args.get("group_by") == "user" and "TS" not in args.get("split", {})
+            if not by_user and self.config["eval_protocol"] != "paper":
                 raise ValueError(
                     f"{self._inter_path}: {int(rank.max()) + 1:,} different times are more than "
-                    f"the {EXACT_FLOAT32:,} that RecBole can order over all users: split with "
-                    "`group_by: user`, or round the times"
+                    f"the {EXACT_FLOAT32:,} that RecBole can order over all users: split RS or LS "
+                    "with `group_by: user`, or round the times"
                 )
             # the order within each user is what counts
             users = self.inter_feat.groupby(self.uid_field)[self.time_field]
@@ -156,7 +157,7 @@ class LEADataset(SequentialDataset):
         self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
         self.set_field_property(ROW, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
 
-    def split_by_ratio(self, ratios, group_by=None) -> list:
+    def split_by_ratio(self, ratios: Sequence[float], group_by: str | None = None) -> list:
         """RecBole's split, or under ``eval_protocol: paper`` whole sequences (seeded)."""
         if self.config["eval_protocol"] != "paper":
             return super().split_by_ratio(ratios, group_by)
@@ -251,7 +252,8 @@ class LEADataset(SequentialDataset):
             live = transform == "lea_live" and chosen.needs_le  # item tokens alone need no LLM
             make = pipeline.live if live else pipeline.precomputed
             train.lea_feedback = make(chosen.le_state, chosen.le_reward)
-        if stop == "feedback" and chosen.augmented:
+        # states come first: what they need shows before the training, not after its warm-up
+        if chosen.augmented and (stop == "feedback" or (stop is None and by_state)):
             pipeline.prepare_selection()
         if stop is not None:
             logger.info(

@@ -1,6 +1,9 @@
 """RecBole data transforms that add the LE's feedback to a batch."""
 
+from typing import Any
+
 import torch
+from recbole.data.interaction import Interaction
 
 FIELD_PREFIX = "lea_"
 ROW = FIELD_PREFIX + "row"  # number of an interaction
@@ -21,8 +24,11 @@ class FeedbackTransform:
     def __init__(self, config) -> None:
         pass
 
-    def __call__(self, dataset, interaction):
-        """Add ``lea_*`` fields; items become RecBole's ids."""
+    def __call__(self, dataset: Any, interaction: Interaction) -> Interaction:
+        """Add the feedback's fields (``le/feedback.py``, ``lookup``) as ``lea_NAME`` [B, ...].
+
+        Items become RecBole's ids.
+        """
         feedback = getattr(dataset, "lea_feedback", None)
         if feedback is None:
             return interaction

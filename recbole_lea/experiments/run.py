@@ -127,14 +127,15 @@ def execute(spec: Spec, folder: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     os.chdir(work)
     try:
-        content = _le(config) if spec.kind == "le" else _training(config, spec.kind, folder)
+        le = spec.kind == "le"
+        content = _le(config, code) if le else _training(config, code, spec.kind, folder)
     finally:
         os.chdir(home)
     shutil.rmtree(work)
     seconds = round(time.perf_counter() - start, 3)
     record.write(
         content
-        | {"kind": spec.kind, "config": given, "code": code, "seconds": seconds}
+        | {"kind": spec.kind, "config": given, "seconds": seconds}
         | {"device": _device(config), "threads": torch.get_num_threads()},
         folder,
     )
@@ -145,17 +146,17 @@ def _device(config: Config) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _le(config: Config) -> dict[str, Any]:
+def _le(config: Config, code: dict[str, Any]) -> dict[str, Any]:
     """Build the feedback that the config asks for, and what the augmentation needs of the LE."""
     init_seed(config["seed"], config["reproducibility"])
     splits = LEADataset(config).build()
     if config["lea_augmentation"] != "none":
         splits[0].lea_pipeline.prepare_selection()
     stages = splits[0].lea_stages
-    return record.start(config, splits[0], stages) | {"data": _counts(splits)}
+    return record.start(config, splits[0], stages, code) | {"data": _counts(splits)}
 
 
-def _training(config: Config, kind: str, folder: Path) -> dict[str, Any]:
+def _training(config: Config, code: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
     trainer, (train, valid, test) = prepare(config)
     curve: list[list[float]] = []
     stages = train._dataset.lea_stages
@@ -178,7 +179,7 @@ def _training(config: Config, kind: str, folder: Path) -> dict[str, Any]:
         content["data"]["test users"] = len(users["users"])
         with replacing(folder / "users.npz") as stream:
             np.savez_compressed(stream, **users)
-    return record.start(config, train._dataset, stages) | content
+    return record.start(config, train._dataset, stages, code) | content
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from recbole_lea.le.losses import (
 )
 from recbole_lea.le.memory import add_gradients
 from recbole_lea.le.packing import PackedBatch, pack
-from recbole_lea.le.processes import own_part, processes, sum_gradients
+from recbole_lea.le.processes import from_main, own_part, processes, sum_gradients
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
 from recbole_lea.le.settings import LESettings
@@ -124,6 +124,7 @@ def finetune(
     n = sum(len(sequences.items[s]) - 1 for s in learned)
     n_steps = settings.finetune_epochs * math.ceil(n / settings.finetune_batch_size)
     step, history = _load_checkpoint(environment, optimizer, folder)
+    from_main(None)  # the main process deletes the checkpoint when all is done: all have read it
     pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
     pairs = pairs[: settings.finetune_eval]
 

@@ -347,8 +347,10 @@ class Pipeline:
         record = self.diagnostics()
         if "accuracy" not in record:
             logger.warning(
-                "the LE was not measured: it was built with lea_finetune_eval: 0, or no training "
-                "sequence was left"
+                "the LE was not measured: %s",
+                "it was built with lea_finetune_eval: 0, or no training sequence was left"
+                if built
+                else f"the cache lacks {self._folder('environment').name}",
             )
             return
         logger.info(
@@ -422,7 +424,8 @@ class Pipeline:
         """Build what ``select`` needs and no list of candidates changes."""
         if self.settings.selection_by == "state":
             self._full_states()
-        self.environment()
+        else:
+            self.environment()
 
     def assist(self) -> None:
         """In the other processes: take part in ``select`` until the main one says ``release``."""
@@ -479,7 +482,7 @@ class Pipeline:
         if by == "reward":
             return chosen, np.max(scores, axis=1)
         self.keys["selection_rewards"] = _key(
-            selection=self.keys["selection"], calibration=s.selection_calibration
+            environment=self.keys["environment"], actions=hashlib.sha256(chosen.data).hexdigest()
         )
         title = "rewards of the chosen actions"
         return chosen, self._judged("selection_rewards", title, chosen[:, None])[:, 0]
@@ -553,7 +556,7 @@ class Pipeline:
             same_le = record.get("environment") == self.keys["environment"]
             if same_le and set(arrays) == {"actions", "rewards"}:
                 store = ArrayStore(folder, arrays, record["bounds"], record["key"])
-                if not store.missing():
+                if store.intact() and not store.missing():
                     yield store
 
     def _computed(

@@ -305,6 +305,20 @@ class ArrayStore:
         self._prepared: set[str] = set()
         self._missing: list[int] | None = None
 
+    def intact(self) -> bool:
+        """Whether every array has a file of its own with its header and size."""
+        return from_main(self._main and all(self._fits(name) for name in self._spec))
+
+    def _fits(self, name: str) -> bool:
+        path, (header, size) = self._path(name), self._layout(name)
+        return not path.is_symlink() and path.is_file() and _has(path, header, size)
+
+    def _layout(self, name: str) -> tuple[bytes, int]:
+        """The header of an array's file, and the file's size in bytes."""
+        shape, dtype = self._spec[name]
+        header = _npy_header(shape, dtype)
+        return header, len(header) + _n_bytes(shape, dtype)
+
     def missing(self) -> list[int]:
         """Shards to be computed: unfinished ones, and finished ones that were altered since."""
         if self._missing is None:  # the checksums read all data: once
@@ -395,14 +409,12 @@ class ArrayStore:
         """
         if name in self._prepared:
             return
-        shape, dtype = self._spec[name]
-        path, header = self._path(name), _npy_header(shape, dtype)
-        size = len(header) + _n_bytes(shape, dtype)
+        path, (header, size) = self._path(name), self._layout(name)
         with clear_errors_at(self.folder, size):
             if path.is_symlink():  # of a copied cache; what it points to is not ours to write
                 logger.warning("%s is a link: removed", path)
                 path.unlink()
-            if not (path.is_file() and _has(path, header, size)):
+            if not self._fits(name):
                 if any(self.manifest["shards"]):
                     logger.warning("%s is truncated or has another header, again", path)
                 with path.open("r+b" if path.is_file() else "w+b") as stream:

@@ -4,6 +4,8 @@ The LLM stays as it is. For each item, a vector in the place of ``{item}`` is op
 that the LLM, given only that vector, generates the rest of the item's sentence.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from recbole_lea.le.prompts import AT_ONCE, bos_ids, following_all, ids_of_all
 from recbole_lea.le.settings import LESettings
 
 
-def sentence_ids(sentences: list[str], environment: Environment, tokenizer) -> tuple[list, int]:
+def sentence_ids(
+    sentences: list[str], environment: Environment, tokenizer: Any
+) -> tuple[list[list[int]], int]:
     """Token ids of each sentence, the item being the virtual token of its position.
 
     Returns:

@@ -231,7 +231,7 @@ class Readable(_Backbone):
         return super().forward(*(fields[name] for name in self.inputs))
 
     def encode_by_length(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """``encode``; a causal backbone in parts of similar length, each without padding.
+        """``encode``; on a CPU, a causal backbone in parts of similar length without padding.
 
         Lengths may be [B] or, for two positions of one sequence, [B, 2] with the later one last:
         [B, H] or [B, 2, H].

@@ -125,8 +125,16 @@ def test_times_that_cannot_be_ordered_over_all_users(tiny_config, monkeypatch):
     monkeypatch.setattr("recbole_lea.data.dataset.EXACT_FLOAT32", 3)
     create_dataset(tiny_config(lea_method="base"))  # within each user they can
     split = {"split": {"RS": [8, 1, 1]}, "group_by": "none", "order": "TO", "mode": "full"}
-    with pytest.raises(ValueError, match="different times are more.*group_by: user"):
-        create_dataset(tiny_config(lea_method="base", eval_args=split))
+    by_time = {"split": {"TS": [8, 1, 1]}, "group_by": "user", "order": "TO", "mode": "full"}
+    for args in (split, by_time):
+        with pytest.raises(ValueError, match="different times are more.*group_by: user"):
+            create_dataset(tiny_config(lea_method="base", eval_args=args))
+
+
+def test_states_that_the_augmentation_needs_are_built_before_the_training(tiny_config):
+    config = tiny_config(lea_method="LEA", selection_by="state")
+    train, _, _ = create_dataset(config).build()
+    assert train.lea_pipeline.is_built("states")
 
 
 @pytest.mark.parametrize("exact", [2**24, 3])

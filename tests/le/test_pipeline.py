@@ -246,6 +246,22 @@ def test_rewards_of_another_le_or_of_an_altered_file_are_not_reused(settings):
     content[-1] ^= 64
     path.write_bytes(content)
     assert np.isnan(p._known_rewards(judged)).all()
+    path.write_bytes(content[:-1])
+    assert np.isnan(p._known_rewards(judged)).all()
+    assert path.read_bytes() == content[:-1]  # another stage's file is left to that stage
+
+
+def test_rewards_of_other_choices_from_the_same_lists_are_not_reused(settings, monkeypatch):
+    """As where states come out of another machine, and so round to another nearest item."""
+    rewards = pipeline(settings()).rewards()
+    logged = np.concatenate([items[1:] for items in SEQUENCES.items])
+    own = pipeline(settings(selection_by="state"))
+    candidates = np.stack([logged, own.negatives[:, 0]], axis=1)
+    for column in (0, 1):
+        chosen = np.ascontiguousarray(candidates[:, column])
+        monkeypatch.setattr(pipeline_module.fb, "choose", lambda *_: (chosen, np.ones(2) / 2))  # noqa: B023
+        _, scores = pipeline(settings(selection_by="state")).select(candidates, want_rewards=True)
+        np.testing.assert_array_equal(scores, rewards[:, column])
 
 
 def test_selection_whose_rewards_are_all_known_needs_no_llm(settings, monkeypatch):
