@@ -177,7 +177,7 @@ def without(contents: dict[str, bytes], *names: str) -> dict[str, bytes]:
 def mounting() -> None:
     """Leave a fault out where disks cannot be made."""
     if not disturb.may_mount():
-        raise NotHere("making a disk needs root")
+        raise NotHere("making a disk needs the rights to mount it")
 
 
 class NotHere(Exception):

@@ -74,7 +74,7 @@ def test_recbole_alone_scores_evaluates_and_trains_on(trained):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_dense_head_has_no_place_in_plain_recbole(trained, capsys, monkeypatch):
+def test_the_dense_head_has_no_place_in_plain_recbole(trained, monkeypatch):
     model = trained(lea_method="base", lea_output_head="dense")
     monkeypatch.setattr(sys, "argv", ["export", str(model.path), "--to", "recbole"])
     with pytest.raises(SystemExit, match="lea_output_head: dense.*has no such head"):

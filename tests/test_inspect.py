@@ -110,6 +110,7 @@ def test_selection_by_state_shows_how_near_the_items_are(trained):
         near, note = looked._labels(history, [pipeline.catalogue.tokens[i] for i in range(3)])
         expected = pipeline._nearness(listed)[k]
         kept = np.isfinite(expected)  # the newest item is not chosen
+        np.testing.assert_array_equal(np.isfinite(near), kept)
         np.testing.assert_array_equal(near[kept].argsort(), expected[kept].argsort())
         assert note == "how near the item is to the LE's state"
 

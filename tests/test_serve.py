@@ -17,7 +17,8 @@ def model(request, trained):
     return trained(name, lea_method="base", lea_output_head=head)
 
 
-def test_scores_and_order_are_recbole_s(model):
+def test_scores_and_order_are_recbole_s(model, monkeypatch):
+    monkeypatch.setattr("recbole_lea.serve.BATCH", 5)
     made = recbole_lea.recommend(model.path, model.histories(), k=19)
     tokens = model.test._dataset.field2id_token["item_id"]
     expected = model.scores.clone()

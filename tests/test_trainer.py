@@ -105,9 +105,14 @@ def test_top_5_is_the_model_s_own_in_score_order(tiny_config, exclude):
 
 def never_better(monkeypatch):
     """Each validation is worse than the one before."""
+    validations(monkeypatch, range(1000, 0, -1))
+
+
+def validations(monkeypatch, scores):
+    """Let the validations have these scores, in thousandths."""
     from recbole.trainer import Trainer
 
-    scores = iter(range(1000, 0, -1))
+    scores = iter(scores)
     monkeypatch.setattr(Trainer, "_valid_epoch", lambda *a, **k: (next(scores) / 1000, {}))
 
 
@@ -121,10 +126,10 @@ def test_early_stopping_waits_for_the_warm_up(tiny_config, monkeypatch):
 
 
 def test_without_a_warm_up_early_stopping_is_recbole_s(tiny_config, monkeypatch):
-    for name in ("SASRecSA2CLEA", "SASRecSNQNLEA"):
+    for name, q_weight in (("SASRecSA2CLEA", 0), ("SASRecSNQNLEA", 0), ("SASRecSNQNLEA", 1.0)):
         never_better(monkeypatch)
-        config = tiny_config(name, epochs=30, warmup="20 epochs", stopping_step=1, q_weight=0,
-                             lea_method="base")  # fmt: skip
+        config = tiny_config(name, epochs=30, warmup="20 epochs", stopping_step=1,
+                             q_weight=q_weight, lea_method="base")  # fmt: skip
         trainer, _ = train(config)
         assert len(trainer.train_loss_dict) == 3
 
@@ -144,6 +149,9 @@ def test_a_best_model_of_the_warm_up_is_said(tiny_config, monkeypatch, caplog):
     trainer, _ = train(tiny_config(epochs=4, warmup="2 epochs"))
     assert "best validation result is from the warm-up" in caplog.text
     assert trainer.record["best_is_warmup"] is True
+    validations(monkeypatch, range(1000))
+    trainer, _ = train(tiny_config(epochs=4, warmup="2 epochs"))
+    assert trainer.record["best_is_warmup"] is False
 
 
 @pytest.mark.parametrize("epochs_before", [1, 3])
@@ -188,6 +196,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, n
     torch.manual_seed(99)
     second.resume_checkpoint(saved)
     assert second.fit(*again[:2], verbose=False, saved=False) == result
+    assert second.record["best_is_warmup"] == first.record["best_is_warmup"]
     for key, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[key]), key
     results = [

@@ -1,6 +1,7 @@
 """Searches of two tiny trials by RecBole's HyperTuning and by Ray."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from recbole_lea.config import find_config_file
 from recbole_lea.model import MODELS
 from recbole_lea.quick_start import console
 from recbole_lea.tune import main, read_space
-from tests.conftest import ROOT, tiny_keys
+from tests.conftest import tiny_keys
 
 SPACE = "learning_rate choice [0.001,0.02]\n"
 
@@ -63,7 +64,12 @@ def test_ray_spreads_the_trials(search, capsys):
     pytest.importorskip("pyarrow", reason="pip install pyarrow")
     search("--params_file=space.test", "--output_file=out.txt", "--tool=Ray", "--q_weight=0.5")
     assert set(results("out.txt")) == {"learning_rate:0.001", "learning_rate:0.02"}
-    assert "best valid result: {'hit@5'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    scores = {name: float(re.search(r"Valid result:.*?ndcg@10 : ([\d.]+)", text, re.DOTALL)[1])
+              for name, text in results("out.txt").items()}  # fmt: skip
+    (best,) = re.findall(r"best params: \{'learning_rate': ([\d.]+)\}", out)
+    assert scores[f"learning_rate:{best}"] == max(scores.values())
+    assert "best valid result: {'hit@5'" in out
     saved = list(Path("ray_log").glob("*/*/saved/*.pth"))
     assert len(saved) == 2
     assert len({path.parent for path in saved}) == 2
@@ -75,13 +81,12 @@ def test_ray_spreads_the_trials(search, capsys):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_model_has_a_space_of_its_own_keys(name, monkeypatch):
+def test_each_model_has_a_space_of_its_own_keys(name):
     from recbole.config import Config
     from recbole.trainer import HyperTuning
 
     from recbole_lea.tune import _check
 
-    monkeypatch.chdir(ROOT)
     path = find_config_file(f"properties/hyper/{name}.test")
     space = read_space(path)
     _check(space, path, Config(name, "ml-100k"))

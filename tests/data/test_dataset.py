@@ -158,7 +158,7 @@ def test_order_is_exact_where_float32_would_lose_it(tiny_config, tiny_dataset, m
         assert joined in ",".join(raw[user])
 
 
-def test_ml_100k_leave_one_out_follows_the_time_stamps(tmp_path):
+def test_ml_100k_leave_one_out_follows_the_time_stamps():
     """RecBole's own cast changes the test item of 149 of 943 users."""
     import recbole
     from recbole.config import Config

@@ -61,6 +61,10 @@ def test_p_values_need_both_tests_and_are_corrected(outcomes):
             assert row["p_value"] == max(row["p_seeds"], row["p_users"])
     assert rows["LER"]["p_value"] < 0.01 and rows["LEAR"]["p_value"] < 0.01
     assert rows["LEA"]["p_value"] > 0.05
+    lines = report(outcomes).markdown([]).splitlines()
+    starred = {name: [r for r in lines if r.startswith(f"| SASRec SA2C {name} |") and "\\*" in r]
+               for name in ("LER", "LEA")}  # fmt: skip
+    assert starred["LER"] and not starred["LEA"]
     alone = {r["method"]: r for r in table_rows(outcomes[:3], {}) if r["metric"] == "NDCG@10"}
     # three comparisons instead of one; the user test's p is the least there is for both
     assert rows["LER"]["p_users"] == pytest.approx(3 * alone["LER"]["p_users"])
@@ -222,6 +226,7 @@ def test_markdown_has_what_a_reader_needs(outcomes):
     assert "0.30 0.10 0.20 0.20 0.20 | 0.400 | 0.123" in text
     assert "5 of 5 | 4 of 5" in text  # seed 4 would have been measured once more
     assert "LE fine-tuning 3600 s, 2,100 MB | 1 h 0 min" in text
+    assert "| SASRec SA2C LER | training 50 s, 900 MB | " in text  # of six runs, each
     assert "1,234 test rows whose item is seen fewer than 5 times in training" in text
     cold = next(r for r in text.splitlines() if "3.0123 ± 1.5811" in r)
     assert cold.startswith(f"| {outcomes[3].method.label} |")

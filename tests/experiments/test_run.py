@@ -114,13 +114,17 @@ def test_a_trial_never_sees_the_test_data(spec, monkeypatch):
         done(spec("test"), "other")
 
 
-def test_normal_is_recbole_s_own_also_when_tuned(spec):
-    keys = {"q_weight": 0, "learning_rate": 0.01, "hidden_dropout_prob": 0.1, "n_layers": 1}
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"eval_protocol": "paper", "lea_split_seed": 1, "lea_newest": 5, "lea_valid_steps": 3}],
+)
+def test_normal_is_recbole_s_own_also_when_tuned(spec, data):
+    keys = {"q_weight": 0, "learning_rate": 0.01, "hidden_dropout_prob": 0.1, "n_layers": 1} | data
     ours = done(spec(**keys), "ours")
     stock = done(spec(stock=True, **keys), "stock")
     assert stock["model"] == "SASRec"
     assert stock["config"]["n_layers"] == 1
-    for part in ("valid_curve", "test_result", "best_valid_result"):
+    for part in ("valid_curve", "test_result", "best_valid_result", "data"):
         assert ours[part] == stock[part]
 
 

@@ -77,6 +77,14 @@ def test_interval_holds_the_gain_and_shrinks_with_users():
         widths.append(high - low)
     assert widths[1] < widths[0] / 5
     assert gain_interval(np.ones(3), np.zeros(3)) == (None, None)
+    # a ratio's deviation by the delta method, 1.96 to either side
+    spread = np.std(own - own.sum() / base.sum() * base) * np.sqrt(n) / base.sum()
+    assert widths[1] == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_interval_is_of_each_user_s_own_pair():
+    base = np.random.default_rng(3).random(50)
+    assert gain_interval(1.1 * base, base) == pytest.approx((0.1, 0.1))
 
 
 def test_holm_by_hand():

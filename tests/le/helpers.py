@@ -1,5 +1,8 @@
-"""A small LE on the tiny LLM."""
+"""A small LE on the tiny LLM, and what a file holds of this process's memory."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from recbole_lea.le.catalogue import Catalogue
@@ -12,6 +15,16 @@ SEQUENCES = Sequences(
     {f"u{u}": [f"i{(u * 5 + t * (1 + u % 2)) % 12:02}" for t in range(2 + u)] for u in range(8)},
     CATALOGUE,
 )
+
+
+SMAPS = Path("/proc/self/smaps")
+needs_smaps = pytest.mark.skipif(not SMAPS.exists(), reason="Linux tells it")
+
+
+def resident(path):
+    """kB of a mapped file that stay in memory."""
+    maps = SMAPS.read_text().split(str(path))[1:]
+    return sum(int(part.split("Rss:")[1].split()[0]) for part in maps)
 
 
 def environment(settings, adapted=True):

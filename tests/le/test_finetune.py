@@ -82,14 +82,30 @@ def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_
         assert (gradient - plain).norm() <= 1e-3 * plain.norm() + 1e-6, name
 
 
+def test_the_selection_loss_has_its_weight(settings):
+    gradients = []
+    for weight in (0.0, 0.5, 1.0):
+        s = settings(selection_weight=weight, finetune_clip=None)
+        env = environment(s)
+        parameters = [p for p in env.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=0)
+        batch = [(5, 3), (2, 1), (7, 4)]
+        ft._train_step(env, optimizer, SEQUENCES, batch, np.random.default_rng(0), s)
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    none, half, whole = gradients
+    assert (whole - none).norm() > 0.01 * none.norm()
+    torch.testing.assert_close(whole - none, 2 * (half - none), rtol=1e-2, atol=1e-5)
+
+
 def test_each_step_has_its_learning_rate_and_a_clipped_gradient(settings, tmp_path, monkeypatch):
     s = settings(
         finetune_epochs=2, finetune_batch_size=2, finetune_lr=0.01, finetune_warmup=3,
         finetune_clip=0.5, finetune_eval=0,
     )  # fmt: skip
-    step, rates, norms = ft._train_step, [], []
+    step, rates, norms, batches = ft._train_step, [], [], []
 
     def recorded(env, optimizer, *rest):
+        batches.append(rest[1])
         losses = step(env, optimizer, *rest)
         rates.append(optimizer.param_groups[0]["lr"])
         gradients = [p.grad.flatten() for p in env.parameters() if p.grad is not None]
@@ -99,6 +115,7 @@ def test_each_step_has_its_learning_rate_and_a_clipped_gradient(settings, tmp_pa
     monkeypatch.setattr(ft, "_train_step", recorded)
     ft.finetune(environment(s), SEQUENCES, s, tmp_path, progress_bar=False)
     n = len(rates)
+    assert batches[: n // 2] != batches[n // 2 :]  # each epoch has an order of its own
     assert rates == [0.01 * ft._schedule(i, n, s) for i in range(n)]
     assert rates[0] < rates[2] == 0.01 > rates[-1]
     assert max(norms) == pytest.approx(0.5, rel=1e-3)

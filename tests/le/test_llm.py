@@ -299,7 +299,7 @@ def test_gguf_weights_are_unpacked_unless_options_say_otherwise(tmp_path, monkey
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_a_file_that_is_no_gguf(tmp_path, absolute):
+def test_a_file_that_is_no_gguf(absolute):
     Path("model.bin").write_bytes(b"x")
     name = str(Path("model.bin").resolve()) if absolute else "model.bin"
     with pytest.raises(FileNotFoundError, match="is a file, but no .gguf"):

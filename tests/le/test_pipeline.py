@@ -1,5 +1,6 @@
 """The LE's stages and their cache."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.feedback import choose
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
+from recbole_lea.le.settings import LESettings
 from recbole_lea.le.store import ReadOnly
 from tests.conftest import ROOT
 from tests.le.helpers import CATALOGUE, SEQUENCES
@@ -88,6 +90,75 @@ def test_a_changed_key_recomputes_only_what_depends_on_it(settings, log, change,
     assert computed(log) == recomputed
 
 
+ITEMS, LE = {"items", "environment", "states", "rewards"}, {"environment", "states", "rewards"}
+OWN = {"state_input": "items", "reward_head": "none"}
+ASKED = {"selection_weight": 0.5}
+# field -> settings beside it, another value, and the stages that are then others
+KEYS = {
+    "item_sentence": ({}, "{item} is a film[ titled {title}].", ITEMS),
+    "item_init": ({}, "random", ITEMS), "item_iterations": ({}, 3, ITEMS),
+    "item_lr": ({}, 0.5, ITEMS), "item_patience": ({}, 9, ITEMS),
+    "item_max_tokens": ({}, 9, ITEMS),
+    "prompt_items": ({}, "title", LE), "title": ({"prompt_items": "title"}, "the {title}", LE),
+    "user_prompt": ({}, "Bought: {history}", LE), "reward_prompt": ({}, "paper", LE),
+    "action_prompt": ({"reward_prompt": "paper"}, " Is it {item}?", LE),
+    "action_prompt_item_last": ({}, " the {item}", LE),
+    "selection_prompt": (ASKED, " In {list}:", LE), "selection_suffix": (ASKED, " of", LE),
+    "selection_labels": (ASKED, ("one", "two", "three", "four", "five"), LE),
+    "max_history": ({}, 3, LE), "history_hop": ({}, 3, LE),
+    "finetune_fraction": ({}, 0.4, LE), "finetune_epochs": ({}, 2, LE),
+    "finetune_batch_size": ({}, 9, LE), "finetune_negatives": ({}, 2, LE),
+    "finetune_lr": ({}, 0.5, LE), "finetune_warmup": ({}, 9, LE),
+    "finetune_schedule": ({}, "constant", LE), "finetune_clip": ({}, 9.0, LE),
+    "finetune_eval": ({}, 9, set()),
+    "lora_r": ({}, 3, LE), "lora_alpha": ({}, 9, LE), "lora_dropout": ({}, 0.5, LE),
+    "lora_targets": ({}, ("q_proj",), LE),
+    "state_loss": ({}, "pairwise", LE), "state_weight": ({}, 0.0, LE),
+    "selection_weight": ({}, 0.5, LE), "state_input": ({"reward_head": "none"}, "items", LE),
+    "state_head": ({}, "none", LE), "reward_head": ({}, "none", LE),
+    "seed": ({}, 9, LE), "negative_pool": ({}, 3, {"rewards"}),
+    "state_dim": ({"state_dim": 4}, 5, {"projection"}),
+    "compile": ({}, True, set()), "row_length": ({}, 99, set()), "batch_rows": ({}, 9, set()),
+    "shuffle": ({}, True, set()), "selection_by": ({}, "reward", set()),
+    "selection_calibration": ({}, "none", set()), "reward_scale": ({}, "raw", set()),
+}  # fmt: skip
+# the LLM's own tests have these; the last one is where the keys are looked up
+ELSEWHERE = {"llm", "llm_dtype", "llm_options", "cache_dir"}
+
+
+@pytest.mark.parametrize("field", sorted(field.name for field in dataclasses.fields(LESettings)))
+def test_every_setting_is_in_the_keys_of_what_depends_on_it(settings, field):
+    if field in ELSEWHERE:
+        return
+    beside, value, expected = KEYS[field]
+    one, other = (pipeline(settings(**beside | own)).keys for own in ({}, {field: value}))
+    assert {stage for stage in one if one[stage] != other[stage]} == expected
+
+
+def test_random_item_tokens_are_those_of_their_seed(settings):
+    keys = [pipeline(settings(item_init="random", seed=seed)).keys["items"] for seed in (1, 2)]
+    assert keys[0] != keys[1]
+
+
+def test_keys_of_a_selection(settings, monkeypatch):
+    monkeypatch.setattr(Pipeline, "_computed", lambda *a, **k: np.zeros(a[4], dtype=np.float32))
+    lists = np.tile(np.arange(5), (SEQUENCES.n_transitions, 1))
+
+    def keys(lists=lists, **changes):
+        p = pipeline(settings(**changes))
+        p.select(lists, want_rewards=True)
+        return p.keys["selection"], p.keys["selection_rewards"]
+
+    one = keys()
+    assert one == keys(max_history=settings().max_history)
+    for changes in ({"lists": lists + 1}, {"finetune_lr": 0.5}):
+        assert all(a != b for a, b in zip(one, keys(**changes), strict=True)), changes
+    labels = ("one", "two", "three", "four", "five")
+    for changes in ({"selection_prompt": " In {list}:"}, {"selection_labels": labels}):
+        other = keys(**changes)
+        assert other[0] != one[0] and other[1] == one[1]  # the same items were chosen
+
+
 def test_other_sequences_or_texts_are_another_le(settings):
     keys = pipeline(settings()).keys
     fewer = {u: [CATALOGUE.tokens[i] for i in items[:2]]
@@ -139,9 +210,29 @@ def test_rewards_are_scaled_as_asked(settings, changes):
     assert live.scale.deviation == pytest.approx(deviation, rel=0.1)
     scales = ((found, mean, deviation), (live, live.scale.mean, live.scale.deviation))
     for feedback, center, width in scales:
-        expected = 1 / (1 + np.exp(-scores[:, 0])) if changes else (scores[:, 0] - center) / width
-        rewards = feedback.lookup(rows)["reward"]
-        np.testing.assert_allclose(rewards, expected, rtol=1e-4, atol=1e-5)
+        expected = 1 / (1 + np.exp(-scores)) if changes else (scores - center) / width
+        feedback.augment(np.zeros(len(rows), dtype=np.int64), scores[:, 1])
+        seen = feedback.lookup(rows)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        np.testing.assert_allclose(seen["reward"], expected[:, 0], **close)
+        np.testing.assert_allclose(seen["augmented_reward"], expected[:, 1], **close)
+        if feedback is found:  # a live negative is drawn anew
+            np.testing.assert_allclose(seen["negative_reward"], expected[:, 1], **close)
+
+
+def test_a_control_has_the_feedback_of_the_same_other_transitions_each_time(settings):
+    def others(made, live=False, **changes):
+        p = pipeline(settings(shuffle=made, **changes))
+        make = p.live if live else p.precomputed
+        return make(want_states=False, want_rewards=True).others
+
+    first = others(True)
+    rows = np.arange(SEQUENCES.n_transitions)
+    assert sorted(first) == rows.tolist() and (first != rows).mean() > 0.8
+    np.testing.assert_array_equal(others(True), first)
+    np.testing.assert_array_equal(others(True, live=True), first)
+    assert (others(True, seed=8) != first).any()
+    assert others(False) is None
 
 
 def test_rewards_belong_to_their_transition_and_negative(settings):

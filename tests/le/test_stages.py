@@ -1,26 +1,38 @@
-import time
-
 import pytest
 
+from recbole_lea.le import stages
 from recbole_lea.le.stages import StageLog
 
 
-def test_an_inner_stage_interrupts_the_outer_one():
+@pytest.fixture
+def wait(monkeypatch):
+    """Moves the clock on."""
+    now = [0.0]
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+
+    def seconds(n):
+        now[0] += n
+
+    return seconds
+
+
+def test_an_inner_stage_interrupts_the_outer_one(wait):
     log = StageLog()
     with log.stage("outer"):
-        time.sleep(0.05)
+        wait(1)
         with log.stage("inner"):
-            time.sleep(0.2)
-        time.sleep(0.05)
-    assert log.stages["outer"]["seconds"] == pytest.approx(0.1, abs=0.05)
-    assert log.stages["inner"]["seconds"] == pytest.approx(0.2, abs=0.05)
+            wait(20)
+        wait(300)
+    assert log.stages["outer"]["seconds"] == 301
+    assert log.stages["inner"]["seconds"] == 20
     assert log.stages["inner"]["peak_memory_mb"] > 1
 
 
-def test_seconds_add_up_and_errors_do_not_lose_them():
+def test_seconds_add_up_and_errors_do_not_lose_them(wait):
     log = StageLog()
-    for _ in range(2):
+    for n in (1, 20):
         with pytest.raises(RuntimeError), log.stage("s"):
-            time.sleep(0.05)
+            wait(n)
             raise RuntimeError
-    assert log.stages["s"]["seconds"] == pytest.approx(0.1, abs=0.05)
+        wait(300)
+    assert log.stages["s"]["seconds"] == 21

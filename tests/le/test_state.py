@@ -30,6 +30,18 @@ def test_trained_residual_state_depends_on_the_history_and_not_on_the_hidden_sta
     torch.testing.assert_close(states.norm(dim=1), torch.full((5,), 8**0.5))
 
 
+def test_residual_state_is_the_item_and_what_the_hidden_state_adds():
+    head, d = Residual(TOKENS), 8
+    torch.nn.init.normal_(head.gain)
+    torch.nn.init.normal_(head.weight)
+    item = torch.nn.functional.normalize(evened(TOKENS), dim=1)[LAST] * d**0.5
+    centred = HIDDEN - HIDDEN.mean(1, keepdim=True)
+    normed = centred / (centred.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    state = head.gain * item + normed @ head.weight.T
+    expected = state / state.norm(dim=1, keepdim=True) * d**0.5
+    torch.testing.assert_close(head(HIDDEN, LAST), expected)
+
+
 def test_every_part_of_the_residual_head_is_trained():
     head = Residual(TOKENS)
     scores(head, head(HIDDEN, LAST)).logsumexp(1).sum().backward()

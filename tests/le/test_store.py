@@ -33,7 +33,7 @@ from recbole_lea.le.store import (
     write_bytes,
     write_record,
 )
-from tests.le.helpers import CATALOGUE, SEQUENCES
+from tests.le.helpers import CATALOGUE, SEQUENCES, needs_smaps, resident
 
 SPEC = {"a": ((5, 2), "float32"), "b": ((5,), "int64")}
 BOUNDS = [0, 2, 5]
@@ -295,20 +295,15 @@ def test_pieces_are_the_whole():
     np.testing.assert_array_equal(np.concatenate(list(pieces(array, rows=10))), array)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells it")
+@needs_smaps
 def test_pieces_of_a_map_do_not_stay_in_memory(tmp_path):
     path = tmp_path / "x.npy"
     write_array(path, np.zeros(2**18))
     mapped = read_array(path, mapped=True)
-
-    def resident():  # kB
-        maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
-        return sum(int(part.split("Rss:")[1].split()[0]) for part in maps)
-
     assert sum(piece.sum() for piece in pieces(mapped, rows=2**14)) == 0
-    assert resident() == 0
+    assert resident(path) == 0
     mapped.sum()
-    assert resident() >= 2**11
+    assert resident(path) >= 2**11
 
 
 def test_feedback_is_read_by_tokens(settings):

@@ -1,6 +1,7 @@
 """Item tokenization: only the vectors move, losses fall, items leave."""
 
 import numpy as np
+import pytest
 import torch
 
 from recbole_lea.le import tokenization
@@ -34,6 +35,23 @@ def test_loss_falls_and_the_llm_stays_as_it_was(settings):
     assert (losses[:, 1] < losses[:, 0]).all()
     assert not np.array_equal(vectors, start.numpy())
     assert all(torch.equal(p, before[name]) for name, p in env.llm.named_parameters())
+
+
+def test_the_best_vectors_are_kept(settings, monkeypatch):
+    """Here the first ones: the loss rises with each step."""
+    s = settings(item_iterations=2, item_patience=None)
+    env, ids, _ = prepared(s)
+    losses = iter([1.0, 2.0, 3.0])
+
+    def rising(environment, ids, table, backward):
+        table.grad = torch.ones_like(table)
+        return torch.full((len(table),), next(losses))
+
+    monkeypatch.setattr(tokenization, "_losses", rising)
+    start = initial_tokens(ids, env, s)
+    vectors, found = tokenize_bucket(env, ids, start, s)
+    np.testing.assert_array_equal(vectors, start)
+    assert (found == 1).all() and next(losses, None) is None
 
 
 def test_first_loss_is_the_plain_language_model_loss(settings):
@@ -87,8 +105,17 @@ def test_start_vectors_have_the_vocabulary_norm_and_no_common_part(settings):
     norm = env.llm.get_input_embeddings().weight.norm(dim=1).mean()
     torch.testing.assert_close(start.norm(dim=1), norm.expand(len(ids)), rtol=1e-4, atol=1e-5)
     assert start.mean(0).norm() < 0.5 * norm
-    random = initial_tokens(ids, env, settings(item_init="random"))
-    assert not torch.allclose(random, start)
+
+
+def test_random_start_vectors_have_the_vocabulary_s_deviation(settings):
+    s = settings(item_init="random")
+    env, ids, _ = prepared(s)
+    ids = ids * 20
+    start = initial_tokens(ids, env, s)
+    deviation = env.llm.get_input_embeddings().weight.std()
+    assert float(start.std() / deviation) == pytest.approx(1, rel=0.05)
+    assert torch.equal(initial_tokens(ids, env, s), start)
+    assert not torch.equal(initial_tokens(ids, env, settings(item_init="random", seed=8)), start)
 
 
 def test_words_belong_to_the_item_before_them():

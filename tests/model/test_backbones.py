@@ -190,6 +190,10 @@ def test_a_regulariser_is_weighed_by_no_advantage_and_kept_under_a_dense_head(pr
         torch.testing.assert_close(rest, regulariser)
         assert torch.equal(found, model.output_head(hidden) if head == "dense" else scores)
 
+        model.q_weight = 0
+        plain = F.cross_entropy(found, batch["item_id"]) + regulariser
+        torch.testing.assert_close(model.calculate_loss(batch), plain)
+        model.q_weight = 1.0
         model.advantage_clip, model.warmed_up = (0, 0), True  # the cross-entropy counts nothing
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "rand", force(model, first=True))

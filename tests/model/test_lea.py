@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
 from recbole.utils import init_seed
 
+from recbole_lea.experiments.plan import AUGMENTATIONS
 from recbole_lea.model import MODELS, lea
 from recbole_lea.model.lea import append_item, init_item_embeddings
 
@@ -222,13 +223,15 @@ def plain_terms(model, batch, layernorm, negative, reward, negative_reward):
         if model.switches.le_reward:
             reward = batch["lea_augmented_reward"]
         target = reward + 0.9 * v2
-        terms.append(0.2 * F.cross_entropy(logits, chosen))
-        terms.append(0.03 * (0.7 * (target - at(q, chosen)) ** 2).mean())
+        if model.switches.augmentation != "Q":
+            terms.append(0.2 * F.cross_entropy(logits, chosen))
+        if model.switches.augmentation != "supervised":
+            terms.append(0.03 * (0.7 * (target - at(q, chosen)) ** 2).mean())
     return terms
 
 
 STATES = ("state", "next_state")
-METHODS = ["base", "LEA", "LES", "LEASR", "LES'", "LEAS'R"]
+METHODS = ["base", "LEA", "LES", "LEASR", "LES'", "LEAS'R", "sv", "q"]
 # SNQN refuses the LE's state alone
 ALLOWED = [(n, m) for n in MODELS for m in METHODS if not ("SNQN" in n and "S'" in m)]
 
@@ -240,6 +243,8 @@ def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, layernorm, m
     if not causal:
         monkeypatch.setattr(lea, "CAUSAL", ())
     keys = WEIGHTS | NO_DROPOUT | {"lea_method": method, "state_layernorm": layernorm}
+    if method in AUGMENTATIONS:  # Table 3's
+        keys |= {"lea_method": "base", "lea_augmentation": AUGMENTATIONS[method]}
     model, train, _ = build(tiny_config(name, **keys))
     model.double().warmed_up = True
     if model.switches.augmented:
