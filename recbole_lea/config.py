@@ -11,7 +11,7 @@ from recbole_lea.data.transform import TRANSFORMS
 from recbole_lea.le.catalogue import check_sentence, check_title
 from recbole_lea.le.prompts import check_item_last, check_placeholders
 from recbole_lea.le.settings import LESettings
-from recbole_lea.methods import METHODS, switches
+from recbole_lea.methods import METHODS, needs_warmup, switches
 
 logger = logging.getLogger(__name__)
 
@@ -484,6 +484,14 @@ def _check_method(config: Mapping[str, Any], model: Any) -> None:
             f"`hidden_size` is {config['hidden_size']}, but has to be a multiple of `n_heads`, "
             f"which is {config['n_heads']}"
         )
+    count, unit = config["warmup"].split()
+    in_epochs = unit.startswith("epoch") and not config["lea_valid_steps"]
+    warms_up = needs_warmup(chosen, model.rl_loss, config["q_weight"]) and not stop
+    if warms_up and in_epochs and config["epochs"] <= int(count):
+        logger.warning(
+            "`epochs` is %d and `warmup` %s: the training will end before what starts after the "
+            "warm-up (the advantage, the augmentation)", config["epochs"], config["warmup"],
+        )  # fmt: skip
 
 
 def warn_of_unknown(given: Iterable[str], known: Iterable[str]) -> None:

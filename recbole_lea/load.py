@@ -32,7 +32,7 @@ from recbole_lea.le import Pipeline, tokenization
 from recbole_lea.le.feedback import Computation
 from recbole_lea.le.stages import StageLog
 from recbole_lea.model import GRU4RecSNQNLEA, SASRecSA2CLEA
-from recbole_lea.record import stage_table
+from recbole_lea.record import stage_report
 from recbole_lea.speed import training_step
 from recbole_lea.trainer import fused
 
@@ -203,7 +203,7 @@ def run(llm: str, items: int, transitions: int, steps: int = 5) -> dict[str, dic
                 check=True,
             )
             report[who] = json.loads(done.stdout.splitlines()[-1])
-            logger.info("%s\n%s", who, stage_table(report[who]))
+            logger.info("%s: %s", who, stage_report(report[who]))
     return report
 
 

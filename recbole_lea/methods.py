@@ -54,6 +54,11 @@ METHODS = {
 }
 
 
+def needs_warmup(chosen: Switches, rl_loss: str, q_weight: float) -> bool:
+    """Whether anything starts at the end of a warm-up: SA2C's advantage, augmentation."""
+    return (rl_loss == "SA2C" and q_weight != 0) or chosen.augmented
+
+
 def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
     """The switches of a config: ``lea_method``'s, each overridden by its own key if set.
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import get_local_time
+from recbole.utils import get_local_time, set_color
 
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.store import write_json
@@ -81,9 +81,10 @@ def write(content: dict[str, Any], folder: Path) -> None:
     logger.info("run.json: %s", folder / "run.json")
 
 
-def stage_table(stages: dict[str, dict[str, float]]) -> str:
+def stage_report(stages: dict[str, dict[str, float]]) -> str:
     """Seconds and peak memory of each stage as lines for the log."""
-    lines = [f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}"]
+    lines = [set_color("time and memory of each stage", "blue")]
+    lines += [f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}"]
     for name, entry in stages.items():
         lines.append(f"  {name:<32}{entry['seconds']:>9.1f}{entry['peak_memory_mb']:>13.0f} MB")
     total = sum(entry["seconds"] for entry in stages.values())

@@ -162,6 +162,8 @@ def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, 
     floor = tokens * flops_per_token(env.llm) / statistics.median(peak)  # seconds
     return {
         "tokens": tokens,
+        "seconds": compiled_seconds,
+        "seconds_plain": plain_seconds,
         "token_ratio": sum(map(len, prompts)) / tokens,
         "tokens_per_second": tokens / compiled_seconds,
         "speedup": plain_seconds / compiled_seconds,
@@ -235,8 +237,10 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
     compile_layers(env.llm.base_model.model)
     compiled = [timed(partial(packed, batch)) for batch in measured + measured]
     plain_step = statistics.median(plain_seconds[1:])
+    compiled_step = statistics.median(compiled[len(measured) :])
     return {
-        "speedup": plain_step / statistics.median(compiled[len(measured) :]),
+        "speedup": plain_step / compiled_step,
+        "step_seconds": compiled_step,
         "speedup_uncompiled": plain_step / statistics.median(packed_seconds[1:]),
         "plain_step_seconds": plain_step,
     }
@@ -369,8 +373,11 @@ def run(config: Config, rows: int) -> dict[str, Any]:
         "feedback_speedup": by_template(costs, "speedup"),
         "feedback_speedup_uncompiled": by_template(costs, "speedup_uncompiled"),
         "feedback_token_ratio": by_template(costs, "token_ratio"),
+        "feedback_tokens": by_template(costs, "tokens"),
+        "feedback_seconds": by_template(costs, "seconds"),
         "feedback_tokens_per_second": by_template(costs, "tokens_per_second"),
         "finetune_speedup": by_template(tunings, "speedup"),
+        "finetune_step_seconds": by_template(tunings, "step_seconds"),
         "finetune_speedup_uncompiled": by_template(tunings, "speedup_uncompiled"),
         "utilisation": by_template(costs, "utilisation"),
         "utilisation_uncompiled": by_template(costs, "utilisation_uncompiled"),

@@ -173,6 +173,7 @@ class LEATrainer(StepTrainer):
     ) -> tuple[float, dict[str, float] | None]:
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
         code = code_version()  # the files may change meanwhile
+        self.logger.info("autograd's anomaly detection, which RecBole leaves on, is off")
         self._train_data, self._valid_data = train_data, valid_data
         self.record = {}
         dataset = train_data._dataset
@@ -283,11 +284,7 @@ class LEATrainer(StepTrainer):
         if tested and processes().is_main_process:
             self.record["test_result"] = dict(result)
             record.write(self.record, self.record_folder)
-            self.logger.info(
-                set_color("time and memory of each stage", "blue")
-                + "\n"
-                + record.stage_table(self.stages.stages)
-            )
+            self.logger.info(record.stage_report(self.stages.stages))
         return result
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):

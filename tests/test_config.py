@@ -107,11 +107,23 @@ def test_a_file_for_several_models_may_hold_other_backbones_keys():
      ("neagtive_pool", "negative_pool"), ("n_head", "n_heads")],
 )  # fmt: skip
 def test_keys_that_nobody_reads_are_named(mistyped, meant, caplog):
-    Config("SASRecSA2CLEA", "ml-100k", config_dict={mistyped: 1, "epochs": 2, "reg_weight": None})
+    given = {mistyped: 1, "epochs": 2, "warmup": "1 epochs", "reg_weight": None}
+    Config("SASRecSA2CLEA", "ml-100k", config_dict=given)
     assert [r.message for r in caplog.records] == [
         f"unknown key `{mistyped}`: neither RecBole nor recbole_lea reads it; did you mean "
         f"`{meant}`?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({}, True), ({"lea_valid_steps": 3}, False), ({"warmup": "9 steps"}, False),
+     ({"warmup": "4 epochs"}, False), ({"lea_method": "base", "q_weight": 0}, False),
+     ({"lea_stop_after": "items"}, False)],
+)  # fmt: skip
+def test_a_training_shorter_than_its_warm_up_is_said_before_it(keys, said, caplog):
+    Config("SASRecSA2CLEA", "ml-100k", config_dict={"epochs": 5, "warmup": "5 epochs"} | keys)
+    assert any("end before what starts after" in message for message in caplog.messages) == said
 
 
 ODD = [

@@ -123,6 +123,11 @@ def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
         f"go on by: python {script} --model=SASRecSA2CLEA --dataset=tiny --config_files={yaml_file}"
     )
     assert "training" not in output.partition("lea_stop_after: feedback")[2]
+    assert "LE fine-tuning  " in output.partition("time and memory of each stage")[2]
+    (path,) = Path("log/SASRecSA2CLEA").glob("*/run.json")
+    content = json.loads(path.read_text())
+    assert content["stages"]["rewards"]["seconds"] > 0 and content["le"]["n"] > 0
+    assert "test_result" not in content
     assert not Path("saved").exists() or not list(Path("saved").iterdir())
 
 

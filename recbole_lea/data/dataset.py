@@ -12,6 +12,7 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_lea import record
 from recbole_lea.data.item_text import not_encoded, read_item_texts
 from recbole_lea.data.transform import DONE, ROW
 from recbole_lea.le import Catalogue, LESettings, Pipeline
@@ -256,6 +257,10 @@ class LEADataset(SequentialDataset):
         if chosen.augmented and (stop == "feedback" or (stop is None and by_state)):
             pipeline.prepare_selection()
         if stop is not None:
+            if processes().is_main_process:
+                content = record.start(self.config, train, self.lea_stages, pipeline.code)
+                record.write(content, record.new_folder(self.config))
+                logger.info(record.stage_report(self.lea_stages.stages))
             logger.info(
                 "lea_stop_after: %s: finished: %s; to go on elsewhere, copy the folder %s to the "
                 "same place there", stop, ", ".join(pipeline.used), pipeline.folder,

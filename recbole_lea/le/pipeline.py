@@ -120,6 +120,7 @@ class Pipeline:
         self.used: dict[str, str] = {}
         self.measured: dict[str, Any] = {}
         self._checked: set[str] = set()
+        self._reported = False
         self._main = processes().is_main_process
         identity = self._identify_llm() if self._main else None
         self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
@@ -328,6 +329,7 @@ class Pipeline:
                 self._finish("environment")
         environment.load(self._folder("environment") / "adapter.safetensors")
         self._environment = environment.merge()
+        self._report_quality()
         return environment
 
     def diagnostics(self) -> dict[str, Any]:
@@ -340,7 +342,10 @@ class Pipeline:
         return read_json(folder / "history.json")[-1] | {"code": made.get("code")} | self.measured
 
     def _report_quality(self) -> None:
-        """Say in every run, the LE built or reused, how good it is on held-out sequences."""
+        """Say once in every run, the LE built or reused, how good it is on held-out sequences."""
+        if self._reported:
+            return
+        self._reported = True
         built = from_main((self._folder("environment") / DONE).is_file())
         if built and self._no_llm is None and not self._is_done("environment"):
             self.environment()  # its files were altered since the feedback was computed
@@ -367,7 +372,9 @@ class Pipeline:
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
         dim = self.settings.state_dim
-        return self._full_states() if dim is None else self._projected(dim)
+        states = self._full_states() if dim is None else self._projected(dim)
+        self._report_quality()
+        return states
 
     def _full_states(self) -> np.ndarray:
         return self._computed(
@@ -401,7 +408,9 @@ class Pipeline:
         positives = self.sequences.actions
         actions = np.concatenate([positives[:, None], self.negatives], axis=1)
         nothing = np.broadcast_to(np.float32(np.nan), actions.shape)
-        return self._judged("rewards", "rewards", actions, nothing)
+        rewards = self._judged("rewards", "rewards", actions, nothing)
+        self._report_quality()
+        return rewards
 
     def select(
         self, candidates: np.ndarray, want_rewards: bool
@@ -453,7 +462,8 @@ class Pipeline:
         )
         calibration = "none"
         if by == "state":
-            scores = self._nearness(candidates)
+            with self.stages.stage("augmentation"):
+                scores = self._nearness(candidates)
         elif by == "reward":
             scores = self._judged("selection", "augmentation", candidates)
         else:
@@ -462,6 +472,7 @@ class Pipeline:
                 "selection", "augmentation", "label_scores", candidates.shape,
                 lambda computation: computation.label_scores(candidates), actions=candidates,
             )  # fmt: skip
+        self._report_quality()
         chosen, share = fb.choose(scores, candidates, calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
@@ -596,8 +607,6 @@ class Pipeline:
         """Feedback read from disk, computed first where it is not there."""
         states = self.states() if want_states else None
         rewards = self.rewards() if want_rewards else None
-        if states is not None or rewards is not None:
-            self._report_quality()
         scale = None
         if rewards is not None:
             scale = fb.RewardScale.fit(self.settings.reward_scale, rewards)
@@ -638,7 +647,6 @@ class Pipeline:
             environment, scale=None, state_dim=self.llm().width if want_states else None,
             **self._common(),
         )  # fmt: skip
-        self._report_quality()
         if want_rewards:
             live.fit_scale(self.settings.reward_scale)
         return live

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recbole_lea.data.transform import DONE, FIELD_PREFIX
 from recbole_lea.le.processes import Share, drawn
 from recbole_lea.le.sequences import leave_out
-from recbole_lea.methods import switches
+from recbole_lea.methods import needs_warmup, switches
 from recbole_lea.model.backbones import refusal
 from recbole_lea.model.losses import advantage, double_q_value, supervised_loss, td_loss
 
@@ -348,8 +348,8 @@ class LEARecommender(Readable):
 
     @property
     def needs_warmup(self) -> bool:
-        """Whether anything starts at the end of a warm-up: SA2C's advantage, augmentation."""
-        return (self.rl_loss == "SA2C" and self.q_weight != 0) or self.switches.augmented
+        """See ``methods.needs_warmup``."""
+        return needs_warmup(self.switches, self.rl_loss, self.q_weight)
 
     def _copies(self) -> list[tuple[Readable, QHead, nn.Linear | None]]:
         assert self.q_head is not None and self.twin is not None

@@ -172,6 +172,16 @@ def test_live_feedback_equals_the_model_asked_directly(settings, state_input, re
             np.testing.assert_allclose(found[name][row], alone[0], rtol=1e-3, atol=1e-5)
 
 
+def test_a_live_scale_is_that_of_positives_and_negatives_together(settings, monkeypatch):
+    live = LiveFeedback(
+        environment(settings()), sequences=SEQUENCES, n_items=12, seed=0, scale=None, state_dim=None
+    )
+    scores = torch.full((4,), 3.0), torch.full((4,), 1.0), None
+    monkeypatch.setattr(live, "_rewards", lambda rows: scores)
+    live.fit_scale("standardize")
+    assert (live.scale.mean, live.scale.deviation) == (2.0, 1.0)
+
+
 @needs_smaps
 def test_what_was_looked_up_does_not_stay_in_memory(tmp_path):
     path = tmp_path / "states.npy"

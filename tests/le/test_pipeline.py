@@ -450,9 +450,16 @@ def test_a_useless_reward_model_is_warned_about_in_every_run(settings, log, monk
         return history
 
     monkeypatch.setattr(pipeline_module, "finetune", useless)
-    for _ in range(2):
-        pipeline(settings()).precomputed(want_states=False, want_rewards=True)
-        assert "no better than chance (held-out accuracy 0.500" in log.text
+    lists = np.tile(np.arange(5), (SEQUENCES.n_transitions, 1))
+    asked = [
+        Pipeline.environment, Pipeline.environment, Pipeline.states,
+        lambda p: p.precomputed(want_states=True, want_rewards=True),
+        lambda p: p.live(want_states=False, want_rewards=True),
+        lambda p: p.select(lists, want_rewards=False),
+    ]  # fmt: skip
+    for ask in asked:
+        ask(pipeline(settings()))
+        assert log.text.count("no better than chance (held-out accuracy 0.500") == 1
         log.clear()
 
 
