@@ -306,6 +306,7 @@ class Report:
         write_json(folder / f"{self.name}.json", self.rows)
         write_json(folder / f"{self.name}-runs.json", {
             "command": self.command,
+            "commits": _commits(self.done),
             "reasons_not_final": self.reasons,
             "metric": self.metric,
             "left_out": dict(self.left_out),
@@ -623,6 +624,7 @@ def _summary(link: str, name: str, rows: list[dict[str, Any]], about: dict[str, 
         plain = next((row for row in own if row["method"] == "RecBole"), None)
         beside = f"; RecBole's own {backbone}: {plain['mean']:.4f}" if plain else ""
         lines.append(f"- highest: {top['label']} {top['mean']:.4f}{beside}")
+    lines.append(f"- {about['commits']}")
     if about["left_out"]:
         lines.append(f"- left out: {', '.join(about['left_out'])}")
     return ["\n".join(lines), f"```bash\n{about['command']}\n```"]

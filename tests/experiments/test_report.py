@@ -255,4 +255,5 @@ def test_files_and_overview(outcomes):
     assert "LEA (" in lines["- no significant difference"]
     assert "SASRec X" in lines["- left out"]
     assert "RecBole's own SASRec" in lines["- highest"]
+    assert f"- Commit {CODE['commit']}" in text
     assert "make it" in text
