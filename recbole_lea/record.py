@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.utils import get_local_time, set_color
 
 from recbole_lea.le.stages import StageLog
@@ -34,6 +35,8 @@ def start(config: Any, dataset: Any, stages: StageLog, code: dict[str, Any]) -> 
         "config": plain(config.final_config_dict),
         "code": code,
         "versions": versions(),
+        "device": _device(torch.device(config["device"])),
+        "threads": torch.get_num_threads(),
         "stages": stages.stages,
         "fingerprints": {
             "dataset": dataset_fingerprint(dataset),
@@ -42,6 +45,10 @@ def start(config: Any, dataset: Any, stages: StageLog, code: dict[str, Any]) -> 
         },
         "le": pipeline.diagnostics() if pipeline else {},
     }
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def dataset_fingerprint(dataset: Any) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 from recbole.config import Config
 from recbole.utils import init_seed
@@ -133,17 +132,7 @@ def execute(spec: Spec, folder: Path) -> None:
         os.chdir(home)
     shutil.rmtree(work)
     seconds = round(time.perf_counter() - start, 3)
-    record.write(
-        content
-        | {"kind": spec.kind, "config": given, "seconds": seconds}
-        | {"device": _device(config), "threads": torch.get_num_threads()},
-        folder,
-    )
-
-
-def _device(config: Config) -> str:
-    device = torch.device(config["device"])
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    record.write(content | {"kind": spec.kind, "config": given, "seconds": seconds}, folder)
 
 
 def _le(config: Config, code: dict[str, Any]) -> dict[str, Any]:

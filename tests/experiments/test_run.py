@@ -108,7 +108,7 @@ def test_a_trial_never_sees_the_test_data(spec, monkeypatch):
 
     monkeypatch.setattr("recbole_lea.experiments.run.evaluate_rows", refuse)
     content = done(spec("trial"), "run")
-    assert "test_result" not in content
+    assert "test_result" not in content and content["device"] == "cpu"
     assert not Path("run/users.npz").exists()
     with pytest.raises(AssertionError):
         done(spec("test"), "other")
