@@ -624,7 +624,8 @@ def _summary(link: str, name: str, rows: list[dict[str, Any]], about: dict[str, 
         plain = next((row for row in own if row["method"] == "RecBole"), None)
         beside = f"; RecBole's own {backbone}: {plain['mean']:.4f}" if plain else ""
         lines.append(f"- highest: {top['label']} {top['mean']:.4f}{beside}")
-    lines.append(f"- {about['commits']}")
+    if about.get("commits"):  # an earlier version's report has none
+        lines.append(f"- {about['commits']}")
     if about["left_out"]:
         lines.append(f"- left out: {', '.join(about['left_out'])}")
     return ["\n".join(lines), f"```bash\n{about['command']}\n```"]
