@@ -144,17 +144,16 @@ def _check(space: Space, path: str, config: Config) -> None:
             raise ValueError(f"{path}: unknown key `{key}`{nearest(key, config.final_config_dict)}")
         if key in config.cmd_config_dict:
             raise ValueError(f"{path} searches `{key}`, which --{key}=... fixes: drop one of them")
+        remedy = ""
         if kind != "choice":  # both tools draw numbers with a point, also from whole bounds
             values = [float(value) for value in values[:2]]
+            remedy = f"; {kind} gives no whole numbers, choice does"
         if kind == "loguniform":
             values = [math.exp(value) for value in values]
         for value in values if key in rules else ():
             check, wanted = rules[key]
             if not check(value):
-                raise ValueError(
-                    f"{path}: `{key}` is {value!r} ({kind}), but has to be {wanted}; whole numbers "
-                    "need `choice`"
-                )
+                raise ValueError(f"{path}: `{key}` is {value!r}, but has to be {wanted}{remedy}")
 
 
 def _algorithm(space: Space, tool: str) -> str:

@@ -99,9 +99,13 @@ def test_each_model_has_a_space_of_its_own_keys(name):
     ("space", "arguments", "message"),
     [
         ("learning_rat choice [1]\n", [], "unknown key `learning_rat`; did you mean `learning_rat"),
-        ("w_ah choice [0.1,'x']\n", [], "space.test: `w_ah` is 'x' .choice., but has to be"),
-        ("embedding_size quniform 32,64,32\n", [], "`embedding_size` is 32.0 .quniform., but has"),
-        ("dropout_prob loguniform -2,1\n", [], "`dropout_prob` is 2.718.* .loguniform., but has"),
+        ("w_ah choice [0.1,'x']\n", [], "space.test: `w_ah` is 'x', but has to be a number"),
+        (
+            "embedding_size quniform 32,64,32\n",
+            [],
+            "`embedding_size` is 32.0.*quniform gives no whole",
+        ),
+        ("dropout_prob loguniform -2,1\n", [], "`dropout_prob` is 2.718.*, but has to be"),
         ("w_ah uniform 0.1\n", [], "space.test, line 1: 'w_ah uniform 0.1' is not"),
         ("w_ah  choice [0.1]\n", [], "one blank between"),
         ("# a note of four words\n", [], "line 1: '# a note"),
