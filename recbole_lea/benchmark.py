@@ -70,13 +70,13 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any
     from recbole.config import Config
 
     from recbole_lea import growth, load, speed
-    from recbole_lea.config import find_config_file
+    from recbole_lea.config import find_config_files
     from recbole_lea.le import LESettings
 
     config = Config(
         "SASRecSA2CLEA",
         options.dataset,
-        [find_config_file(file) for file in options.config_files.split()] or None,
+        find_config_files(options.config_files) or None,
         config_dict={"lea_method": "base", "show_progress": False},
     )
     if options.load:
@@ -90,7 +90,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
     """Do the runs and write the report; returns how many runs failed."""
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
-    from recbole_lea.config import find_config_file, given_keys
+    from recbole_lea.config import find_config_file, find_config_files, given_keys
 
     given = given_keys(arguments)
     sys.argv = [sys.argv[0], *arguments]  # what RecBole is to read
@@ -115,7 +115,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
         search,
         range(1, options.seeds + 1),
         Path(options.results),
-        tuple(str(Path(find_config_file(f)).absolute()) for f in options.config_files.split()),
+        tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files)),
         tuple(arguments),
         options.jobs,
         options.rerun_old,

@@ -46,6 +46,11 @@ def find_config_file(name: str) -> str:
     raise FileNotFoundError(f"config file {name}: not found here and not in {properties_folder()}")
 
 
+def find_config_files(names: str) -> list[str]:
+    """``find_config_file`` of each of several names, separated by blanks."""
+    return [find_config_file(name) for name in names.split()]
+
+
 def internal_files(model: str, dataset: str) -> list[Path]:
     """Our YAML files for a model and dataset, later ones overriding earlier ones."""
     folder = properties_folder()
@@ -132,6 +137,14 @@ def _eval_args(value: Any) -> bool:
         and modes.keys() <= {"valid", "test"}
         and all(isinstance(m, str) and _EVAL_MODE.fullmatch(m) for m in modes.values())
     )
+
+
+def parts_of(split: Mapping[str, Any]) -> list[bool]:
+    """Whether a split of ``eval_args`` asks for training, validation and test rows."""
+    ((kind, how),) = split.items()
+    if kind == "LS":
+        return [True, how != "test_only", how != "valid_only"]
+    return [ratio > 0 for ratio in how]
 
 
 def _leave_one_out(value: Any) -> bool:
@@ -425,10 +438,7 @@ def _check_protocol(config: Mapping[str, Any], given: set[str]) -> None:
         )
     if "RS" not in split and (config.get("eval_args") or {}).get("group_by", "user") != "user":
         raise ValueError(f"`eval_args`: the split {split} needs `group_by: user`")
-    if config["lea_compare"] and (
-        split.get("LS") == "valid_only"
-        or any(not split.get(kind, [1])[-1] for kind in ("RS", "TS"))
-    ):
+    if config["lea_compare"] and split and not parts_of(split)[-1]:
         raise ValueError(
             f"`lea_compare` compares test results, but `eval_args` has the split {split}, without "
             "a test part: set lea_compare: False, or another split"

@@ -27,7 +27,7 @@ from recbole.utils import get_model, init_seed, set_color
 from torch.multiprocessing import ProcessRaisedException
 
 from recbole_lea.compat import backbone_keys
-from recbole_lea.config import find_config_file
+from recbole_lea.config import find_config_files
 from recbole_lea.data.dataset import LEADataset, StoppedAfter
 from recbole_lea.distributed import MISTAKES, mistake, mistake_in
 from recbole_lea.le.processes import processes
@@ -70,8 +70,7 @@ def main() -> dict[str, Any]:
         "--group_offset", type=int, default=0, help="processes on the machines before this one"
     )
     options, _ = parser.parse_known_args()
-    names = options.config_files.split() if options.config_files else []
-    files = [find_config_file(name) for name in names]
+    files = find_config_files(options.config_files or "")
     several = _several(options)
     if several:
         # the log is the main process's

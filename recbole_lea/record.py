@@ -90,8 +90,10 @@ def write(content: dict[str, Any], folder: Path) -> None:
 
 def stage_report(stages: dict[str, dict[str, float]]) -> str:
     """Seconds and peak memory of each stage as lines for the log."""
-    lines = [set_color("time and memory of each stage", "blue")]
-    lines += [f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}"]
+    lines = [
+        set_color("time and memory of each stage", "blue"),
+        f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}",
+    ]
     for name, entry in stages.items():
         lines.append(f"  {name:<32}{entry['seconds']:>9.1f}{entry['peak_memory_mb']:>13.0f} MB")
     total = sum(entry["seconds"] for entry in stages.values())

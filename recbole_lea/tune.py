@@ -29,7 +29,14 @@ from recbole.quick_start import objective_function
 from recbole.trainer import HyperTuning
 from recbole.utils import dict2str
 
-from recbole_lea.config import RECBOLE_RULES, RULES, absolute_paths, find_config_file, nearest
+from recbole_lea.config import (
+    RECBOLE_RULES,
+    RULES,
+    absolute_paths,
+    find_config_file,
+    find_config_files,
+    nearest,
+)
 from recbole_lea.le.store import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -79,7 +86,7 @@ def main() -> None:
                 f"--tool {options.tool} needs the package {package}: pip install "
                 "'recbole_lea[tune]', or in its checkout pip install '.[tune]'"
             ) from None
-    files = [str(Path(find_config_file(f)).absolute()) for f in options.config_files.split()]
+    files = [str(Path(file).absolute()) for file in find_config_files(options.config_files)]
     config = Config(options.model, options.dataset, files or None)
     path = find_config_file(options.params_file or f"properties/hyper/{config['model']}.test")
     space = read_space(path)

@@ -16,6 +16,7 @@ from recbole_lea.data.transform import ROW
 from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.model import MODELS
+from recbole_lea.quick_start import prepare
 
 
 def train(config, before=None, **fit):
@@ -207,10 +208,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, n
 
 def test_a_resumed_training_without_a_better_epoch_has_the_best_one_s_result(tiny_config):
     first, _ = train(tiny_config(epochs=3), saved=True)
-    config = tiny_config(epochs=3)
-    loaders = data_preparation(config, create_dataset(config))
-    model = MODELS[config["model"]](config, loaders[0]._dataset)
-    again = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    again, loaders = prepare(tiny_config(epochs=3))
     first._save_checkpoint(2, verbose=False)
     again.resume_checkpoint(first.saved_model_file)
     score, result = again.fit(*loaders[:2], verbose=False)

@@ -13,6 +13,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_lea import record
+from recbole_lea.config import parts_of
 from recbole_lea.data.item_text import not_encoded, read_item_texts
 from recbole_lea.data.transform import DONE, ROW
 from recbole_lea.le import Catalogue, LESettings, Pipeline
@@ -208,13 +209,10 @@ class LEADataset(SequentialDataset):
 
     def _check_parts(self, datasets: list) -> None:
         """Make sure that each part of the split has the rows, and the data the items, asked for."""
-        ((kind, split),) = self.config["eval_args"]["split"].items()
-        wanted = [True, split != "test_only", split != "valid_only"]
-        if kind != "LS":
-            wanted = [ratio > 0 for ratio in split]
-        for part, name, asked in zip(
-            datasets, ("training", "validation", "test"), wanted, strict=True
-        ):
+        asked_for = self.config["eval_args"]["split"]
+        ((kind, split),) = asked_for.items()
+        names = ("training", "validation", "test")
+        for part, name, asked in zip(datasets, names, parts_of(asked_for), strict=True):
             if asked and len(part) == 0:
                 raise ValueError(
                     f"{self._inter_path}: too few or too short sequences: no row is left for "

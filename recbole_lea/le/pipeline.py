@@ -372,9 +372,7 @@ class Pipeline:
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
         dim = self.settings.state_dim
-        states = self._full_states() if dim is None else self._projected(dim)
-        self._report_quality()
-        return states
+        return self._full_states() if dim is None else self._projected(dim)
 
     def _full_states(self) -> np.ndarray:
         return self._computed(
@@ -408,9 +406,7 @@ class Pipeline:
         positives = self.sequences.actions
         actions = np.concatenate([positives[:, None], self.negatives], axis=1)
         nothing = np.broadcast_to(np.float32(np.nan), actions.shape)
-        rewards = self._judged("rewards", "rewards", actions, nothing)
-        self._report_quality()
-        return rewards
+        return self._judged("rewards", "rewards", actions, nothing)
 
     def select(
         self, candidates: np.ndarray, want_rewards: bool
@@ -472,7 +468,6 @@ class Pipeline:
                 "selection", "augmentation", "label_scores", candidates.shape,
                 lambda computation: computation.label_scores(candidates), actions=candidates,
             )  # fmt: skip
-        self._report_quality()
         chosen, share = fb.choose(scores, candidates, calibration)
         shares = ", ".join(
             f"{label} {part:.2f}" for label, part in zip(s.selection_labels, share, strict=False)
@@ -727,6 +722,7 @@ class Pipeline:
             if work is not None:
                 assert store is not None
                 fill(store)
+        self._report_quality()
         return read_array(folder / f"{array}.npy", mapped=True)
 
     def _made_from(self, stage: str) -> dict[str, Any]:

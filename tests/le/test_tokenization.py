@@ -105,6 +105,8 @@ def test_start_vectors_have_the_vocabulary_norm_and_no_common_part(settings):
     norm = env.llm.get_input_embeddings().weight.norm(dim=1).mean()
     torch.testing.assert_close(start.norm(dim=1), norm.expand(len(ids)), rtol=1e-4, atol=1e-5)
     assert start.mean(0).norm() < 0.5 * norm
+    random = initial_tokens(ids, env, settings(item_init="random"))
+    assert not torch.allclose(random, start)
 
 
 def test_random_start_vectors_have_the_vocabulary_s_deviation(settings):
