@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recbole.config import Config
 
 from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
+from recbole_lea.le.pipeline import stage_folder
 from recbole_lea.le.store import write_json
 from recbole_lea.le.versions import code_version
 
@@ -132,10 +134,11 @@ class Benchmark:
         self.folder = self.results / self.dataset
         self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
         self.code = code_version()["fingerprint"]
-        self.data = self._data_fingerprint()
+        config = self._le_spec({}).config()
+        self.cache = Path(config["lea_cache_dir"]) / self.dataset
+        self.data = self._data_fingerprint(config)
 
-    def _data_fingerprint(self) -> str:
-        config = self._spec("trial", self.methods[0], {}, 0).config()
+    def _data_fingerprint(self, config: Config) -> str:
         digest = hashlib.sha256()
         for suffix in ("inter", "item"):
             path = Path(config["data_path"]) / f"{self.dataset}.{suffix}"
@@ -191,7 +194,32 @@ class Benchmark:
 
     def environments(self) -> list[Run]:
         """One run for each LE, which builds all that the methods want of it."""
+        return [run for run, _ in self._environments()]
+
+    def unbuilt(self) -> list[Run]:
+        """The LEs to be built.
+
+        A finished one too, if its cache is not here (a fresh clone has the records alone) and a
+        method that needs it has runs to do.
+        """
+        return [
+            run
+            for run, methods in self._environments()
+            if not self._done(run)
+            or (not self._in_cache(run) and any(map(self._unfinished, methods)))
+        ]
+
+    def _in_cache(self, run: Run) -> bool:
+        stages = (run.record() or {})["fingerprints"]["feedback"]
+        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages.items())
+
+    def _unfinished(self, method: Method) -> list[Run]:
+        return self.pending([*self.trials(method), *self.tests(method)])
+
+    def _environments(self) -> list[tuple[Run, list[Method]]]:
+        """Each LE's run, and the methods that need it."""
         wants: dict[str, dict[str, Any]] = {}
+        needing: dict[str, list[Method]] = {}
         for method in self._wanted():
             switches = method.switches
             if not switches.needs_le and not method.le_embeddings:
@@ -201,6 +229,7 @@ class Benchmark:
                 settings = LESettings.from_config(config.final_config_dict)
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
+                needing.setdefault(key, []).append(method)
                 le_keys = {k: v for k, v in changes.items() if k.startswith("lea_")}
                 want = wants.setdefault(key, {
                     "lea_method": "base", "lea_state": "hidden", "lea_reward": "constant",
@@ -210,12 +239,13 @@ class Benchmark:
                 want |= {"lea_reward": "LE"} if switches.le_reward else {}
                 want |= {"lea_augmentation": "both"} if switches.augmented else {}
                 want |= {"item_embedding_init": "le"} if method.le_embeddings else {}
-        seed = self.search.tuning_seed
-        common = (self.config_files, self.arguments)
-        return [
-            self._run(Spec("le", "SASRecSA2CLEA", False, self.dataset, seed, want, *common))
-            for want in wants.values()
-        ]
+        return [(self._run(self._le_spec(want)), needing[key]) for key, want in wants.items()]
+
+    def _le_spec(self, keys: dict[str, Any]) -> Spec:
+        return Spec(
+            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, keys,
+            self.config_files, self.arguments,
+        )  # fmt: skip
 
     def _possible(self) -> list[Method]:
         return [method for method in self.methods if method.missing is None]
@@ -239,15 +269,16 @@ class Benchmark:
         Returns:
             The runs that failed.
         """
-        failed = self._phase("LE", self.environments())
+        failed = self._phase("LE", self.environments(), self.unbuilt())
         if failed:
             return failed
         methods = self._wanted()
-        failed = self._phase("trial", [r for m in methods for r in self.trials(m)])
-        return failed + self._phase("test", [r for m in methods for r in self.tests(m)])
+        trials = [run for method in methods for run in self.trials(method)]
+        failed = self._phase("trial", trials, self.pending(trials))
+        tests = [run for method in methods for run in self.tests(method)]
+        return failed + self._phase("test", tests, self.pending(tests))
 
-    def _phase(self, title: str, runs: list[Run]) -> list[Run]:
-        pending = self.pending(runs)
+    def _phase(self, title: str, runs: list[Run], pending: list[Run]) -> list[Run]:
         total = len({run.folder for run in runs})
         if total:
             logger.info("%s: %d of %d runs are finished", title, total - len(pending), total)
@@ -288,7 +319,7 @@ class Benchmark:
             return f"  about {duration(n * size * rates[kind])}"
 
         environments = self.environments()
-        n = len(self.pending(environments))
+        n = len(self.unbuilt())
         lines = [f"  {'LE':<36}{n} of {len(environments)}{cost(n, 'le')}"]
         for method in self.methods:
             if method.missing:

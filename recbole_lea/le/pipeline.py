@@ -248,6 +248,8 @@ class Pipeline:
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
+        if not self.is_built("items"):
+            return self.llm().width
         return self.item_tokens(mapped=True).shape[1]
 
     def item_tokens(self, mapped: bool = False) -> np.ndarray:
@@ -655,7 +657,7 @@ class Pipeline:
         }
 
     def _folder(self, stage: str) -> Path:
-        return self.folder / f"{stage}-{self.keys[stage][:16]}"
+        return stage_folder(self.folder, stage, self.keys[stage])
 
     def _locked(self, folder: Path) -> contextlib.AbstractContextManager[bool]:
         """Hold a cache folder against other runs; the main process holds it for all of this one."""
@@ -788,6 +790,11 @@ class Pipeline:
         """The record of a stage of ``FILES``; None unless it is finished and unaltered."""
         record = read_record(self._folder(stage) / DONE)
         return record if record and record.get("key") == self.keys[stage] else None
+
+
+def stage_folder(cache: Path, stage: str, key: str) -> Path:
+    """Where a dataset's cache holds a stage of that key."""
+    return cache / f"{stage}-{key[:16]}"
 
 
 def projection_bounds(n: int, dim: int) -> list[int]:

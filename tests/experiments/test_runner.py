@@ -1,6 +1,8 @@
 """Which runs are started, in which order, and that none is repeated."""
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +40,9 @@ def benchmark(tiny_dataset, tiny_llm, tmp_path):
     return make
 
 
+CACHE = Path("lea_cache/tiny")
+
+
 @pytest.fixture
 def started(monkeypatch):
     """Runs are only noted; trials with the higher learning rate are better."""
@@ -50,6 +55,10 @@ def started(monkeypatch):
             rate = run.spec.keys.get("learning_rate", 0)
             content = run_json(0.1, kind=run.spec.kind, best_valid_score=rate, seed=run.spec.seed)
             content["config"] = {**run.values, "valid_metric_bigger": True}
+            if run.spec.kind == "le":
+                key = hashlib.sha256(json.dumps(run.spec.keys).encode()).hexdigest()
+                content["fingerprints"]["feedback"] = {"states": key}
+                (CACHE / f"states-{key[:16]}").mkdir(parents=True, exist_ok=True)
             if run.spec.stock:  # RecBole's own class knows none of our keys
                 content["model"] = "SASRec"
                 ours = ("lea_method", "lea_augmentation", "q_weight")
@@ -164,6 +173,23 @@ def test_each_fraction_of_the_data_has_an_le_of_its_own(benchmark, started):
     alone = benchmark(methods=own.methods, only=["SASRec SA2C LEASR 50% of the data"])
     fractions = [settings(run).finetune_fraction for run in alone.environments()]
     assert fractions == [0.1, 0.5]
+
+
+def test_an_le_is_built_again_where_its_cache_is_needed_and_not_there(benchmark, started):
+    own = benchmark(methods=figure(5, SEARCH.sweeps))
+    own.run()
+    n = len(started)
+    shutil.rmtree(CACHE)  # as in a fresh clone
+    assert own.plan().splitlines()[0].split()[:4] == ["LE", "0", "of", "5"]
+    own.run()
+    assert len(started) == n
+    row = next(method for method in own.methods if method.name == "LEASR 50% of the data")
+    (own.tests(row)[0].folder / "run.json").unlink()
+    own.run()
+    kinds = [run.spec.kind for run in started[n:]]
+    fractions = [run.spec.keys.get("lea_finetune_fraction") for run in started[n:]]
+    assert kinds == ["le", "le", "test"]  # the parent's, whose trials might be missing too
+    assert fractions == [None, 0.5, 0.5]
 
 
 def test_le_embeddings_want_the_item_tokens_alone(benchmark):

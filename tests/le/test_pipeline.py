@@ -394,7 +394,14 @@ def test_state_dim_stores_a_projection(settings):
     centred = np.asarray(full, np.float64) - np.asarray(full, np.float64).mean(0)
     kept = np.linalg.svd(centred, compute_uv=False)[:4] ** 2
     np.testing.assert_allclose((np.asarray(small, np.float64) ** 2).sum(), kept.sum(), rtol=1e-2)
-    with pytest.raises(ValueError, match="state_dim"):
+
+
+def test_a_state_dim_beyond_the_llm_is_refused_before_the_work(settings, log):
+    with pytest.raises(ValueError, match="state_dim is 33, but .* of width 32 allow at most"):
+        pipeline(settings(state_dim=33)).states()
+    assert computed(log) == []
+    pipeline(settings()).item_tokens()
+    with pytest.raises(ValueError, match="state_dim is 33"):
         pipeline(settings(state_dim=33)).states()
 
 
