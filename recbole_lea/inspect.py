@@ -208,12 +208,12 @@ class Inspector:
         needed = ["items", "environment"]
         if self.q_head is not None and self.q_head.state != "hidden" and self.config["state_dim"]:
             needed.append("states")  # the projection is fitted to them
-        missing = [stage for stage in needed if not self.pipeline.is_built(stage)]
+        missing = [stage for stage in needed if not self.pipeline.cache.is_built(stage)]
         if missing:
             stop = "states" if "states" in needed else "finetune"
             raise FileNotFoundError(
-                f"{self.pipeline.folder} lacks the LE of {read.path} ({', '.join(missing)}): give "
-                "--lea_cache_dir=DIR if it lies elsewhere, or make it by the command of the "
+                f"{self.pipeline.cache.folder} lacks the LE of {read.path} ({', '.join(missing)}): "
+                "give --lea_cache_dir=DIR if it lies elsewhere, or make it by the command of the "
                 f"training with --lea_stop_after={stop}"
             )
         self.pipeline.require_llm("looking at the LE")

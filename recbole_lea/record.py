@@ -41,7 +41,7 @@ def start(config: Any, dataset: Any, stages: StageLog, code: dict[str, Any]) -> 
         "fingerprints": {
             "dataset": dataset_fingerprint(dataset),
             "llm": pipeline.llm_fingerprint if pipeline else None,
-            "feedback": pipeline.used if pipeline else {},
+            "feedback": pipeline.cache.used if pipeline else {},
         },
         "le": pipeline.diagnostics() if pipeline else {},
     }

@@ -78,7 +78,7 @@ def test_q_values_and_rewards_are_those_of_the_training(trained, changes):
 def test_label_scores_are_those_of_the_augmentation(trained):
     model = trained(selection_calibration="none")
     pipeline = model.train._dataset.lea_pipeline
-    folder = pipeline.folder / f"selection-{pipeline.keys['selection'][:16]}"
+    folder = pipeline.cache.path("selection")
     actions, scores = (np.load(folder / f"{name}.npy") for name in ("actions", "label_scores"))
     looked = Inspector(model.path)
     for _, k, history, _ in training_rows(model):
@@ -92,7 +92,7 @@ def test_label_scores_are_those_of_the_augmentation(trained):
 
 def test_selection_by_reward_shows_rewards(trained):
     model = trained(selection_by="reward")
-    folder = model.train._dataset.lea_pipeline._folder("selection")
+    folder = model.train._dataset.lea_pipeline.cache.path("selection")
     actions, scores = (np.load(folder / f"{name}.npy") for name in ("actions", "rewards"))
     looked, tokens = Inspector(model.path), model.train._dataset.lea_pipeline.catalogue.tokens
     for _, k, history, _ in training_rows(model):
@@ -195,8 +195,8 @@ def test_an_le_that_is_not_there_is_not_made(trained, monkeypatch, tmp_path):
     projected = trained(state_dim=4)
     cache = tmp_path / "half"
     pipeline = projected.train._dataset.lea_pipeline
-    shutil.copytree(pipeline.folder, cache / "tiny")
-    shutil.rmtree(cache / "tiny" / pipeline._folder("states").name)
+    shutil.copytree(pipeline.cache.folder, cache / "tiny")
+    shutil.rmtree(cache / "tiny" / pipeline.cache.path("states").name)
     with pytest.raises(SystemExit, match="lacks the LE of .*states.*lea_stop_after=states"):
         run(monkeypatch, projected.path, "--user", "u1", f"--lea_cache_dir={cache}")
 

@@ -261,7 +261,7 @@ class LEADataset(SequentialDataset):
                 logger.info(record.stage_report(self.lea_stages.stages))
             logger.info(
                 "lea_stop_after: %s: finished: %s; to go on elsewhere, copy the folder %s to the "
-                "same place there", stop, ", ".join(pipeline.used), pipeline.folder,
+                "same place there", stop, ", ".join(pipeline.cache.used), pipeline.cache.folder,
             )  # fmt: skip
             raise StoppedAfter
 

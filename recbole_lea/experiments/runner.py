@@ -22,7 +22,7 @@ from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
-from recbole_lea.le.pipeline import stage_folder
+from recbole_lea.le.cache import stage_folder
 from recbole_lea.le.store import write_json
 from recbole_lea.le.versions import code_version
 

@@ -1,50 +1,41 @@
 """The LE's stages in the paper's order, each cached under a key of all it depends on."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from scipy.stats import spearmanr
-from sklearn.decomposition import IncrementalPCA
 from tqdm import tqdm
 
 from recbole_lea.le import feedback as fb
 from recbole_lea.le import tokenization
+from recbole_lea.le.cache import Cache, identify_llm
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import better_than_chance, finetune
-from recbole_lea.le.llm import LLM, PLACEMENT, fingerprint, load_llm, pick_device, pick_dtype
+from recbole_lea.le.llm import LLM, PLACEMENT, load_llm, pick_device
 from recbole_lea.le.processes import collected, from_main, own_part, processes
 from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
-from recbole_lea.le.state import STATE_HEADS
+from recbole_lea.le.state import STATE_HEADS, fit_projection, project, projection_bounds
 from recbole_lea.le.store import (
     DONE,
-    MANIFEST,
     ArrayStore,
-    ReadOnly,
-    clear_errors_at,
     pieces,
     read_array,
     read_json,
-    read_record,
-    release,
     take,
     write_array,
     write_json,
-    write_record,
 )
 from recbole_lea.le.versions import code_version, versions
 
@@ -65,9 +56,6 @@ NAMED = 100
 # Items that are tokenized together: what a kill can lose, against the optimiser's batch.
 BUCKET = 256
 
-# Stages that end in files; the others fill an ArrayStore.
-FILES = {"items": ("tokens.npy",), "environment": ("adapter.safetensors", "history.json")}
-
 
 class Pipeline:
     """Item tokenization -> fine-tuning -> states, rewards -> selections.
@@ -82,8 +70,8 @@ class Pipeline:
         ReadOnly: the cache lacks something and cannot be written to.
 
     Attributes:
+        cache: what is finished.
         keys: stage -> cache key.
-        used: the same for the stages that this run has asked for.
         measured: what this run has seen of the LE's rewards and selections.
 
     Args:
@@ -109,7 +97,6 @@ class Pipeline:
         self.sequences = sequences
         self.stages = stages or StageLog()
         self.progress_bar = progress_bar and processes().is_main_process
-        self.folder = Path(settings.cache_dir) / dataset
         self.device = pick_device()
         self.code = code_version()  # before any stage: the files may change meanwhile
         self.negatives = sample_negatives(
@@ -117,53 +104,14 @@ class Pipeline:
         )
         self._llm: LLM | None = None
         self._environment: Environment | None = None
-        self.used: dict[str, str] = {}
         self.measured: dict[str, Any] = {}
-        self._checked: set[str] = set()
         self._reported = False
         self._main = processes().is_main_process
-        identity = self._identify_llm() if self._main else None
+        folder = Path(settings.cache_dir) / dataset
+        identity = identify_llm(settings, folder, self.device) if self._main else None
         self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
         self.keys = self._stage_keys()
-
-    def _identify_llm(self) -> tuple[str, str, str | None]:
-        """What ``lea_llm`` and ``lea_llm_dtype`` stand for, here or where the cache was made.
-
-        ``llm.json`` remembers it, so that a copied cache is recognised on a machine without the
-        LLM, or where ``auto`` is another dtype.
-
-        Returns:
-            Fingerprint and dtype, and what is wrong where the LLM is not on this machine.
-        """
-        s, path = self.settings, self.folder / "llm.json"
-        revision = (s.llm_options or {}).get("revision")
-        name = {"llm": f"{s.llm}@{revision}" if revision else s.llm, "llm_dtype": s.llm_dtype}
-        known = _known_llms(path)
-        recorded = next((entry for entry in known if entry | name == entry), None)
-        dtype = str(pick_dtype(s.llm_dtype, self.device)).removeprefix("torch.")
-        try:
-            found = fingerprint(s.llm, f"torch.{dtype}", revision)
-            if recorded and recorded["dtype"] != dtype:
-                as_recorded = fingerprint(s.llm, f"torch.{recorded['dtype']}", revision)
-                if as_recorded == recorded["fingerprint"]:
-                    logger.info(
-                        "lea_llm_dtype: %s is %s here, but the cache was made with %s: using that",
-                        s.llm_dtype, dtype, recorded["dtype"],
-                    )  # fmt: skip
-                    return as_recorded, recorded["dtype"], None
-        except OSError as error:
-            if recorded is None:
-                raise
-            logger.info("the LLM is not here: using what the cache was made with (%s)", error)
-            return recorded["fingerprint"], recorded["dtype"], str(error)
-        entry = name | {"dtype": dtype, "fingerprint": found}
-        if entry != recorded:
-            with _locked(self.folder) as writable:
-                known = _known_llms(path)
-                others = [other for other in known if other | name != other]
-                if writable:  # else this machine is not remembered
-                    write_record(path, {"known": [*others, entry]})
-        return found, dtype, None
+        self.cache = Cache(folder, self.keys, self._origin, self.stages)
 
     def require_llm(self, purpose: str) -> None:
         """Make sure that the LLM is on this machine.
@@ -236,7 +184,7 @@ class Pipeline:
     def llm(self) -> LLM:
         """The LLM, loaded on first use."""
         if self._llm is None:
-            self.require_llm(f"what the cache {self.folder} lacks")
+            self.require_llm(f"what the cache {self.cache.folder} lacks")
             with self.stages.stage("load LLM"):
                 s = self.settings
                 compiled = bool(s.compile)
@@ -248,16 +196,16 @@ class Pipeline:
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
-        if not self.is_built("items"):
+        if not self.cache.is_built("items"):
             return self.llm().width
         return self.item_tokens(mapped=True).shape[1]
 
     def item_tokens(self, mapped: bool = False) -> np.ndarray:
         """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
-        with self._stage("items", "item tokenization", self.llm) as folder:
+        with self.cache.stage("items", "item tokenization", self.llm) as folder:
             if folder is not None:
-                self._finish("items", losses=self._tokenize(folder))
-        return read_array(self._folder("items") / "tokens.npy", mapped)
+                self.cache.finish("items", losses=self._tokenize(folder))
+        return read_array(self.cache.path("items") / "tokens.npy", mapped)
 
     def _tokenize(self, folder: Path) -> list[float] | None:
         """Write ``tokens.npy``.
@@ -319,7 +267,7 @@ class Pipeline:
         self._save_sequences()
         title = "LE fine-tuning"
         # a run that reads the LE from the cache must draw the same numbers afterwards
-        with torch.random.fork_rng(), self._stage("environment", title, self.llm) as folder:
+        with torch.random.fork_rng(), self.cache.stage("environment", title, self.llm) as folder:
             environment = Environment(llm, tokens, self.settings, titles=self.titles)
             if folder is not None:
                 history = finetune(
@@ -328,17 +276,17 @@ class Pipeline:
                 if self._main:
                     write_json(folder / "history.json", history)
                     environment.save(folder / "adapter.safetensors")
-                self._finish("environment")
-        environment.load(self._folder("environment") / "adapter.safetensors")
+                self.cache.finish("environment")
+        environment.load(self.cache.path("environment") / "adapter.safetensors")
         self._environment = environment.merge()
         self._report_quality()
         return environment
 
     def diagnostics(self) -> dict[str, Any]:
         """The fine-tuning's last record and the code that made it, if it is done; ``measured``."""
-        folder = self._folder("environment")
+        folder = self.cache.path("environment")
         # no collective: under accelerate the other processes have left when the record is written
-        made = self._made("environment")
+        made = self.cache.made("environment")
         if made is None:
             return self.measured
         return read_json(folder / "history.json")[-1] | {"code": made.get("code")} | self.measured
@@ -348,8 +296,8 @@ class Pipeline:
         if self._reported:
             return
         self._reported = True
-        built = from_main((self._folder("environment") / DONE).is_file())
-        if built and self._no_llm is None and not self._is_done("environment"):
+        built = from_main((self.cache.path("environment") / DONE).is_file())
+        if built and self._no_llm is None and not self.cache.is_built("environment"):
             self.environment()  # its files were altered since the feedback was computed
         record = self.diagnostics()
         if "accuracy" not in record:
@@ -357,7 +305,7 @@ class Pipeline:
                 "the LE was not measured: %s",
                 "it was built with lea_finetune_eval: 0, or no training sequence was left"
                 if built
-                else f"the cache lacks {self._folder('environment').name}",
+                else f"the cache lacks {self.cache.path('environment').name}",
             )
             return
         logger.info(
@@ -543,7 +491,8 @@ class Pipeline:
     def _known_rewards(self, actions: np.ndarray) -> np.ndarray:
         """What finished stages of this LE say of actions [n_transitions, k]; NaN for nothing."""
         known = np.full(actions.shape, np.nan, dtype=np.float32)
-        for store in self._finished_rewards():
+        le = self.keys["environment"]
+        for store in self.cache.stores({"actions", "rewards"}, environment=le):
             arrays = (known, actions, store.array("actions"), store.array("rewards"))
             parts = zip(*map(pieces, arrays), strict=True)
             for part, wanted, judged, scores in parts:
@@ -551,21 +500,6 @@ class Pipeline:
                     same = wanted == judged[:, column, None]  # [m, k]
                     np.copyto(part, scores[:, column, None], where=same & np.isnan(part))
         return known
-
-    def _finished_rewards(self) -> Iterator[ArrayStore]:
-        """Finished and unaltered rewards of this LE, in the order of their folders' names."""
-        paths = sorted(self.folder.glob(f"*/{MANIFEST}")) if self._main else []
-        records = [(path.parent, read_record(path) or {}) for path in paths]
-        for folder, record in from_main(records):
-            arrays = {
-                name: (tuple(array["shape"]), array["dtype"])
-                for name, array in record.get("arrays", {}).items()
-            }
-            same_le = record.get("environment") == self.keys["environment"]
-            if same_le and set(arrays) == {"actions", "rewards"}:
-                store = ArrayStore(folder, arrays, record["bounds"], record["key"])
-                if store.intact() and not store.missing():
-                    yield store
 
     def _computed(
         self,
@@ -656,86 +590,22 @@ class Pipeline:
             "shuffle": self.settings.shuffle,
         }
 
-    def _folder(self, stage: str) -> Path:
-        return stage_folder(self.folder, stage, self.keys[stage])
-
-    def _locked(self, folder: Path) -> contextlib.AbstractContextManager[bool]:
-        """Hold a cache folder against other runs; the main process holds it for all of this one."""
-        return _locked(folder) if self._main else contextlib.nullcontext(True)
-
-    @contextlib.contextmanager
-    def _stage(
-        self,
-        stage: str,
-        title: str,
-        needs: Callable[[], Any],
-        finished: Callable[[], bool] | None = None,
-    ) -> Iterator[Path | None]:
-        """Yield the stage's folder if there is work to do, None if it is finished.
-
-        Files are checked once, by the main process. ``needs`` is called before the stage's clock
-        starts, so that no stage counts another.
-        """
-        self.used[stage] = self.keys[stage]
-        folder = self._folder(stage)
-        if folder.name in self._checked:
-            yield None
-            return
-        with self._locked(folder) as writable:
-            if finished() if finished else self._is_done(stage):
-                if stage in FILES and self._main and writable:
-                    _tidy(folder, FILES[stage])
-                logger.info("%s: reused from %s", title, folder)
-                yield None
-            elif not writable:
-                raise ReadOnly(folder, title)
-            else:
-                needs()
-                logger.info("%s: computing into %s", title, folder)
-                with self.stages.stage(title):
-                    yield folder
-        from_main(None)  # nobody goes on before the files are there
-        self._checked.add(folder.name)
-
-    def _filled(
-        self,
-        stage: str,
-        title: str,
-        array: str,
-        shape: tuple[int, ...],
-        dtype: str,
-        bounds: Sequence[int],
-        needs: Callable[[], Any],
-        fill: Callable[[ArrayStore], None],
-        given: dict[str, np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """The stage's array, memory-mapped, after ``fill`` has written the missing shards."""
+    def _filled(self, *arguments: Any, **more: Any) -> np.ndarray:
+        """``Cache.filled``, with what the readers of the array need beside it."""
         self._save_sequences()
-        folder, key = self._folder(stage), self.keys[stage]
-        store: ArrayStore | None = None
-
-        def finished() -> bool:
-            nonlocal store  # opened under the lock: another run may be filling it until then
-            arrays = {array: (shape, dtype)}
-            store = ArrayStore(folder, arrays, bounds, key, self._made_from(stage), given)
-            return not store.missing()
-
-        with self._stage(stage, title, needs, finished) as work:
-            if work is not None:
-                assert store is not None
-                fill(store)
+        array = self.cache.filled(*arguments, **more)
         self._report_quality()
-        return read_array(folder / f"{array}.npy", mapped=True)
+        return array
 
-    def _made_from(self, stage: str) -> dict[str, Any]:
-        """What a stage's manifest tells about its origin."""
+    def _origin(self, stage: str) -> dict[str, Any]:
+        """What a stage's record tells about where it comes from."""
         settings = dataclasses.asdict(self.settings)
         del settings["cache_dir"]  # a cache may be copied
         return {
             "stage": stage,
             "key": self.keys[stage],
             "environment": None if stage == "items" else self.keys["environment"],
-            "sequences": None if stage == "items" else self._sequences_folder.name,
+            "sequences": None if stage == "items" else self._sequences_name,
             "fingerprints": {
                 "llm": self.llm_fingerprint,
                 "items": self.keys["items"],
@@ -748,131 +618,17 @@ class Pipeline:
         }
 
     @property
-    def _sequences_folder(self) -> Path:
-        return self.folder / f"sequences-{self.sequences.fingerprint[:16]}"
+    def _sequences_name(self) -> str:
+        return f"sequences-{self.sequences.fingerprint[:16]}"
 
     def _save_sequences(self) -> None:
         """Write the users, items and sequences by which the stages' rows are found."""
-        folder = self._sequences_folder
-        if folder.name not in self._checked:
-            with self._locked(folder) as writable:
-                if self._main and read_record(folder / DONE) is None:
-                    if not writable:
-                        raise ReadOnly(folder, "the sequences")
-                    self.sequences.save(folder)
-            self._checked.add(folder.name)
-
-    def _finish(self, stage: str, **more: Any) -> None:
-        """Declare a stage of ``FILES`` finished."""
-        if not self._main:
-            return
-        folder = self._folder(stage)
-        write_record(folder / DONE, self._made_from(stage) | more, FILES[stage])
-        _tidy(folder, FILES[stage])
-
-    def is_built(self, stage: str) -> bool:
-        """Whether the cache holds a stage (``items``, ``environment``, ``states``), finished."""
-        if stage in FILES:
-            return self._is_done(stage)
-        record = read_record(self._folder(stage) / MANIFEST)
-        if record is None:
-            return False
-        return record.get("key") == self.keys[stage] and all(record["shards"])
-
-    def _is_done(self, stage: str) -> bool:
-        """Whether a stage of ``FILES`` is finished and unaltered."""
-        folder = self._folder(stage)
-        if folder.name in self._checked:
-            return True
-        return from_main(self._main and self._made(stage) is not None)
-
-    def _made(self, stage: str) -> dict[str, Any] | None:
-        """The record of a stage of ``FILES``; None unless it is finished and unaltered."""
-        record = read_record(self._folder(stage) / DONE)
-        return record if record and record.get("key") == self.keys[stage] else None
-
-
-def stage_folder(cache: Path, stage: str, key: str) -> Path:
-    """Where a dataset's cache holds a stage of that key."""
-    return cache / f"{stage}-{key[:16]}"
-
-
-def projection_bounds(n: int, dim: int) -> list[int]:
-    """Rows at which the parts of ``n`` states start, and the end."""
-    step = max(4096, dim)
-    # the last part is never smaller than the number of components
-    return [*range(0, max(1, n - step), step), n]
-
-
-def _part(full: np.ndarray, bounds: Sequence[int], number: int) -> np.ndarray:
-    values = np.array(full[slice(*bounds[number : number + 2])], dtype=np.float32)
-    release(full)
-    return values
-
-
-def fit_projection(full: np.ndarray, bounds: Sequence[int], dim: int) -> IncrementalPCA:
-    """The first ``dim`` principal components of ``full`` [n, d], part by part."""
-    pca = IncrementalPCA(dim)
-    for number in range(len(bounds) - 1):
-        pca.partial_fit(_part(full, bounds, number))
-    return pca
-
-
-def project(full: np.ndarray, store: ArrayStore) -> None:
-    """Fill ``states`` with the first principal components of ``full`` [n, d], shard by shard."""
-    pca = fit_projection(full, store.bounds, store.arrays["states"][0][1])
-    kept = 100 * pca.explained_variance_ratio_.sum()
-    logger.info("state_dim %d keeps %.1f %% of the states' variance", pca.n_components, kept)
-    for shard in store.missing():
-        store.write(shard, {"states": pca.transform(_part(full, store.bounds, shard))})
+        self.cache.keep(self._sequences_name, self.sequences.save, "the sequences")
 
 
 def _named(tokens: list[str]) -> str:
     more = len(tokens) - NAMED
     return ", ".join(tokens[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _known_llms(path: Path) -> list[dict[str, str]]:
-    """The entries of ``llm.json``."""
-    known = (read_record(path) or {}).get("known")
-    keys = {"llm", "llm_dtype", "dtype", "fingerprint"}
-    entries = known if isinstance(known, list) else []
-    return [entry for entry in entries if isinstance(entry, dict) and entry.keys() == keys]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a cache folder, made if needed; the operating system frees a killed run's lock.
-
-    Yields:
-        Whether it can be written to; one that cannot (a read-only disk, another user's) is read
-        without a lock.
-    """
-    with contextlib.suppress(ReadOnly), clear_errors_at(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        yield False
-        return
-    lock = FileLock(folder / "lock")
-    with clear_errors_at(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another run is computing %s: waiting for it", folder)
-            lock.acquire()
-    try:
-        for partial in folder.glob("*.partial"):  # of a killed run
-            partial.unlink()
-        yield True
-    finally:
-        lock.release()
-
-
-def _tidy(folder: Path, files: Iterable[str]) -> None:
-    """Remove what a finished stage was made from (shards, checkpoints)."""
-    for path in folder.iterdir():
-        if path.name not in (DONE, "lock", *files) and not path.is_dir():
-            path.unlink()
 
 
 def _subset(settings: LESettings, prefix: str) -> dict[str, Any]:

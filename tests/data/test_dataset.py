@@ -134,7 +134,7 @@ def test_times_that_cannot_be_ordered_over_all_users(tiny_config, monkeypatch):
 def test_states_that_the_augmentation_needs_are_built_before_the_training(tiny_config):
     config = tiny_config(lea_method="LEA", selection_by="state")
     train, _, _ = create_dataset(config).build()
-    assert train.lea_pipeline.is_built("states")
+    assert train.lea_pipeline.cache.is_built("states")
 
 
 @pytest.mark.parametrize("exact", [2**24, 3])

@@ -8,6 +8,7 @@ import torch
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.llm import load_llm
+from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
 
 CATALOGUE = Catalogue({f"i{n:02}": {"title": "red green" if n % 2 else "blue"} for n in range(12)})
@@ -38,3 +39,14 @@ def environment(settings, adapted=True):
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     return env.eval()
+
+
+def pipeline(settings, sequences=SEQUENCES, catalogue=CATALOGUE):
+    return Pipeline(settings, catalogue, sequences, "tiny", progress_bar=False)
+
+
+def computed(caplog):
+    """The stages that were computed since the last call."""
+    lines = [record.message for record in caplog.records]
+    caplog.clear()
+    return [line.split(":")[0] for line in lines if ": computing into" in line]

@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 
+from recbole_lea.le import cache as cache_module
 from recbole_lea.le import finetune
-from recbole_lea.le import pipeline as pipeline_module
 from recbole_lea.le.pipeline import Pipeline
 from tests import faults
 from tests.disturb import CONTEXT, build, child, cut, ended, flip, le, same
@@ -39,7 +39,7 @@ def test_no_fault_changes_a_result_or_loses_work(bench, fault):
 
 
 def hold(folder, held, enough):
-    with pipeline_module._locked(Path(folder)):
+    with cache_module.locked(Path(folder)):
         held.set()
         enough.wait(60)
 
@@ -48,10 +48,10 @@ def test_a_second_run_says_that_it_waits_and_a_killed_one_holds_nothing(tiny_llm
     make = le(tiny_llm, tmp_path / "cache")[:1]
     p = Pipeline(make[0], CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
     held, enough = CONTEXT.Event(), CONTEXT.Event()
-    holder = child(hold, str(p._folder("items")), held, enough)
+    holder = child(hold, str(p.cache.path("items")), held, enough)
     assert held.wait(60)
     waiting = child(build, make)
-    with mock.patch.object(pipeline_module.logger, "warning") as warning:
+    with mock.patch.object(cache_module.logger, "warning") as warning:
         warning.side_effect = lambda *a: holder.kill()
         p.item_tokens()
     assert "another run is computing" in warning.call_args.args[0]

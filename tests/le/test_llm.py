@@ -154,7 +154,7 @@ def test_real_smollm2_through_every_stage(settings):
                  finetune_batch_size=4)  # fmt: skip
     p = Pipeline(s, catalogue, sequences, "films", progress_bar=False)
     p.item_tokens()
-    first, best = json.loads(next(p.folder.glob("items-*/done.json")).read_text())["losses"]
+    first, best = json.loads(next(p.cache.folder.glob("items-*/done.json")).read_text())["losses"]
     assert best < first
     states = p.states()
     assert states.shape == (7, 576)
@@ -163,7 +163,7 @@ def test_real_smollm2_through_every_stage(settings):
     candidates = np.tile(np.arange(5), (sequences.n_transitions, 1))
     chosen, _ = p.select(candidates, want_rewards=False)
     assert set(chosen.tolist()) <= set(range(5))
-    scores = np.load(next(p.folder.glob("selection-*/label_scores.npy")))
+    scores = np.load(next(p.cache.folder.glob("selection-*/label_scores.npy")))
     assert np.isfinite(scores).all()
     assert (scores.std(axis=1) > 0.01).all()  # the LLM tells the labels apart
     assert not any("lora_" in name for name, _ in p.environment().named_parameters())  # merged

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import logging
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,25 +16,8 @@ from recbole_lea.le.feedback import choose
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.store import ReadOnly
 from tests.conftest import ROOT
-from tests.le.helpers import CATALOGUE, SEQUENCES
-
-
-def pipeline(settings, sequences=SEQUENCES, catalogue=CATALOGUE):
-    return Pipeline(settings, catalogue, sequences, "tiny", progress_bar=False)
-
-
-def computed(caplog):
-    lines = [record.message for record in caplog.records]
-    caplog.clear()
-    return [line.split(":")[0] for line in lines if ": computing into" in line]
-
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO)
-    return caplog
+from tests.le.helpers import CATALOGUE, SEQUENCES, computed, pipeline
 
 
 def test_each_stage_runs_once(settings, log):
@@ -49,22 +29,6 @@ def test_each_stage_runs_once(settings, log):
     assert computed(log) == []
     np.testing.assert_array_equal(again.states, states)
     np.testing.assert_array_equal(again.rewards, rewards)
-
-
-def test_a_cache_that_cannot_be_written_to_is_read_or_one_error(settings, log, monkeypatch):
-    """Root may write anywhere: the system's answer is replaced."""
-    whole = np.array(pipeline(settings()).states())
-    files = [path for path in Path(settings().cache_dir).rglob("*") if path.is_file()]
-    dates = [path.stat().st_mtime_ns for path in files]
-    monkeypatch.setattr(pipeline_module.os, "access", lambda *_: False)
-    monkeypatch.setattr(pipeline_module, "FileLock", None)
-    computed(log)
-    again = pipeline(settings())
-    np.testing.assert_array_equal(again.states(), whole)
-    with pytest.raises(ReadOnly, match="the cache lacks rewards, and .*rewards-.*lea_cache_dir"):
-        again.rewards()
-    assert computed(log) == []
-    assert [path.stat().st_mtime_ns for path in files] == dates
 
 
 @pytest.mark.parametrize(
@@ -271,7 +235,7 @@ def test_selection_is_calibrated_as_asked(settings):
     for calibration in ("prior", "none"):
         p = pipeline(settings(selection_calibration=calibration))
         chosen[calibration], _ = p.select(candidates, want_rewards=False)
-        scores = np.load(p._folder("selection") / "label_scores.npy")
+        scores = np.load(p.cache.path("selection") / "label_scores.npy")
         expected, _ = choose(scores, candidates, calibration)
         np.testing.assert_array_equal(chosen[calibration], expected)
     assert (chosen["prior"] != chosen["none"]).any()
@@ -331,7 +295,7 @@ def test_rewards_of_another_le_or_of_an_altered_file_are_not_reused(settings):
     assert np.isfinite(p._known_rewards(judged)).all()
     other = pipeline(settings(finetune_lr=0.01))
     assert np.isnan(other._known_rewards(judged)).all()
-    path = p._folder("rewards") / "rewards.npy"
+    path = p.cache.path("rewards") / "rewards.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 64
     path.write_bytes(content)
@@ -439,7 +403,7 @@ def test_adapter_and_score_head_are_one_safetensors_file(settings):
 
     p = pipeline(settings())
     p.environment()
-    path = next((p.folder).glob("environment-*/adapter.safetensors"))
+    path = next(p.cache.folder.glob("environment-*/adapter.safetensors"))
     with safe_open(path, framework="np") as file:
         names = list(file.keys())
     assert "score_head.weight" in names
@@ -492,17 +456,6 @@ def test_a_setting_that_is_missing_is_named(defaults):
         LESettings.from_config(defaults)
 
 
-def test_altered_feedback_is_noticed_and_computed_again(settings, log):
-    whole = np.array(pipeline(settings()).rewards())
-    path = next(pipeline(settings()).folder.glob("rewards-*/rewards.npy"))
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 64
-    path.write_bytes(content)
-    computed(log)
-    np.testing.assert_array_equal(pipeline(settings()).rewards(), whole)
-    assert computed(log) == ["rewards"]
-
-
 def test_the_readme_s_example_runs(tiny_llm):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (code,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Pipeline(" in b]
@@ -511,88 +464,6 @@ def test_the_readme_s_example_runs(tiny_llm):
     exec(code.replace("items =", keys, 1), scope)
     assert scope["states"].shape == (7, 32)
     assert scope["rewards"].shape == (4, 2)
-
-
-@pytest.fixture
-def moved_llm(tiny_llm, tmp_path):
-    """A copy of the LLM, and a function that takes it away."""
-    folder = tmp_path / "llm"
-    shutil.copytree(tiny_llm, folder)
-    return str(folder), lambda: folder.rename(tmp_path / "gone")
-
-
-def test_a_copied_cache_is_used_without_the_llm(settings, moved_llm, tmp_path, log):
-    llm, remove = moved_llm
-    first = pipeline(settings(llm=llm))
-    feedback = first.precomputed(want_states=True, want_rewards=True)
-    states = np.array(feedback.states)
-    shutil.copytree(tmp_path / "cache", tmp_path / "elsewhere")
-    remove()
-    computed(log)
-    there = settings(llm=llm, cache_dir=str(tmp_path / "elsewhere"))
-    copy = pipeline(there)
-    assert "the LLM is not here: using what the cache was made with" in log.text
-    assert copy.llm_fingerprint == first.llm_fingerprint
-    again = copy.precomputed(want_states=True, want_rewards=True)
-    assert computed(log) == []
-    np.testing.assert_array_equal(again.states, states)
-    with pytest.raises(FileNotFoundError, match="the augmentation needs the LLM: .*no such"):
-        copy.require_llm("the augmentation")
-    with pytest.raises(FileNotFoundError, match="lea_live needs the LLM"):
-        copy.live(want_states=True, want_rewards=False)
-    more = settings(llm=llm, cache_dir=str(tmp_path / "elsewhere"), negative_pool=3)
-    with pytest.raises(FileNotFoundError, match="what the cache .*tiny lacks needs the LLM"):
-        pipeline(more).rewards()
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        pipeline(settings(llm=llm, cache_dir=str(tmp_path / "empty")))
-
-
-def test_a_copied_cache_keeps_the_dtype_that_auto_was(settings, monkeypatch, log):
-    monkeypatch.setattr(pipeline_module, "pick_dtype", lambda name, device: torch.bfloat16)
-    first = pipeline(settings(llm_dtype="auto"))
-    first.rewards()
-    monkeypatch.setattr(pipeline_module, "pick_dtype", lambda name, device: torch.float32)
-    computed(log)
-    second = pipeline(settings(llm_dtype="auto"))
-    second.rewards()
-    assert computed(log) == []
-    assert second.keys == first.keys
-    assert second.llm().model.dtype == torch.bfloat16
-    assert pipeline(settings(llm_dtype="float32")).keys != first.keys
-
-
-def test_another_llm_under_the_same_name_is_another_le(settings, moved_llm):
-    llm, _ = moved_llm
-    keys = pipeline(settings(llm=llm)).keys
-    path = Path(llm, "model.safetensors")
-    path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    assert pipeline(settings(llm=llm)).keys["items"] != keys["items"]
-
-
-def test_manifests_say_where_the_arrays_come_from(settings):
-    p = pipeline(settings(negative_pool=2))
-    p.precomputed(want_states=True, want_rewards=True)
-    for stage, name in (("states", "states"), ("rewards", "rewards")):
-        manifest = json.loads((p._folder(stage) / "manifest.json").read_text())
-        array = np.load(p._folder(stage) / f"{name}.npy")
-        assert manifest["arrays"][name] == {"shape": list(array.shape), "dtype": array.dtype.name}
-        assert manifest["key"] == p.keys[stage]
-        assert manifest["fingerprints"]["llm"] == p.llm_fingerprint
-        assert manifest["versions"]["torch"]
-        assert (p.folder / manifest["sequences"] / "users.json").is_file()
-
-
-def test_a_finished_stage_leaves_no_intermediate_files(settings):
-    pipeline(settings(finetune_epochs=2)).environment()
-    p = pipeline(settings(finetune_epochs=2))
-    for stage in ("items", "environment"):  # as after a kill at the very end
-        (p._folder(stage) / "manifest.json").write_text("{}")
-    p.environment()
-    for stage, files in (
-        ("items", {"tokens.npy"}),
-        ("environment", {"adapter.safetensors", "history.json"}),
-    ):
-        assert {f.name for f in p._folder(stage).iterdir()} == files | {"done.json", "lock"}
 
 
 def test_item_tokens_without_iterations_are_their_start(settings, log, monkeypatch):
@@ -639,7 +510,7 @@ def test_correlation_of_many_rewards_is_that_of_a_sample(settings, monkeypatch):
 def test_altered_le_is_trained_again_even_where_its_feedback_is_there(settings, log):
     first = pipeline(settings())
     first.precomputed(want_states=True, want_rewards=True)
-    path = first._folder("environment") / "history.json"
+    path = first.cache.path("environment") / "history.json"
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"accuracy", b"Accuracy"))
     computed(log)

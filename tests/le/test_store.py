@@ -310,8 +310,8 @@ def test_feedback_is_read_by_tokens(settings):
     """Against the pipeline's own arrays, for every user and position."""
     p = Pipeline(settings(negative_pool=2), CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
     states, rewards = p.states(), p.rewards()
-    (states_folder,) = p.folder.glob("states-*")
-    (rewards_folder,) = p.folder.glob("rewards-*")
+    (states_folder,) = p.cache.folder.glob("states-*")
+    (rewards_folder,) = p.cache.folder.glob("rewards-*")
     state_rows, transition_rows = iter(states), iter(zip(rewards, p.negatives, strict=True))
     for user, items in zip(SEQUENCES.users, SEQUENCES.items, strict=True):
         for n in range(1, len(items) + 1):
