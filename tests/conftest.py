@@ -24,6 +24,13 @@ TEXTS = [
 ]
 
 
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("ran").touch, ()
+
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     """RecBole logs into the working directory and reads sys.argv."""

@@ -19,7 +19,7 @@ from recbole_lea.config import METRICS
 from recbole_lea.model import MODELS, SASRecSA2CLEA
 from recbole_lea.quick_start import prepare
 from recbole_lea.trainer import LEATrainer
-from tests.conftest import tiny_keys
+from tests.conftest import Payload, tiny_keys
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -171,13 +171,6 @@ def test_run_hyper_s_objective_function(tiny_dataset, tiny_llm, monkeypatch):
 
 
 PAYLOAD = "__import__('pathlib').Path('ran').touch()"
-
-
-class Payload:
-    """Leaves a file behind when it is unpickled."""
-
-    def __reduce__(self):
-        return Path("ran").touch, ()
 
 
 @pytest.mark.parametrize("model", ["SASRecSA2CLEA", "SASRec"])

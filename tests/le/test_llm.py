@@ -18,6 +18,7 @@ from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.llm import fingerprint, load_llm, locate, pick_dtype
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
+from tests.conftest import Payload
 from tests.le.helpers import CATALOGUE, SEQUENCES
 from tests.le.llms import make_llm
 
@@ -65,13 +66,6 @@ def test_options_reach_from_pretrained(tiny_llm):
     options = {"device_map": {"": "cpu"}, "max_position_embeddings": 77}
     llm = load_llm(tiny_llm, "float32", torch.device("cpu"), options)
     assert llm.model.config.max_position_embeddings == 77
-
-
-class Payload:
-    """Leaves a file behind when it is unpickled."""
-
-    def __reduce__(self):
-        return Path("ran").touch, ()
 
 
 @pytest.mark.parametrize("content", ["zip", "raw"])

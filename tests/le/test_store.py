@@ -33,6 +33,7 @@ from recbole_lea.le.store import (
     write_bytes,
     write_record,
 )
+from tests.conftest import Payload
 from tests.le.helpers import CATALOGUE, SEQUENCES, needs_smaps, resident
 
 SPEC = {"a": ((5, 2), "float32"), "b": ((5,), "int64")}
@@ -364,13 +365,6 @@ def test_a_read_only_folder_is_named_with_the_remedy():
     assert "(the LE: a copy of the cache goes on where it stands) or checkpoint_dir" in str(error)
     assert str(error).endswith("(models) to a folder that is")
     assert str(ReadOnly(Path("there"))).startswith("there cannot be written to")
-
-
-class Payload:
-    """Leaves a file behind when it is unpickled."""
-
-    def __reduce__(self):
-        return Path("ran").touch, ()
 
 
 def test_planted_objects_are_never_unpickled(settings):

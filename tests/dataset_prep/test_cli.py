@@ -9,10 +9,10 @@ import termios
 import time
 
 import pytest
-from conftest import ROOT
 
 from dataset_prep.benchmark_lfm import generate
 from dataset_prep.lfm_files import ALBUMS, ARTISTS, EVENTS, TRACKS
+from tests.dataset_prep.conftest import ROOT
 
 
 def assert_one_line(result, *parts):
