@@ -457,9 +457,10 @@ class Report:
         lines = []
         for record in self.les:
             le, config = record["le"], record["config"]
+            titles = ", titles in the prompts" * (config.get("lea_prompt_items") == "title")
             lines.append([
                 f"{config['lea_llm']}, {config['lea_finetune_fraction']:.0%} of the sequences, "
-                f"state weight {config['lea_state_weight']:g}",
+                f"state weight {config['lea_state_weight']:g}{titles}",
                 _number(le.get("accuracy")), _number(le.get("hit_10")), str(le.get("n", "")),
                 _number(le.get("reward_popularity")), str((le.get("code") or {}).get("commit")),
             ])  # fmt: skip

@@ -205,8 +205,10 @@ def test_markdown_has_what_a_reader_needs(outcomes):
         0.1,
         le={"accuracy": 0.812, "hit_10": 0.055, "n": 500, "reward_popularity": -0.25},
         stages={"LE fine-tuning": {"seconds": 3600.0, "peak_memory_mb": 2100.0}},
-        config={"lea_llm": "wheel:x", "lea_finetune_fraction": 0.1, "lea_state_weight": 0.3},
-    )
+        config={"lea_llm": "wheel:x", "lea_finetune_fraction": 0.1, "lea_state_weight": 0.3,
+                "lea_prompt_items": "token"},
+    )  # fmt: skip
+    titles = le | {"config": le["config"] | {"lea_prompt_items": "title"}}
     for record in outcomes[3].records.values():
         record["le"] = {"positions_chosen": [0.3, 0.1, 0.2, 0.2, 0.2],
                         "true_item_listed": 0.4, "true_item_chosen": 0.123}  # fmt: skip
@@ -214,7 +216,7 @@ def test_markdown_has_what_a_reader_needs(outcomes):
         if record["seed"] > 2:
             record["config"] = record["config"] | {"epochs": 4, "eval_step": 1 + record["seed"] % 2}
         record["cold"] = {"below": 5, "rows": 1234, "result": {"hit@10": 0.0123 + record["seed"]}}
-    made = report(outcomes, les=[le], left_out={"SASRec X": "no reason"})
+    made = report(outcomes, les=[le, titles], left_out={"SASRec X": "no reason"})
     text = made.markdown(["table4-gains.png"])
     assert "![](table4-gains.png)" in text and "make it" in text
     line = next(r for r in text.splitlines() if r.startswith("| SASRec SA2C LER | **0."))
@@ -222,7 +224,8 @@ def test_markdown_has_what_a_reader_needs(outcomes):
     assert f"**{own['mean']:.4f}** ± {own['std']:.4f} (0.0928)" in line
     assert "+10.2 %" in text  # the paper's own gain of LER: .0928 / .0842
     assert "learning_rate 0.001" in text
-    assert "0.812 | 0.055 | 500 | -0.250" in text
+    assert "state weight 0.3 | 0.812 | 0.055 | 500 | -0.250" in text
+    assert "state weight 0.3, titles in the prompts | 0.812" in text
     assert "0.30 0.10 0.20 0.20 0.20 | 0.400 | 0.123" in text
     assert "5 of 5 | 4 of 5" in text  # seed 4 would have been measured once more
     assert "LE fine-tuning 3600 s, 2,100 MB | 1 h 0 min" in text
