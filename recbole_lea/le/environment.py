@@ -168,6 +168,8 @@ class Environment(nn.Module):
             self.llm = self.llm.merge_and_unload()
             self.decoder = self.llm.get_decoder()
             self.adapted = False
+            # fine-tuning has used up the graphs that torch.compile makes of one function
+            torch.compiler.reset()
         return self.eval()
 
     def reads(self, batch: PackedBatch, hidden: Tensor) -> Reads:

@@ -198,6 +198,31 @@ def test_compiled_layers_give_the_same_rewards(settings, caplog):
     np.testing.assert_allclose(env.read(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
 
 
+def test_after_many_shapes_the_merged_layers_are_still_compiled(settings):
+    env = environment(settings())
+    graphs = []
+
+    def note(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    for layer in env.decoder.layers:
+        layer.compile(backend=note, dynamic=False)
+
+    def graphs_of(length):
+        before = len(graphs)
+        (batch,) = pack([all_prompts(env)[:1]], length, 1)
+        with torch.inference_mode():
+            env.hidden(batch)
+        return len(graphs) - before
+
+    while graphs_of(96 + len(graphs)):  # as in fine-tuning, until torch gives up on new shapes
+        pass
+    assert graphs_of(300) == 0
+    env.merge()
+    assert graphs_of(301) > 0
+
+
 def test_without_a_compiler_the_model_stays_as_it_is(settings, caplog, monkeypatch):
     def refuse(function):
         raise RuntimeError("no C++ compiler\nmore")
