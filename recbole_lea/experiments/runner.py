@@ -210,7 +210,9 @@ class Benchmark:
         ]
 
     def _in_cache(self, run: Run) -> bool:
-        stages = (run.record() or {})["fingerprints"]["feedback"]
+        record = run.record()
+        assert record is not None  # asked of finished runs alone
+        stages = record["fingerprints"]["feedback"]
         return all(stage_folder(self.cache, *stage).is_dir() for stage in stages.items())
 
     def _unfinished(self, method: Method) -> list[Run]:
