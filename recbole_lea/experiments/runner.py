@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -194,7 +195,7 @@ class Benchmark:
 
     def environments(self) -> list[Run]:
         """One run for each LE, which builds all that the methods want of it."""
-        return [run for run, _ in self._environments()]
+        return [run for run, _ in self._environments]
 
     def unbuilt(self) -> list[Run]:
         """The LEs to be built.
@@ -204,7 +205,7 @@ class Benchmark:
         """
         return [
             run
-            for run, methods in self._environments()
+            for run, methods in self._environments
             if not self._done(run)
             or (not self._in_cache(run) and any(map(self._unfinished, methods)))
         ]
@@ -218,6 +219,7 @@ class Benchmark:
     def _unfinished(self, method: Method) -> list[Run]:
         return self.pending([*self.trials(method), *self.tests(method)])
 
+    @functools.cached_property
     def _environments(self) -> list[tuple[Run, list[Method]]]:
         """Each LE's run, and the methods that need it."""
         wants: dict[str, dict[str, Any]] = {}

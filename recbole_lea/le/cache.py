@@ -195,6 +195,10 @@ class Cache:
                     save(folder)
             self._checked.add(name)
 
+    def is_recorded(self, stage: str) -> bool:
+        """Whether a stage of ``FILES`` was finished; its files are not read."""
+        return from_main((self.path(stage) / DONE).is_file())
+
     def is_built(self, stage: str) -> bool:
         """Whether a stage (``items``, ``environment``, ``states``) is finished."""
         if stage in FILES:

@@ -28,7 +28,6 @@ from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import StageLog
 from recbole_lea.le.state import STATE_HEADS, fit_projection, project, projection_bounds
 from recbole_lea.le.store import (
-    DONE,
     ArrayStore,
     pieces,
     read_array,
@@ -196,7 +195,7 @@ class Pipeline:
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
-        if not self.cache.is_built("items"):
+        if not self.cache.is_recorded("items"):
             return self.llm().width
         return self.item_tokens(mapped=True).shape[1]
 
@@ -296,7 +295,7 @@ class Pipeline:
         if self._reported:
             return
         self._reported = True
-        built = from_main((self.cache.path("environment") / DONE).is_file())
+        built = self.cache.is_recorded("environment")
         if built and self._no_llm is None and not self.cache.is_built("environment"):
             self.environment()  # its files were altered since the feedback was computed
         record = self.diagnostics()

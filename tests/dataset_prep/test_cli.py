@@ -12,7 +12,7 @@ import pytest
 
 from dataset_prep.benchmark_lfm import generate
 from dataset_prep.lfm_files import ALBUMS, ARTISTS, EVENTS, TRACKS
-from tests.dataset_prep.conftest import ROOT
+from tests.conftest import ROOT
 
 
 def assert_one_line(result, *parts):
