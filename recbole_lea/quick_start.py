@@ -75,7 +75,7 @@ def main() -> dict[str, Any]:
     if several:
         # the log is the main process's
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    else:
+    elif "LOCAL_RANK" in os.environ:  # under a launcher; else RecBole's `gpu_id` chooses
         processes()  # takes its accelerator before RecBole hides all but one
     try:
         result = run(options.model, options.dataset, config_file_list=files or None, **several)
