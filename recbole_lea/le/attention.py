@@ -13,13 +13,14 @@ from recbole_lea.le.memory import out_of_memory
 from recbole_lea.le.packing import PackedBatch, pack
 
 # Tokens of the row on which ``check_packing`` compares: more than the windows of architectures
-# that build their own masks by column.
-CHECKED_ROW = 320
+# that build their own masks by column. Of each prompt of 48 tokens, the row's prompts share 40.
+CHECKED_ROW, SHARED, OWN = 320, 40, 8
 
-# Largest relative differences that rounding explains: within a row and between shapes, in float32
-# and in 16 bits. A mask that is not obeyed gives about 1, a window of 256 tokens 0.03.
-TOLERANCE = {torch.float32: (1e-3, 1e-3)}
-LOW_PRECISION_TOLERANCE = (0.02, 0.1)
+# Largest relative difference that rounding explains, in float32 and in 16 bits (on an H200 a random
+# LLM of Mistral-7B's shapes has 0.04). A mask that is not obeyed, or a window of 256 columns, which
+# hides what is shared from the row's end, gives 0.2 and more.
+TOLERANCE = {torch.float32: 1e-3}
+LOW_PRECISION_TOLERANCE = 0.1
 
 KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -111,8 +112,8 @@ def check_packing(model: Any) -> None:
     """Make sure that packed prompts get what each gets alone, by the plain Hugging Face call.
 
     Prompts at both ends of a row, where all share a prefix, are compared with the same prompts in
-    rows of their own (same shapes: hardly any rounding), and these with the plain call. A sliding
-    window is narrowed for it, so that it matters.
+    rows of their own, and these with the plain call. A sliding window is narrowed for it, so that
+    it matters.
 
     Args:
         model: a causal LM.
@@ -138,8 +139,8 @@ def check_packing(model: Any) -> None:
         hidden = last_hidden(decoder, words(torch.from_numpy(batch.ids).to(device)), batch)
         return hidden.flatten(0, 1)[batch.reads]  # [N, d]
 
-    common = ids(4)
-    group = [common + ids(8) for _ in range((CHECKED_ROW - len(common)) // 8)]
+    common = ids(SHARED)
+    group = [common + ids(OWN) for _ in range((CHECKED_ROW - SHARED) // OWN)]
     measured = [0, len(group) - 2, len(group) - 1]
     plain = [torch.tensor([group[i]], device=device) for i in measured]
     try:
@@ -161,11 +162,11 @@ def check_packing(model: Any) -> None:
             f"it gives numbers that are not finite in {model.dtype}: set lea_llm_dtype to bfloat16 "
             "or float32; if it is that already, its weights are damaged"
         )
-    row, shape = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
-    for what, found, expected, tolerance in (
-        ("its attention does not follow the mask or the positions", together, apart, row),
-        ("it is no causal model, or takes other masks or positions", apart, alone, shape),
-        ("it changes what its LM head gives", next_word_logits(model, apart), logits, shape),
+    tolerance = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
+    for what, found, expected in (
+        ("its attention does not follow the mask or the positions", together, apart),
+        ("it is no causal model, or takes other masks or positions", apart, alone),
+        ("it changes what its LM head gives", next_word_logits(model, apart), logits),
     ):
         found, expected = found.float(), expected.to(found.device).float()
         # of the middle prompt: rounding may send a word to another expert
