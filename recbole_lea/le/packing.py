@@ -14,6 +14,8 @@ import numpy as np
 
 LENGTH_STEP = 32  # tokens
 
+LEAST_TOKENS = 1024  # of a batch that is filled: fewer would be one more shape for little
+
 
 class PromptRow:
     """A forest of at most ``length`` tokens, each known by (parent, token id)."""
@@ -149,8 +151,11 @@ class _Open:
         self.prompts: list[int] = []
 
     def batch(self) -> PackedBatch:
-        n_missing = self.batch_rows - len(self.rows) if self.filled else 0
-        padding = [PromptRow(self.length)] * n_missing
+        n_rows = len(self.rows)
+        if self.filled:
+            n_rows = max(1 << (n_rows - 1).bit_length(), LEAST_TOKENS // self.length)
+            n_rows = min(n_rows, self.batch_rows)
+        padding = [PromptRow(self.length)] * (n_rows - len(self.rows))
         return _batch(self.rows + padding, self.reads, self.prompts)
 
 
@@ -171,7 +176,7 @@ def pack(
         batch_rows: B, rows of that length a batch.
         snug: for a few groups, such as those of a training step: rows of about ``row_length``,
             as long as the groups need (``snug_length``). Otherwise the last batch of a length
-            gets rows of padding, so that all of them have the same shape.
+            gets rows of padding up to a power of two, at least ``LEAST_TOKENS`` in all.
 
     Yields:
         Batches in which each prompt has the number it has in the order of ``groups``.

@@ -42,6 +42,18 @@ def test_the_last_batch_is_filled():
     assert [len(batch.reads) for batch in batches] == [4, 3]
 
 
+def test_the_last_of_large_batches_is_filled_to_a_power_of_two():
+    def shapes(n_rows):
+        groups = [[[i] * 512] for i in range(1, n_rows + 1)]
+        return [batch.ids.shape for batch in pack(groups, row_length=512, batch_rows=12)]
+
+    assert shapes(1) == [(2, 512)]
+    assert shapes(5) == [(8, 512)]
+    assert shapes(8) == [(8, 512)]
+    assert shapes(9) == [(12, 512)]
+    assert shapes(15) == [(12, 512), (4, 512)]
+
+
 def test_snug_rows_are_as_long_as_needed():
     groups = [[[1, 2, *range(10, 30), 100 + i, 7]] for i in range(60)]  # 22 + 60 * 2 tokens
     shapes = [batch.ids.shape for batch in pack(groups, row_length=64, batch_rows=4, snug=True)]
