@@ -8,6 +8,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 ROOT = Path(__file__).parent.parent
 # tests that start a process of their own do so in another folder
 os.environ["PYTHONPATH"] = str(ROOT)
+# exact comparisons are of CPUs; test_gpu.py asks for a GPU by RecBole's gpu_id
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -192,7 +194,7 @@ def tiny_keys(llm):
         "eval_batch_size": 64,
         "warmup": "1 epochs",
         "show_progress": False,
-        "use_gpu": False,
+        "gpu_id": "",
         "lea_llm": llm,
         "lea_llm_dtype": "float32",
         "lea_row_length": 96,

@@ -45,7 +45,7 @@ def load(monkeypatch, tmp_path):
                 "data_path": str(folder.parent),
                 "load_col": {"inter": inter_fields, "item": ["item_id", *item_fields]},
                 "train_neg_sample_args": None,
-                "use_gpu": False,
+                "gpu_id": "",
                 "MAX_ITEM_LIST_LENGTH": 10,
             },
         )
