@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="list what is to be done, and stop")
     parser.add_argument(
+        "--report", action="store_true", help="report what is finished, and start nothing"
+    )
+    parser.add_argument(
         "--rerun-old", action="store_true", help="repeat runs made by another training code"
     )
     parser.add_argument("--search", default="properties/benchmark.yaml", help="the search")
@@ -55,7 +58,8 @@ def main() -> None:
         "--transitions", type=int, default=10**7, help="--load: training transitions"
     )
     options, rest = parser.parse_known_args()
-    command = shlex.join(["python", "-m", "recbole_lea.benchmark", *sys.argv[1:]])
+    runs = [argument for argument in sys.argv[1:] if argument != "--report"]
+    command = shlex.join(["python", "-m", "recbole_lea.benchmark", *runs])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.speed or options.growth or options.load:
         print(json.dumps(_measure(options, rest)))
@@ -125,7 +129,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
         print(f"{name} on {options.dataset}\n{benchmark.plan()}")
         return 0
     with _alone(benchmark.folder):
-        failed = benchmark.run()
+        failed = [] if options.report else benchmark.run()
         _report(benchmark, name, command)
     return len(failed)
 

@@ -82,6 +82,18 @@ def test_dry_run_starts_nothing(call, capsys):
     assert not Path("results/tiny").exists()
 
 
+def test_a_report_of_what_is_finished_starts_nothing(call):
+    _, started = call("--table", "4", "--seeds", "2", "--methods", "SASRec SA2C")
+    Path("results/tiny/table4.md").unlink()
+    (started[-1].folder / "run.json").unlink()
+    assert call("--table", "4", "--seeds", "2", "--report") == (0, [])
+    text = Path("results/tiny/table4.md").read_text()
+    assert "runs are missing: " in text and "SASRec SA2C LEAR" in text
+    assert "--report" not in text
+    rows = json.loads(Path("results/tiny/table4.json").read_text())
+    assert {(row["method"], *row["seeds"]) for row in rows} == {("SA2C", 1)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
