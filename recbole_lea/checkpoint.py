@@ -183,7 +183,7 @@ class Checkpoint:
         # a mapping that, like RecBole's, answers None for what it does not hold
         config = defaultdict(lambda: None, self.config) | {"device": torch.device("cpu")}
         items = _Items(config, len(self.item_tokens))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # starts no CUDA in a process that may fork
             backbone = self.backbone_class(config, items)
             head = None
             if self.dense:

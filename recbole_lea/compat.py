@@ -343,16 +343,25 @@ def _with_our_yaml(original: Callable) -> Callable:
 
 
 def _in_several_processes(original: Callable) -> Callable:
-    """One of the processes of ``run(nproc=...)``; RecBole hard-codes nccl and cuda for them.
+    """One of several processes: of a launcher, or of ``run(nproc=...)``.
 
-    ``ranks`` is the number of all processes. Unless ``gpu_id`` is given, the first GPUs serve.
+    A launcher has given each its GPU, but RecBole hides all but the one that ``gpu_id`` names. For
+    ``nproc`` RecBole hard-codes nccl and cuda; here ``ranks`` is the number of all processes, and
+    unless ``gpu_id`` is given, the first GPUs serve.
     """
 
     @functools.wraps(original)
     def init_device(self: Config) -> None:
         values = self.final_config_dict
         if values.get("local_rank") is None:
-            return original(self)
+            if "LOCAL_RANK" not in os.environ:
+                return original(self)
+            processes()  # takes its GPU
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            original(self)
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+            os.environ |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+            return None
         if values.get("worker"):
             raise ValueError("`worker` and nproc do not go together: leave out one of them")
         if "gpu_id" in self.external_config_dict:

@@ -30,7 +30,6 @@ from recbole_lea.compat import backbone_keys
 from recbole_lea.config import find_config_files
 from recbole_lea.data.dataset import LEADataset, StoppedAfter
 from recbole_lea.distributed import MISTAKES, mistake, mistake_in
-from recbole_lea.le.processes import processes
 from recbole_lea.model.lea import LEARecommender
 from recbole_lea.trainer import LEATrainer, StepTrainer
 
@@ -75,8 +74,6 @@ def main() -> dict[str, Any]:
     if several:
         # the log is the main process's
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    elif "LOCAL_RANK" in os.environ:  # under a launcher; else RecBole's `gpu_id` chooses
-        processes()  # takes its accelerator before RecBole hides all but one
     try:
         result = run(options.model, options.dataset, config_file_list=files or None, **several)
         if result is None:  # the processes have ended well, without one

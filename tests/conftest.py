@@ -19,6 +19,8 @@ import recbole_lea  # noqa: E402, F401
 from recbole_lea.config import properties_folder  # noqa: E402
 from recbole_lea.le import LESettings  # noqa: E402
 
+torch.cuda.is_available()  # from now on CUDA has no GPU here, even if a Config sets the variable
+
 TEXTS = [
     "The user has watched these films in chronological order: Compute the likelihood that be the "
     "next film to be watched based on the watching history. In the list of following 5 films:",
@@ -35,8 +37,9 @@ class Payload:
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """RecBole logs into the working directory and reads sys.argv."""
+    """RecBole logs into the working directory, reads sys.argv and sets CUDA_VISIBLE_DEVICES."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(sys, "argv", ["pytest"])
 
 

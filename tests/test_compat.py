@@ -1,5 +1,6 @@
 """What a plain `import recbole_lea` makes of RecBole."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.trainer import HyperTuning, Trainer
 from recbole.utils import get_model, get_trainer
 
+from recbole_lea import compat
 from recbole_lea.compat import plain, restored_config
 from recbole_lea.config import METRICS
 from recbole_lea.model import MODELS, SASRecSA2CLEA
@@ -115,6 +117,31 @@ def test_import_alone_is_enough_in_a_fresh_process(tiny_dataset, tiny_llm):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_importing_leaves_the_choice_of_the_gpu_to_recbole():
+    """peft imports bitsandbytes where that is installed, which starts CUDA with all GPUs."""
+    code = "import recbole_lea.quick_start, sys; print({'peft', 'bitsandbytes'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("visible", [None, "2,3"])
+@pytest.mark.parametrize("launched", [False, True])
+def test_gpu_id_chooses_unless_a_launcher_has(tiny_config, monkeypatch, launched, visible):
+    """RecBole hides all but that one; accelerate's processes have taken theirs, and keep it."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+    seen = []
+    monkeypatch.setattr(
+        compat, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    )
+    tiny_config(gpu_id="5")
+    assert seen == ([visible] if launched else [])
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == (visible if launched else "5")
 
 
 def test_the_le_needs_no_recbole(tmp_path):

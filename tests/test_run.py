@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from recbole_lea import quick_start
 from recbole_lea.model import MODELS
 from recbole_lea.quick_start import console
 from tests.conftest import ROOT, tiny_keys
@@ -110,24 +109,6 @@ def test_without_recbole_the_script_names_the_remedy():
     code, output = run(launcher=("-c", absent))
     assert code != 0
     assert output.strip().endswith("pip install --no-deps recbole==1.2.1")
-
-
-@pytest.mark.parametrize("launched", [False, True])
-def test_recbole_s_gpu_id_chooses_unless_a_launcher_has(monkeypatch, launched):
-    """RecBole hides all GPUs but that one, which is too late once the LE's has been taken."""
-    taken = []
-
-    def run_recbole(*_, **__):
-        taken.append("run")
-        raise quick_start.StoppedAfter
-
-    monkeypatch.setattr(quick_start, "processes", lambda: taken.append("GPU"))
-    monkeypatch.setattr(quick_start, "run", run_recbole)
-    monkeypatch.setattr(sys, "argv", ["run_recbole_lea.py"])
-    if launched:
-        monkeypatch.setenv("LOCAL_RANK", "0")
-    assert quick_start.main() == {}
-    assert taken == (["GPU", "run"] if launched else ["run"])
 
 
 def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):

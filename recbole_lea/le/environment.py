@@ -10,8 +10,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +30,12 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 HEADS = ("score_head", "state_head")
+
+# Quantization methods whose integer weights are no parameters, and into which peft cannot merge.
+UNMERGED = ("gptq", "awq")
+
+# peft is imported where it is used: it imports bitsandbytes where that is installed, which looks
+# for GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does not name.
 
 
 class Reads(NamedTuple):
@@ -92,6 +96,8 @@ class Environment(nn.Module):
         self.adapted = adapted
         self._fitting_tokens = sys.maxsize  # of a forward pass, as far as one has failed
         if adapted:
+            from peft import LoraConfig, get_peft_model
+
             targets = settings.lora_targets
             config = LoraConfig(
                 r=settings.lora_r,
@@ -154,6 +160,8 @@ class Environment(nn.Module):
         if not self.adapted or dtype == torch.float32:
             yield
             return
+        from peft.helpers import disable_input_dtype_casting
+
         with disable_input_dtype_casting(self.llm), torch.autocast(self.device.type, dtype):
             yield
 
@@ -164,7 +172,8 @@ class Environment(nn.Module):
         stored as integers is left as it is. (``is_quantized`` does not tell: a GGUF file is, but
         its weights are floats once loaded.)
         """
-        if self.adapted and all(p.is_floating_point() for p in self.llm.parameters()):
+        floats = all(p.is_floating_point() for p in self.llm.parameters())
+        if self.adapted and floats and getattr(self.llm, "quantization_method", "") not in UNMERGED:
             self.llm = self.llm.merge_and_unload()
             self.decoder = self.llm.get_decoder()
             self.adapted = False
@@ -304,6 +313,8 @@ class Environment(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Adapter and heads, the tensors that fine-tuning changes."""
+        from peft import get_peft_model_state_dict
+
         state = {f"adapter.{k}": v for k, v in get_peft_model_state_dict(self.llm).items()}
         for head in HEADS:
             state |= {f"{head}.{k}": v for k, v in getattr(self, head).state_dict().items()}
@@ -324,6 +335,8 @@ class Environment(nn.Module):
         missing = expected - set(state)
         if missing:
             raise KeyError(f"the saved LE lacks {sorted(missing)[0]} ({len(missing)} tensors)")
+        from peft import set_peft_model_state_dict
+
         set_peft_model_state_dict(self.llm, adapter)
         for head in HEADS:
             module = getattr(self, head)

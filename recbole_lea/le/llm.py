@@ -171,14 +171,20 @@ def load_llm(
 
     Raises:
         FileNotFoundError: see ``locate``.
-        ValueError: ``options`` needs a package that is not installed; the model needs code of
-            its own, or its weights are pickled objects; the files are damaged or do not belong
-            together; the LLM cannot read packed prompts.
+        ValueError: ``options`` has a ``device_map`` in one of several processes, or needs a package
+            that is not installed; the model needs code of its own, or its weights are pickled
+            objects; the files are damaged or do not belong together; the LLM cannot read packed
+            prompts.
         OSError: the Hub name cannot be loaded, or the folder lacks a file.
     """
     folder, gguf = locate(spec)
     file = {"gguf_file": gguf} if gguf else {}
     options = dict(options or {})
+    if "device_map" in options and processes().num_processes > 1:
+        raise ValueError(
+            "lea_llm_options: device_map spreads the LLM over GPUs that the other processes use: "
+            "leave it out, or start one process"
+        )
     revision = options.get("revision")
     keywords: dict[str, Any] = {"dtype": pick_dtype(dtype, device)}
     if gguf and hasattr(transformers, "GgufConfig"):

@@ -6,6 +6,14 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+# What accelerate does not know.
+MESSAGES = (
+    "DefaultCPUAllocator: not enough memory",  # Windows and macOS
+    "CUDA error: out of memory",  # outside torch's own allocator
+    "[CUDA]: out of memory",  # Triton's
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 def add_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> None:
     """What ``loss.backward()`` does, but all or nothing: running out of memory adds no gradient."""
@@ -20,7 +28,7 @@ def add_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> None:
 def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on an accelerator or the CPU."""
     return (
-        isinstance(error, MemoryError)
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
         or should_reduce_batch_size(error)
-        or "DefaultCPUAllocator: not enough memory" in str(error)  # Windows and macOS
+        or any(message in str(error) for message in MESSAGES)
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers.utils.quantization_config import QuantizationMethod
 
 from recbole_lea.le.llm import compile_layers, load_llm
 from recbole_lea.le.packing import pack
@@ -174,6 +175,13 @@ def test_merged_adapter_gives_the_same_rewards(settings):
     merged = env.merge()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
     np.testing.assert_allclose(merged.read(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_peft_cannot_merge_into_are_left_as_they_are(settings):
+    env = environment(settings())
+    env.llm.get_base_model().quantization_method = QuantizationMethod.GPTQ
+    env.merge()
+    assert env.adapted and not env.training
 
 
 def test_adapter_learns_in_float32_under_a_bfloat16_llm(settings):

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,12 @@ def test_quantization_without_its_package_names_the_key(tiny_llm):
     four_bit = {"quantization_config": {"load_in_4bit": True}}
     with pytest.raises(ValueError, match="lea_llm_options.*bitsandbytes"):
         load_llm(tiny_llm, "float32", torch.device("cpu"), four_bit)
+
+
+def test_a_device_map_in_one_of_several_processes_is_refused(tiny_llm, monkeypatch):
+    monkeypatch.setattr(llm, "processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="lea_llm_options: device_map.*start one process"):
+        load_llm(tiny_llm, "float32", torch.device("cpu"), {"device_map": "auto"})
 
 
 def test_a_revision_is_that_of_weights_config_and_tokenizer(tiny_llm, monkeypatch):

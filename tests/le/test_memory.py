@@ -13,6 +13,9 @@ from tests.le.test_environment import all_prompts
 
 ERRORS = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CUDA itself": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate()`"),
+    "Triton": RuntimeError("Triton Error [CUDA]: out of memory"),
     "Linux": RuntimeError(
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
         "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
