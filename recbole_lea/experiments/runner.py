@@ -324,10 +324,11 @@ class Benchmark:
 
         environments = self.environments()
         n = len(self.unbuilt())
-        lines = [f"  {'LE':<36}{n} of {len(environments)}{cost(n, 'le')}"]
+        width = max(len(method.label) for method in self.methods) + 2
+        lines = [f"  {'LE':<{width}}{n} of {len(environments)}{cost(n, 'le')}"]
         for method in self.methods:
             if method.missing:
-                lines.append(f"  {method.label:<36}left out: {method.missing}")
+                lines.append(f"  {method.label:<{width}}left out: {method.missing}")
                 continue
             if self.only and method.label not in self.only:
                 continue
@@ -341,7 +342,7 @@ class Benchmark:
                 if method.stock
                 else _cost_kind(method.model, method.keys)
             )
-            lines.append(f"  {method.label:<36}{text}{cost(trials_left + tests_left, kind)}")
+            lines.append(f"  {method.label:<{width}}{text}{cost(trials_left + tests_left, kind)}")
         total = f"to do: about {duration(seconds / self.jobs)} with {self.jobs} jobs"
         if unknown:
             total += f", and {unknown} runs of kinds of which none has finished yet"

@@ -198,6 +198,7 @@ def test_le_embeddings_want_the_item_tokens_alone(benchmark):
     keys = ("item_embedding_init", "lea_state", "lea_reward", "lea_augmentation")
     assert [le.spec.keys[key] for key in keys] == ["le", "hidden", "constant", "none"]
     (both,) = benchmark(6).environments()
+    assert "GRU4Rec SNQN LEASR with LE embeddings  trials 2 of 2" in benchmark(6).plan()
     assert both.spec.keys["item_embedding_init"] == "le" and both.spec.keys["lea_state"] == "both"
 
 
