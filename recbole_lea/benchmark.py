@@ -58,8 +58,8 @@ def main() -> None:
         "--transitions", type=int, default=10**7, help="--load: training transitions"
     )
     options, rest = parser.parse_known_args()
-    runs = [argument for argument in sys.argv[1:] if argument != "--report"]
-    command = shlex.join(["python", "-m", "recbole_lea.benchmark", *runs])
+    kept = [argument for argument in sys.argv[1:] if argument != "--report"]
+    command = shlex.join(["python", "-m", "recbole_lea.benchmark", *kept])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.speed or options.growth or options.load:
         print(json.dumps(_measure(options, rest)))

@@ -12,18 +12,24 @@ import yaml
 
 from recbole_lea.le.store import read_array
 from recbole_lea.model import MODELS
-from tests.conftest import ROOT, tiny_keys
+from tests.conftest import tiny_keys
+from tests.test_run import run as script
 
-PROBE = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
-FOUND = subprocess.run(
-    PROBE, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
-).stdout  # fmt: skip
 
-pytestmark = pytest.mark.skipif("True" not in FOUND, reason="no CUDA GPU here")
+@pytest.fixture(scope="session")
+def gpu():
+    """Skips where there is none; only a process that may see GPUs can tell."""
+    code = "import torch; print(torch.cuda.is_available())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
+    )  # fmt: skip
+    if "True" not in found.stdout:
+        pytest.skip("no CUDA GPU here")
 
 
 @pytest.fixture
-def run(tiny_dataset, tiny_llm):
+def run(gpu, tiny_dataset, tiny_llm):
     """Runs the script on the tiny dataset, on the GPU unless told otherwise; its run.json."""
     keys = tiny_keys(tiny_llm)
     del keys["gpu_id"]
@@ -31,12 +37,10 @@ def run(tiny_dataset, tiny_llm):
 
     def start(model, *arguments):
         before = set(Path().glob("log/*/*/run.json"))
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "run_recbole_lea.py"), f"--model={model}", "--dataset=tiny",
-             "--config_files=tiny.yaml", *arguments],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        code, output = script(
+            f"--model={model}", "--dataset=tiny", "--config_files=tiny.yaml", *arguments
+        )
+        assert code == 0, output[-3000:]
         (record,) = set(Path().glob("log/*/*/run.json")) - before
         return json.loads(record.read_text())
 
