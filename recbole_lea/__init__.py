@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if importlib.util.find_spec("recbole") is not None:
-    from recbole_lea.compat import register
+    from recbole_lea.plugin.patches import register
 
     register()
     del register
@@ -25,7 +25,7 @@ if importlib.util.find_spec("recbole") is not None:
 def __getattr__(name: str) -> Any:
     """``recommend``, read when it is first asked for."""
     if name == "recommend":
-        from recbole_lea.serve import recommend
+        from recbole_lea.serve.recommend import recommend
 
         return recommend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

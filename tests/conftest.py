@@ -1,5 +1,6 @@
 """A tiny random LLM and a tiny dataset; every test runs in a folder of its own."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 import recbole_lea  # noqa: E402, F401
-from recbole_lea.config import properties_folder  # noqa: E402
 from recbole_lea.le import LESettings  # noqa: E402
+from recbole_lea.yaml_files import properties_folder  # noqa: E402
 
 torch.cuda.is_available()  # from now on CUDA has no GPU here, even if a Config sets the variable
 
@@ -41,6 +42,13 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+@pytest.fixture
+def log(caplog):
+    """What was logged, from INFO on."""
+    caplog.set_level(logging.INFO)
+    return caplog
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +155,7 @@ def trained(tmp_path_factory, tiny_llm):
     from recbole.config import Config
     from recbole.utils import init_logger
 
-    from recbole_lea.quick_start import prepare
+    from recbole_lea.plugin.quick_start import prepare
 
     place = tmp_path_factory.mktemp("trained")
     write_tiny_dataset(place)

@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"} | quiet
-from recbole_lea.checkpoint import Checkpoint  # noqa: E402
 from recbole_lea.le import pipeline as pipeline_module  # noqa: E402
-from recbole_lea.le import store  # noqa: E402
-from recbole_lea.le.store import DiskFull, ReadOnly  # noqa: E402
+from recbole_lea.serve.checkpoint import Checkpoint  # noqa: E402
+from recbole_lea.store import files as store  # noqa: E402
+from recbole_lea.store.files import DiskFull, ReadOnly  # noqa: E402
 from tests import disturb  # noqa: E402
 from tests.conftest import tiny_keys, write_tiny_dataset, write_tiny_llm  # noqa: E402
 from tests.disturb import build_the_rest, child, ended, le, same, tree  # noqa: E402
@@ -138,11 +138,11 @@ def logged():
     """The store's warnings."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    logging.getLogger("recbole_lea.le.store").addHandler(handler)
+    logging.getLogger("recbole_lea.store").addHandler(handler)
     try:
         yield text
     finally:
-        logging.getLogger("recbole_lea.le.store").removeHandler(handler)
+        logging.getLogger("recbole_lea.store").removeHandler(handler)
 
 
 def equal(outcome: tuple, reference: tuple) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_lea.le.store import read_array
 from recbole_lea.model import MODELS
+from recbole_lea.store.files import read_array
 from tests.conftest import tiny_keys
-from tests.test_run import run as script
+from tests.plugin.test_quick_start import run as script
 
 
 @pytest.fixture(scope="session")

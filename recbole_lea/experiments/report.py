@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from recbole.config import Config
 
-from recbole_lea.config import properties_folder
 from recbole_lea.experiments.run import lasting
 from recbole_lea.experiments.runner import Outcome, duration
 from recbole_lea.experiments.statistics import average, compare, holm
-from recbole_lea.le.store import write_bytes, write_json
+from recbole_lea.store.files import write_bytes, write_json
+from recbole_lea.yaml_files import properties_folder
 
 SIGNIFICANT = 0.05
 

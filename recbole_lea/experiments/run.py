@@ -20,13 +20,13 @@ from filelock import FileLock
 from recbole.config import Config
 from recbole.utils import init_seed
 
-from recbole_lea import record
-from recbole_lea.compat import evaluate_rows, plain
-from recbole_lea.config import absolute_paths
-from recbole_lea.data.dataset import LEADataset
-from recbole_lea.le.store import replacing
-from recbole_lea.le.versions import code_version
-from recbole_lea.quick_start import backbone_config, prepare
+from recbole_lea.engine.versions import code_version
+from recbole_lea.plugin import record
+from recbole_lea.plugin.dataset import LEADataset
+from recbole_lea.plugin.evaluation import evaluate_rows
+from recbole_lea.plugin.keys import absolute_paths, plain
+from recbole_lea.plugin.quick_start import backbone_config, prepare
+from recbole_lea.store.files import replacing
 
 # RecBole rounds to 4 places: too coarse for a difference between two seeds.
 DECIMALS = 8

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from recbole.config import Config
 
+from recbole_lea.engine.versions import code_version
 from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
-from recbole_lea.le.cache import stage_folder
-from recbole_lea.le.store import write_json
-from recbole_lea.le.versions import code_version
+from recbole_lea.store.cache import stage_folder
+from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from recbole_lea.le.attention import last_hidden, next_word_logits
-from recbole_lea.le.llm import LLM
-from recbole_lea.le.memory import out_of_memory
-from recbole_lea.le.packing import PackedBatch, pack
-from recbole_lea.le.processes import collected, processes
-from recbole_lea.le.progress import PromptBar
+from recbole_lea.engine.attention import last_hidden, next_word_logits
+from recbole_lea.engine.llm import LLM
+from recbole_lea.engine.memory import out_of_memory
+from recbole_lea.engine.packing import PackedBatch, pack
+from recbole_lea.engine.processes import collected, processes
+from recbole_lea.engine.progress import PromptBar
+from recbole_lea.le.heads import STATE_HEADS
 from recbole_lea.le.prompts import Prompts, title_ids
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.state import STATE_HEADS
-from recbole_lea.le.store import read_tensors, write_bytes
+from recbole_lea.store.files import read_tensors, write_bytes
 
 logger = logging.getLogger(__name__)
 

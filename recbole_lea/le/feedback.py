@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_lea.engine.processes import Share, drawn
+from recbole_lea.engine.progress import PromptBar
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.processes import Share, drawn
-from recbole_lea.le.progress import PromptBar
 from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
-from recbole_lea.le.store import ArrayStore, pieces, take
+from recbole_lea.store.arrays import ArrayStore, pieces, take
 
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
 SHARD = 1024

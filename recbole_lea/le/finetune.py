@@ -11,21 +11,21 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_lea.le.environment import Environment, Reads
-from recbole_lea.le.feedback import choose
-from recbole_lea.le.losses import (
+from recbole_lea.engine.memory import add_gradients
+from recbole_lea.engine.packing import PackedBatch, pack
+from recbole_lea.engine.processes import from_main, own_part, processes, sum_gradients
+from recbole_lea.engine.progress import PromptBar
+from recbole_lea.equations import (
     reward_loss,
     selection_loss,
     state_pairwise_loss,
     state_softmax_loss,
 )
-from recbole_lea.le.memory import add_gradients
-from recbole_lea.le.packing import PackedBatch, pack
-from recbole_lea.le.processes import from_main, own_part, processes, sum_gradients
-from recbole_lea.le.progress import PromptBar
+from recbole_lea.le.environment import Environment, Reads
+from recbole_lea.le.feedback import choose
 from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.store import read_record, read_tensors, write_bytes, write_record
+from recbole_lea.store.files import read_record, read_tensors, write_bytes, write_record
 
 logger = logging.getLogger(__name__)
 

@@ -13,30 +13,24 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from recbole_lea.engine.llm import LLM, PLACEMENT, load_llm, pick_device
+from recbole_lea.engine.processes import collected, from_main, own_part, processes
+from recbole_lea.engine.progress import PromptBar
+from recbole_lea.engine.stagelog import StageLog
+from recbole_lea.engine.versions import code_version, versions
 from recbole_lea.le import feedback as fb
-from recbole_lea.le import tokenization
-from recbole_lea.le.cache import Cache, identify_llm
+from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import better_than_chance, finetune
-from recbole_lea.le.llm import LLM, PLACEMENT, load_llm, pick_device
-from recbole_lea.le.processes import collected, from_main, own_part, processes
-from recbole_lea.le.progress import PromptBar
+from recbole_lea.le.heads import STATE_HEADS, fit_projection, project, projection_bounds
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.stages import StageLog
-from recbole_lea.le.state import STATE_HEADS, fit_projection, project, projection_bounds
-from recbole_lea.le.store import (
-    ArrayStore,
-    pieces,
-    read_array,
-    read_json,
-    take,
-    write_array,
-    write_json,
-)
-from recbole_lea.le.versions import code_version, versions
+from recbole_lea.store.arrays import ArrayStore, pieces, take
+from recbole_lea.store.cache import Cache
+from recbole_lea.store.files import read_array, read_json, write_array, write_json
+from recbole_lea.store.known_llms import identify_llm
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +101,8 @@ class Pipeline:
         self._reported = False
         self._main = processes().is_main_process
         folder = Path(settings.cache_dir) / dataset
-        identity = identify_llm(settings, folder, self.device) if self._main else None
+        known = (settings.llm, settings.llm_dtype, settings.llm_options)
+        identity = identify_llm(*known, folder, self.device) if self._main else None
         self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
         self.keys = self._stage_keys()
         self.cache = Cache(folder, self.keys, self._origin, self.stages)

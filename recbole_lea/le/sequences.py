@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.store import DONE, write_array, write_json, write_record
+from recbole_lea.store.files import DONE, write_array, write_json, write_record
 
 
 class Sequences:

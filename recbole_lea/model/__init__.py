@@ -8,8 +8,8 @@ import functools
 
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
 
-from recbole_lea.model import backbones
-from recbole_lea.model.lea import LEARecommender
+from recbole_lea.model import registry as backbones
+from recbole_lea.model.recommender import LEARecommender
 
 
 class SASRecSNQNLEA(LEARecommender, SASRec):

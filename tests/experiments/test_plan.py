@@ -5,9 +5,9 @@ import csv
 import pytest
 import yaml
 
-from recbole_lea.config import properties_folder
 from recbole_lea.experiments.plan import Search, figure, table
 from recbole_lea.model import MODELS
+from recbole_lea.yaml_files import properties_folder
 
 SEARCH = properties_folder() / "benchmark.yaml"
 

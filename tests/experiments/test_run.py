@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_lea.compat import evaluate_rows
-from recbole_lea.config import properties_folder
-from recbole_lea.data.dataset import LEADataset
 from recbole_lea.experiments.run import Spec, by_user, cold_result, execute, main
-from recbole_lea.quick_start import prepare
+from recbole_lea.plugin.dataset import LEADataset
+from recbole_lea.plugin.evaluation import evaluate_rows
+from recbole_lea.plugin.quick_start import prepare
+from recbole_lea.yaml_files import properties_folder
 from tests.experiments.helpers import METRICS, tiny_yaml
 
 
@@ -161,12 +161,12 @@ def test_identity_is_all_that_the_result_depends_on(spec, tiny_llm, tmp_path):
 
 
 def test_a_new_key_makes_no_other_run(spec, monkeypatch):
-    from recbole_lea import compat
+    from recbole_lea import yaml_files
 
     before, values = spec().identity("data")
     folder = Path("properties")
     shutil.copytree(properties_folder(), folder)
-    monkeypatch.setattr(compat.lea_config, "properties_folder", lambda: folder)
+    monkeypatch.setattr(yaml_files, "properties_folder", lambda: folder)
     with (folder / "lea.yaml").open("a") as file:
         file.write("lea_new: 3\n")
     after, new_values = spec().identity("data")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from recbole_lea.engine.llm import load_llm
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.llm import load_llm
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers.utils.quantization_config import QuantizationMethod
 
-from recbole_lea.le.llm import compile_layers, load_llm
-from recbole_lea.le.packing import pack
+from recbole_lea.engine.llm import compile_layers, load_llm
+from recbole_lea.engine.packing import pack
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 

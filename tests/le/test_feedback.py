@@ -13,7 +13,7 @@ from recbole_lea.le.feedback import (
     shard_bounds,
 )
 from recbole_lea.le.sequences import Sequences
-from recbole_lea.le.store import pieces
+from recbole_lea.store.arrays import pieces
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment, needs_smaps, resident
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from recbole_lea.le import finetune as ft
 from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.heads import evened
 from recbole_lea.le.sequences import Sequences, uniform_except
-from recbole_lea.le.state import evened
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.le import pipeline as pipeline_module
-from recbole_lea.le import tokenization
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.feedback import choose
 from recbole_lea.le.pipeline import Pipeline

@@ -1,1 +1,0 @@
-"""RecBole datasets and transforms that carry the LE's feedback."""

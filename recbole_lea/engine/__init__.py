@@ -1,0 +1,1 @@
+"""Packed prompts on any decoder LLM; it knows no paper."""

@@ -1,0 +1,212 @@
+"""Time and memory of every stage at a million items and ten million transitions.
+
+``python -m recbole_lea.benchmark --load`` generates items and sequences and runs, through RecBole's
+data loading, a part of each stage: what fills memory (sequences, item tokens, the store, the Q
+heads) has its full size; the LLM, a tiny one with random weights, answers for the first items and
+shards of a stage alone, and the rest are random numbers. RecBole's own data and models are measured
+beside it, in a process of their own.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data import data_preparation
+from recbole.data.dataset import SequentialDataset
+from recbole.model.sequential_recommender import GRU4Rec, SASRec
+
+from recbole_lea.engine.stagelog import StageLog
+from recbole_lea.experiments.growth import tiny_llm
+from recbole_lea.experiments.speed import training_step
+from recbole_lea.le import Pipeline
+from recbole_lea.le import item_tokens as tokenization
+from recbole_lea.le.feedback import Computation
+from recbole_lea.model import GRU4RecSNQNLEA, SASRecSA2CLEA
+from recbole_lea.plugin.dataset import LEADataset
+from recbole_lea.plugin.record import stage_report
+from recbole_lea.plugin.trainer import fused
+
+logger = logging.getLogger(__name__)
+
+NAME = "load"
+TRANSITIONS = 10  # training transitions of a user; two more interactions are held out
+ASKED = 3  # shards of a stage, and batches of items, for which the LLM is asked
+
+KEYS = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "train_neg_sample_args": None,
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "train_batch_size": 64,
+    "eval_batch_size": 64,
+    "show_progress": False,
+    "lea_llm_dtype": "float32",
+    "lea_compile": False,
+    "lea_item_sentence": "{item} is titled {title}.",
+    "lea_item_iterations": 1,
+    "lea_finetune_fraction": 1e-5,
+    "lea_finetune_epochs": 1,
+    "lea_finetune_eval": 100,
+}
+
+
+def generate(folder: Path, items: int, transitions: int) -> None:
+    """Write a RecBole dataset in which each item occurs, if there are as many interactions.
+
+    Args:
+        folder: made; its name is the dataset's.
+        items: different items.
+        transitions: training transitions under leave-one-out, a multiple of ten.
+    """
+    rng = np.random.default_rng(0)
+    shape = (transitions // TRANSITIONS, TRANSITIONS + 3)
+    drawn = rng.integers(0, items, shape)
+    places = rng.permutation(drawn.size)[:items]
+    drawn.flat[places] = np.arange(len(places))
+    folder.mkdir(parents=True)
+    with (folder / f"{folder.name}.inter").open("w", encoding="utf-8") as file:
+        file.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for user, row in enumerate(drawn.tolist()):
+            file.writelines(f"u{user}\ti{item}\t{time}\n" for time, item in enumerate(row))
+    with (folder / f"{folder.name}.item").open("w", encoding="utf-8") as file:
+        file.write("item_id:token\ttitle:token_seq\n")
+        file.writelines(f"i{item}\titem number {item}\n" for item in range(items))
+
+
+@contextlib.contextmanager
+def mostly_random() -> Iterator[None]:
+    """The LLM is asked for the first of a stage's shards, and for the first batches of items."""
+    bucket, fill = tokenization.tokenize_bucket, Computation._fill
+    asked = itertools.count()
+    rng = np.random.default_rng(0)
+
+    def first_buckets(environment, ids, start, *others):
+        if next(asked) < ASKED:
+            return bucket(environment, ids, start, *others)
+        return start.numpy(), np.zeros((len(ids), 2), dtype=np.float32)
+
+    def first_shards(self, read):
+        ((name, (shape, _)),) = self.store.arrays.items()
+        for shard in self.store.missing()[ASKED:]:
+            rows = self.store.bounds[shard + 1] - self.store.bounds[shard]
+            self.store.write(shard, {name: rng.standard_normal((rows, *shape[1:]), np.float32)})
+        fill(self, read)
+
+    with (
+        mock.patch.object(tokenization, "tokenize_bucket", first_buckets),
+        mock.patch.object(Computation, "_fill", first_shards),
+    ):
+        yield
+
+
+def measure(who: str, keys: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of each stage.
+
+    Args:
+        who: ``RecBole``, its own SASRec and GRU4Rec; or ``LEA``, SASRecSA2CLEA and GRU4RecSNQNLEA
+            with LE states beside h_t, LE rewards and both augmented losses, after the warm-up.
+        keys: of RecBole's config.
+        steps: of training and of full-sort scoring.
+    """
+    ours = who == "LEA"
+    models = (SASRecSA2CLEA, GRU4RecSNQNLEA) if ours else (SASRec, GRU4Rec)
+    configs = [Config(model, NAME, config_dict=keys) for model in models]
+    log = StageLog()
+    with log.stage("read the interactions"):
+        dataset = (LEADataset if ours else SequentialDataset)(configs[0])
+    if ours:
+        dataset.lea_stages = log
+    with mostly_random(), log.stage("prepare the data"):
+        train, _, test = data_preparation(configs[0], dataset)
+        del dataset
+        if ours:
+            _augment(train._dataset, log)
+    for model_class, config in zip(models, configs, strict=True):
+        with log.stage(f"build {model_class.__name__}"):
+            model = model_class(config, train._dataset)
+            model.warmed_up = True
+            adam = torch.optim.Adam(model.parameters())
+            optimizer = fused(adam) if ours else adam  # as the trainers have them
+        batches = iter(train)
+        for name, n in (("first step", 1), (f"{steps} more steps", steps)):
+            with log.stage(f"{model_class.__name__}: {name}"):
+                for batch in itertools.islice(batches, n):
+                    training_step(model, batch, optimizer)()
+        del batch, batches
+        model.eval()
+        with log.stage(f"{model_class.__name__}: rank {steps} batches"), torch.no_grad():
+            for batch in itertools.islice(test, steps):
+                model.full_sort_predict(batch[0]).topk(20)
+        del model, optimizer
+    return log.stages
+
+
+def _augment(data: Any, log: StageLog) -> None:
+    """The LE chooses among random candidates; then another run reads its cache."""
+    pipeline, n_items = data.lea_pipeline, len(data.lea_item_ids)
+    first = np.random.default_rng(0).integers(0, n_items, pipeline.sequences.n_transitions)
+    candidates = (first[:, None] + np.arange(min(5, n_items))) % n_items
+    data.lea_feedback.augment(*pipeline.select(candidates, want_rewards=True))
+    del candidates
+    with log.stage("a second run: the LE from its cache"):
+        again = Pipeline(
+            pipeline.settings, pipeline.catalogue, pipeline.sequences, NAME, progress_bar=False
+        )
+        again.precomputed(want_states=True, want_rewards=True)
+
+
+def run(llm: str, items: int, transitions: int, steps: int = 5) -> dict[str, dict[str, Any]]:
+    """Both measurements on generated data, each in a process of its own.
+
+    Args:
+        llm: ``lea_llm``, whose tokenizer the tiny LLM gets.
+        items: different items.
+        transitions: training transitions.
+        steps: of training and of full-sort scoring, each model.
+
+    Returns:
+        ``RecBole`` and ``LEA`` -> stage -> seconds and peak memory.
+
+    Raises:
+        ValueError: there are not enough interactions for the items.
+    """
+    interactions = transitions // TRANSITIONS * (TRANSITIONS + 3)
+    if items < 2 or interactions < items:
+        raise ValueError(
+            f"--items {items} --transitions {transitions}: {interactions} interactions are too few "
+            "for so many items to occur, or there are fewer than 2 items"
+        )
+    report = {}
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "data" / NAME, items, transitions)
+        tiny_llm(Path(folder) / "llm", llm)
+        keys = KEYS | {
+            "data_path": f"{folder}/data",
+            "lea_llm": f"{folder}/llm",
+            "lea_cache_dir": f"{folder}/cache",
+        }
+        for who in ("RecBole", "LEA"):
+            done = subprocess.run(
+                [sys.executable, "-m", "recbole_lea.experiments.load"],
+                input=json.dumps({"who": who, "keys": keys, "steps": steps}),
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            report[who] = json.loads(done.stdout.splitlines()[-1])
+            logger.info("%s: %s", who, stage_report(report[who]))
+    return report
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.load(sys.stdin))))

@@ -1,0 +1,162 @@
+"""Item tokenization (paper section 3.2): condense an item's text into one input embedding.
+
+The LLM stays as it is. For each item, a vector in the place of ``{item}`` is optimised so
+that the LLM, given only that vector, generates the rest of the item's sentence.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_lea.engine.memory import add_gradients
+from recbole_lea.engine.packing import PackedBatch, pack
+from recbole_lea.equations import sentence_loss
+from recbole_lea.le.environment import Environment
+from recbole_lea.le.prompts import AT_ONCE, bos_ids, following_all, ids_of_all
+from recbole_lea.le.settings import LESettings
+
+
+def sentence_ids(
+    sentences: list[str], environment: Environment, tokenizer: Any
+) -> tuple[list[list[int]], int]:
+    """Token ids of each sentence, the item being the virtual token of its position.
+
+    Returns:
+        The ids, and how many sentences were cut to ``lea_item_max_tokens``.
+    """
+    limit, bos = environment.settings.item_max_tokens, bos_ids(tokenizer)
+    ids: list[list[int]] = []
+    cut = 0
+    for first in range(0, len(sentences), AT_ONCE):
+        parts = [sentence.partition("{item}") for sentence in sentences[first : first + AT_ONCE]]
+        # as in ``Template``: a word after the item carries its own leading space
+        befores = ids_of_all(
+            tokenizer, [before.rstrip(" ") for before, _, _ in parts], foreign=True
+        )
+        afters = following_all(tokenizer, [after for _, _, after in parts], foreign=True)
+        for before, after in zip(befores, afters, strict=True):
+            full = [*bos, *before, environment.vocab_size + len(ids), *after]
+            cut += len(full) > limit
+            # a long text before the item loses its start: item and a word after it have to stay
+            start = max(0, len(bos) + len(before) + 2 - limit)
+            ids.append(full[start : start + limit])
+    return ids, cut
+
+
+def initial_tokens(ids: list[list[int]], environment: Environment, settings: LESettings) -> Tensor:
+    """Start vectors [n_items, d], float32.
+
+    ``text``: the mean of the sentence's token embeddings, minus what all items share, scaled
+    to the vocabulary's mean norm (deviation 21). ``random``: normal with the vocabulary's
+    deviation (the paper).
+    """
+    vocabulary = environment.words()
+    if settings.item_init == "random":
+        generator = torch.Generator().manual_seed(settings.seed)
+        shape = (len(ids), vocabulary.shape[1])
+        return torch.randn(shape, generator=generator) * vocabulary.std()
+    means = torch.empty(len(ids), vocabulary.shape[1])
+    for mean, row in zip(means, ids, strict=True):
+        mean[:] = vocabulary[[token for token in row if token < environment.vocab_size]].mean(0)
+    if len(ids) > 1:
+        means -= means.mean(0)
+    # an item whose words are just the common ones would be scaled from (almost) nothing
+    norms = means.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return means.div_(norms).mul_(vocabulary.norm(dim=1).mean())
+
+
+def tokenize_bucket(
+    environment: Environment,
+    ids: list[list[int]],
+    start: Tensor,
+    settings: LESettings,
+    progress: tqdm | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Optimise the vectors of some items together; each leaves when its loss stops falling.
+
+    Args:
+        environment: the LLM without adapter.
+        ids: sentence ids, items numbered 0..n-1 within the bucket.
+        start: initial vectors [n, d].
+        settings: iterations, learning rate and patience.
+        progress: advanced by one per item and iteration.
+
+    Returns:
+        The best vectors [n, d] and the first and best loss of each item [n, 2], float32.
+    """
+    table = start.to(environment.device).clone().requires_grad_()
+    optimizer = torch.optim.Adam([table], lr=settings.item_lr)
+    best = start.clone()
+    first_loss = torch.full((len(ids),), torch.nan)
+    best_loss = torch.full((len(ids),), torch.inf)
+    stale = torch.zeros(len(ids), dtype=torch.long)
+    active = list(range(len(ids)))
+    patience = settings.item_patience
+    for iteration in range(settings.item_iterations + 1):
+        last = iteration == settings.item_iterations
+        optimizer.zero_grad()
+        values = _losses(environment, [ids[i] for i in active], table, backward=not last)[active]
+        current = table.detach().cpu()
+        improved = values < best_loss[active] * (1 - 1e-3)
+        for i, value, better in zip(active, values, improved, strict=True):
+            if iteration == 0:
+                first_loss[i] = value
+            if value < best_loss[i]:
+                best_loss[i], best[i] = value, current[i]
+            stale[i] = 0 if better else stale[i] + 1
+        if progress is not None:
+            progress.update(len(active))
+        if patience is not None:
+            active = [i for i in active if stale[i] < patience]
+        if last or not active:
+            break
+        optimizer.step()
+    return best.numpy(), torch.stack([first_loss, best_loss], dim=1).numpy()
+
+
+def _losses(
+    environment: Environment, ids: list[list[int]], table: Tensor, backward: bool
+) -> Tensor:
+    """Mean next-token loss per item [len(table)], on the CPU; NaN for items not in ``ids``.
+
+    With ``backward``, the gradient of their sum is left in ``table.grad``, one batch at a
+    time: the logits of a whole bucket would not fit into a laptop's memory.
+    """
+    settings = environment.settings
+    result = torch.full((len(table),), torch.nan)
+
+    def learn(batch: PackedBatch) -> None:
+        nodes, owners = _predicted(batch, environment.vocab_size)
+        targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
+        owner = torch.from_numpy(owners).to(table.device)
+        with torch.set_grad_enabled(backward):
+            hidden = environment.hidden(batch, table)[batch.parents.flat[nodes]]
+            logits = environment.next_word_logits(hidden)  # [N, V]
+            counts = torch.bincount(owner, minlength=len(table))
+            sums = torch.zeros(len(table), device=table.device)
+            sums = sums.index_add(0, owner, sentence_loss(logits, targets))
+            losses = sums / counts.clamp(min=1)
+        if backward:
+            add_gradients(losses.sum(), [table])
+        present = counts.cpu() > 0
+        result[present] = losses.detach().cpu()[present]
+
+    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
+        environment.within_memory(batch, learn)
+    return result
+
+
+def _predicted(batch: PackedBatch, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions of the words after an item token, and the item each belongs to."""
+    ids, parents = batch.ids.ravel(), batch.parents.ravel()
+    owner = np.full(len(ids), -1, dtype=np.int64)
+    for node, (token, parent) in enumerate(zip(ids, parents, strict=True)):
+        if token >= vocab_size:
+            owner[node] = token - vocab_size
+        elif parent >= 0:
+            owner[node] = owner[parent]
+    nodes = np.flatnonzero((owner >= 0) & (ids < vocab_size))
+    return nodes, owner[nodes]

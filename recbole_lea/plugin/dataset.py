@@ -1,0 +1,350 @@
+"""A RecBole sequential dataset that knows which training transition each row is."""
+
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_lea.engine.processes import processes
+from recbole_lea.engine.stagelog import StageLog
+from recbole_lea.le import Catalogue, LESettings, Pipeline
+from recbole_lea.le.sequences import Sequences
+from recbole_lea.methods import Switches, switches
+from recbole_lea.model.fields import DONE, ROW
+from recbole_lea.plugin import record
+from recbole_lea.plugin.item_text import not_encoded, read_item_texts
+from recbole_lea.plugin.keys import parts_of
+
+logger = logging.getLogger(__name__)
+
+# float32 tells integers apart up to here
+EXACT_FLOAT32 = 2**24
+
+# What builds the LE up to a value of lea_stop_after
+BUILDERS: dict[str, Callable[[Pipeline], Any]] = {
+    "items": Pipeline.item_tokens,
+    "finetune": Pipeline.environment,
+    "states": Pipeline.states,
+    "rewards": Pipeline.rewards,
+}
+
+
+class StoppedAfter(SystemExit):
+    """The end of a run with ``lea_stop_after``: exit code 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+class LEADataset(SequentialDataset):
+    """Sequential dataset with exact time order, row numbers and, once built, LE feedback.
+
+    Attributes:
+        lea_feedback: on the training split, what the transform looks up; else None.
+        lea_pipeline: on the training split, the LE behind it.
+        lea_transitions: row number -> number of the LE's transition, -1 if not training.
+        lea_item_ids: LE item index -> RecBole item id, int64 tensor.
+        lea_item_tokens: under ``item_embedding_init: le``, the LE's item tokens [n, d] by LE index.
+        lea_stages: seconds and memory of the stages of this run.
+    """
+
+    lea_feedback = None
+    lea_pipeline = None
+
+    inter_feat: Any
+
+    def __init__(self, config) -> None:
+        self.lea_stages = StageLog()
+        super().__init__(config)
+
+    def _load_data(self, token, dataset_path) -> None:
+        prepare = self.config["lea_prepare"]
+        if prepare and not (Path(dataset_path) / f"{token}.inter").is_file():
+            raise FileNotFoundError(f"{dataset_path} holds no {token}.inter; make it by: {prepare}")
+        super()._load_data(token, dataset_path)
+        self._check_interactions()
+
+    def _load_feat(self, filepath, source):
+        try:
+            frame = super()._load_feat(filepath, source)
+            # pandas takes the first of too many cells for names of rows, and shifts the columns
+            if frame is not None and not isinstance(frame.index, pd.RangeIndex):
+                raise ValueError("the first row has more cells than there are columns")
+            return frame
+        except UnicodeDecodeError as error:
+            raise ValueError(not_encoded(filepath, error)) from error
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{filepath}: {error}; its first line has to name each column as field:type, such "
+                f"as user_id:token, separated by {self.config['field_separator']!r}, and each "
+                "other line has to give them all, a float as a number"
+            ) from error
+
+    def _check_interactions(self) -> None:
+        """Name what RecBole would fill with a mean, or stumble over."""
+        path = self._inter_path
+        found = [] if self.inter_feat is None else list(self.inter_feat)
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
+            if self.config[key] not in found:
+                raise ValueError(
+                    f"{path}: no column {self.config[key]}, which `{key}` names; of `load_col` it "
+                    f"has: {', '.join(found)}"
+                )
+        if len(self.inter_feat) == 0:
+            raise ValueError(f"{path}: no interactions below the line that names the columns")
+        untimed = np.flatnonzero(self.inter_feat[self.time_field].isna())
+        if len(untimed):
+            raise ValueError(
+                f"{path}: no {self.time_field} in {len(untimed)} rows, first in line "
+                f"{untimed[0] + 2}: the order within a user needs all; fill it in, such as the "
+                "position in the sequence, or leave out the rows"
+            )
+
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        items = self.inter_feat[self.iid_field].nunique()
+        if items < 2:
+            raise ValueError(
+                f"{self._inter_path}: {items} different {self.iid_field} after filtering, but "
+                "there is nothing to recommend with fewer than 2"
+            )
+        self._rank_time()
+        if self.config["lea_newest"]:
+            self._keep_newest(self.config["lea_newest"])
+
+    def _rank_time(self) -> None:
+        """Replace the time by its rank, before RecBole casts it to float32.
+
+        Today's timestamps are 128 s apart in float32: ml-100k would change its order.
+        """
+        rank = self.inter_feat[self.time_field].rank(method="dense") - 1
+        if rank.max() >= EXACT_FLOAT32:  # too many moments for one global rank
+            args = self.config["eval_args"] or {}
+            by_user = args.get("group_by") == "user" and "TS" not in args.get("split", {})
+            if not by_user and self.config["eval_protocol"] != "paper":
+                raise ValueError(
+                    f"{self._inter_path}: {int(rank.max()) + 1:,} different times are more than "
+                    f"the {EXACT_FLOAT32:,} that RecBole can order over all users: split RS or LS "
+                    "with `group_by: user`, or round the times"
+                )
+            # the order within each user is what counts
+            users = self.inter_feat.groupby(self.uid_field)[self.time_field]
+            rank = users.rank(method="first") - 1
+        self.inter_feat[self.time_field] = rank
+
+    def _keep_newest(self, n: int) -> None:
+        """Keep each user's newest interactions (``lea_newest``)."""
+        before = len(self.inter_feat)
+        ordered = self.inter_feat.sort_values(self.time_field, kind="stable")
+        kept = ordered.groupby(self.uid_field).tail(n).index
+        self.inter_feat = self.inter_feat.loc[self.inter_feat.index.isin(kept)]
+        self._reset_index()
+        logger.info("lea_newest: %d keeps %d of %d interactions", n, len(self.inter_feat), before)
+
+    def data_augmentation(self) -> None:
+        """RecBole's prefixes, each with a row number."""
+        if torch.bincount(self.inter_feat[self.uid_field]).max() < 2:
+            raise ValueError(
+                f"{self._inter_path}: no {self.uid_field} has two interactions: there is no next "
+                "item to learn"
+            )
+        super().data_augmentation()
+        self.inter_feat[ROW] = torch.arange(len(self.inter_feat))
+        self.set_field_property(ROW, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def split_by_ratio(self, ratios: Sequence[float], group_by: str | None = None) -> list:
+        """RecBole's split, or under ``eval_protocol: paper`` whole sequences (seeded)."""
+        if self.config["eval_protocol"] != "paper":
+            return super().split_by_ratio(ratios, group_by)
+        users = self.inter_feat[self.uid_field].numpy()
+        tokens = self.field2id_token[self.uid_field]
+        # by token, so that the split does not depend on the order of the file
+        order = sorted(np.unique(users), key=lambda user: str(tokens[user]))
+        shuffled = np.random.default_rng(self.config["lea_split_seed"]).permutation(order)
+        cuts = self._calcu_split_ids(len(shuffled), [ratio / sum(ratios) for ratio in ratios])
+        self._drop_unused_col()
+        rows = [np.flatnonzero(np.isin(users, part)) for part in np.split(shuffled, cuts)]
+        return [self.copy(self.inter_feat[index]) for index in rows]
+
+    def build(self) -> list:
+        """RecBole's splits; the training split gets its end-of-session marks and LE feedback."""
+        datasets, sequences = self.splits()
+        train = datasets[0]
+        rl_loss = getattr(self.config.model_class, "rl_loss", None)  # None: a stock model
+        if rl_loss:
+            chosen = switches(self.config, rl_loss)
+            stop = self.config["lea_stop_after"]
+            from_items = self.config["item_embedding_init"] == "le"
+            if stop is not None or chosen.needs_le or from_items:
+                self._attach_feedback(train, sequences, chosen)
+            if from_items:
+                train.lea_item_tokens = train.lea_pipeline.item_tokens()
+            if not processes().is_main_process and not self.config["ranks"]:
+                # under accelerate the recommender trains in the main process alone
+                if train.lea_pipeline is not None:
+                    train.lea_pipeline.assist()
+                raise SystemExit(0)
+        return datasets
+
+    def splits(self) -> tuple[list, dict[str, list[str]]]:
+        """RecBole's splits without the LE, and the training items of each user in time order."""
+        datasets = super().build()
+        self._check_parts(datasets)
+        train = datasets[0]
+        sequences, train.lea_transitions = self._training_sequences(train)
+        train.inter_feat[DONE] = self._ends(train)
+        train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
+        return datasets, sequences
+
+    @property
+    def _inter_path(self) -> str:
+        return f"{self.dataset_path}/{self.dataset_name}.inter"
+
+    def _check_parts(self, datasets: list) -> None:
+        """Make sure that each part of the split has the rows, and the data the items, asked for."""
+        asked_for = self.config["eval_args"]["split"]
+        ((kind, split),) = asked_for.items()
+        names = ("training", "validation", "test")
+        for part, name, asked in zip(datasets, names, parts_of(asked_for), strict=True):
+            if asked and len(part) == 0:
+                raise ValueError(
+                    f"{self._inter_path}: too few or too short sequences: no row is left for "
+                    f"{name} under `eval_args: split: {{{kind}: {split}}}` and `eval_protocol: "
+                    f"{self.config['eval_protocol']}`; a split by ratio needs more users, leave-"
+                    "one-out needs users with 4 interactions"
+                )
+        items, wanted = self.item_num - 1, max(self.config["topk"])
+        if wanted > items:
+            raise ValueError(
+                f"`topk` asks for the best {wanted} of the {items} items of {self._inter_path}: "
+                "lower it, and `valid_metric` with it"
+            )
+
+    def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
+        """Run the LE's stages, as far as the method wants them and the cache lacks them."""
+        transform = self.config["transform"]
+        if transform == "lea_live" and processes().num_processes > 1:
+            raise ValueError(
+                "transform: lea_live asks the LLM within the recommender's training, which then "
+                "has to run in one process: set transform: lea_feedback, or start without "
+                "accelerate and nproc"
+            )
+        pipeline = train.lea_pipeline = self.pipeline(sequences)
+        ids = self.field2token_id[self.iid_field]
+        train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
+        stop = self.config["lea_stop_after"]
+        by_state = self.config["selection_by"] == "state"
+        if stop is None and chosen.augmented and (chosen.le_reward or not by_state):
+            pipeline.require_llm(
+                f"lea_augmentation: {chosen.augmentation} (it asks the LLM after the warm-up)"
+            )
+        if stop in BUILDERS:
+            BUILDERS[stop](pipeline)
+        else:
+            live = transform == "lea_live" and chosen.needs_le  # item tokens alone need no LLM
+            make = pipeline.live if live else pipeline.precomputed
+            train.lea_feedback = make(chosen.le_state, chosen.le_reward)
+        # states come first: what they need shows before the training, not after its warm-up
+        if chosen.augmented and (stop == "feedback" or (stop is None and by_state)):
+            pipeline.prepare_selection()
+        if stop is not None:
+            if processes().is_main_process:
+                content = record.start(self.config, train, self.lea_stages, pipeline.code)
+                record.write(content, record.new_folder(self.config))
+                logger.info(record.stage_report(self.lea_stages.stages))
+            logger.info(
+                "lea_stop_after: %s: finished: %s; to go on elsewhere, copy the folder %s to the "
+                "same place there", stop, ", ".join(pipeline.cache.used), pipeline.cache.folder,
+            )  # fmt: skip
+            raise StoppedAfter
+
+    def _training_sequences(self, train) -> tuple[dict[str, list[str]], np.ndarray]:
+        """Users' training items, and the map from row numbers to transitions."""
+        users = self.inter_feat[self.uid_field].numpy()
+        targets = self.inter_feat[self.iid_field].numpy()
+        firsts = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][:, 0].numpy()
+        # rows of a user stand together in time order; the k-th has the target x_{k+2}
+        numbers = self.inter_feat[ROW].numpy()
+        order = np.argsort(numbers)
+        users, targets, firsts = users[order], targets[order], firsts[order]
+        start_of = np.zeros(len(users), dtype=np.int64)
+        new_user = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        start_of[new_user] = new_user
+        start_of = np.maximum.accumulate(start_of)
+        training = np.zeros(len(users), dtype=bool)
+        training[train.inter_feat[ROW].numpy()] = True
+        later = np.flatnonzero(training)
+        gap = later[(later > start_of[later]) & ~training[later - 1]]
+        if len(gap):
+            user = self.id2token(self.uid_field, users[gap[0]])
+            raise ValueError(
+                f"user {user!r} has training interactions after held-out ones: this split would "
+                "leak held-out items into the LE; use split LS or RS with group_by user"
+            )
+        # one text an item, not one an interaction
+        item = [str(token) for token in self.field2id_token[self.iid_field]]
+        sequences: dict[str, list[str]] = {}
+        rows_of: dict[str, np.ndarray] = {}
+        for start, stop in zip(new_user, np.r_[new_user[1:], len(users)], strict=True):
+            rows = np.arange(start, stop)[training[start:stop]]
+            if len(rows):
+                user = str(self.id2token(self.uid_field, users[start]))
+                rows_of[user] = rows
+                sequences[user] = [item[i] for i in (firsts[start], *targets[rows].tolist())]
+        transitions = np.full(len(users), -1, dtype=np.int64)
+        in_le_order = np.concatenate([rows_of[user] for user in sorted(rows_of)])
+        transitions[in_le_order] = np.arange(len(in_le_order))
+        return sequences, transitions
+
+    def _ends(self, train) -> torch.Tensor:
+        """1 for each user's last training row, else 0 (deviation 6) [n_rows]."""
+        rows, users = train.inter_feat[ROW], train.inter_feat[self.uid_field]
+        last = torch.zeros(self.user_num, dtype=rows.dtype).scatter_reduce_(0, users, rows, "amax")
+        return (rows == last[users]).float()
+
+    def before(self, row: int) -> list[str]:
+        """A user's items before the target of a row, held-out ones too, in time order.
+
+        Args:
+            row: a row number.
+
+        Returns:
+            Item tokens, however long the model's window is.
+        """
+        numbers = self.inter_feat[ROW].numpy()
+        users = self.inter_feat[self.uid_field].numpy()
+        own = np.flatnonzero((users == users[numbers == row]) & (numbers <= row))
+        own = own[numbers[own].argsort()]
+        first = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][own[0], 0]
+        items = self.field2id_token[self.iid_field]
+        targets = self.inter_feat[self.iid_field][own[:-1]]
+        return [str(items[i]) for i in (first, *targets)]
+
+    def pipeline(self, tokens: dict[str, list[str]]) -> Pipeline:
+        """The LE on training sequences; nothing is computed yet.
+
+        Args:
+            tokens: user token -> item tokens, as ``splits`` gives them.
+        """
+        config = self.config
+        items = [str(token) for token in self.field2id_token[self.iid_field][1:]]
+        path = Path(config["data_path"]) / f"{self.dataset_name}.item"
+        encoding = config["encoding"] or "utf-8"
+        separator = config["field_separator"]
+        texts = read_item_texts(path, self.iid_field, items, separator, encoding)
+        catalogue = Catalogue(texts)
+        return Pipeline(
+            LESettings.from_config(config.final_config_dict),
+            catalogue,
+            Sequences(tokens, catalogue),
+            self.dataset_name,
+            self.lea_stages,
+            bool(config["show_progress"]),
+        )

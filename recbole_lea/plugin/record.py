@@ -1,0 +1,100 @@
+"""``run.json``: what a run was and what came of it."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import get_local_time, set_color
+
+from recbole_lea.engine.stagelog import StageLog
+from recbole_lea.engine.versions import versions
+from recbole_lea.store.files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def start(config: Any, dataset: Any, stages: StageLog, code: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run without its test result.
+
+    Args:
+        config: RecBole's config.
+        dataset: the training split.
+        stages: seconds and peak memory so far; the record follows it.
+        code: ``code_version()`` from before the run.
+    """
+    from recbole_lea.plugin.keys import plain
+
+    pipeline = getattr(dataset, "lea_pipeline", None)
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "config": plain(config.final_config_dict),
+        "code": code,
+        "versions": versions(),
+        "device": _device(torch.device(config["device"])),
+        "threads": torch.get_num_threads(),
+        "stages": stages.stages,
+        "fingerprints": {
+            "dataset": dataset_fingerprint(dataset),
+            "llm": pipeline.llm_fingerprint if pipeline else None,
+            "feedback": pipeline.cache.used if pipeline else {},
+        },
+        "le": pipeline.diagnostics() if pipeline else {},
+    }
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def dataset_fingerprint(dataset: Any) -> str:
+    """Hex digest over the training rows, and over users and items in RecBole's order."""
+    digest = hashlib.sha256()
+    for field in (dataset.uid_field, dataset.iid_field):
+        digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
+    for field in (
+        dataset.uid_field,
+        dataset.iid_field,
+        dataset.iid_field + dataset.config["LIST_SUFFIX"],
+    ):
+        digest.update(dataset.inter_feat[field].contiguous().numpy())
+    return digest.hexdigest()
+
+
+def new_folder(config: Any) -> Path:
+    """A folder for this run's ``run.json``, beside its log and named like it.
+
+    Where no logger was set up, the name is made as RecBole would make the log's.
+    """
+    log = config["log_file"]
+    stem = Path(log).with_suffix("") if log else Path("log") / config["model"] / get_local_time()
+    number, folder = 1, stem
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = stem.with_name(f"{stem.name}-{number}")
+
+
+def write(content: dict[str, Any], folder: Path) -> None:
+    """Write the record as ``run.json``."""
+    write_json(folder / "run.json", json.loads(json.dumps(content, default=float)))
+    logger.info("run.json: %s", folder / "run.json")
+
+
+def stage_report(stages: dict[str, dict[str, float]]) -> str:
+    """Seconds and peak memory of each stage as lines for the log."""
+    lines = [
+        set_color("time and memory of each stage", "blue"),
+        f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}",
+    ]
+    for name, entry in stages.items():
+        lines.append(f"  {name:<32}{entry['seconds']:>9.1f}{entry['peak_memory_mb']:>13.0f} MB")
+    total = sum(entry["seconds"] for entry in stages.values())
+    return "\n".join([*lines, f"  {'sum':<32}{total:>9.1f}"])

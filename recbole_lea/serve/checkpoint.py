@@ -1,0 +1,213 @@
+"""A trained model from its file, without dataset, LLM or LE: what serves, and what made it."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from recbole_lea.methods import switches
+from recbole_lea.model import lea_model
+from recbole_lea.model.recommender import LEARecommender, QHead
+from recbole_lea.plugin.checkpoints import refuse_damaged
+from recbole_lea.plugin.keys import RULES
+
+# The files of ``recbole_lea.export``
+WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
+
+
+class Ranker(nn.Module):
+    """The sequential model as it serves: RecBole's own backbone and the supervised head.
+
+    Args:
+        backbone: RecBole's model.
+        output_head: the dense head; None for the backbone's own scores (``lea_output_head``).
+    """
+
+    def __init__(self, backbone: SequentialRecommender, output_head: nn.Linear | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.output_head = output_head
+
+    def forward(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of all items, the padding item 0 included.
+
+        Args:
+            item_ids: RecBole's ids, oldest item first, right-padded with 0 [B, L], int64.
+            lengths: items in each history [B], int64.
+
+        Returns:
+            [B, n_items].
+        """
+        if self.output_head is not None:
+            return self.output_head(self.backbone(item_ids, lengths))
+        fields = (self.backbone.ITEM_SEQ, self.backbone.ITEM_SEQ_LEN)
+        return self.backbone.full_sort_predict(dict(zip(fields, (item_ids, lengths), strict=True)))
+
+
+class _Items:
+    """What a backbone may ask a RecBole dataset while it is built, if item histories are all that
+    it is to serve: the number of items, and the length of the histories."""
+
+    def __init__(self, config: Mapping[str, Any], n_items: int) -> None:
+        self._item_field = config["ITEM_ID_FIELD"]
+        self._n_items = n_items
+        histories = self._item_field + config["LIST_SUFFIX"]
+        self.field2seqlen = {histories: config["MAX_ITEM_LIST_LENGTH"]}
+
+    def num(self, field: str) -> int:
+        if field != self._item_field:
+            raise _not_served(field)
+        return self._n_items
+
+    def __getattr__(self, name: str) -> Any:
+        raise _not_served(f"its dataset's {name}")
+
+
+def _not_served(what: str) -> ValueError:
+    return ValueError(f"the model needs {what} beside item histories: it cannot be served")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trained model.
+
+    Attributes:
+        path: the file or folder it was read from.
+        config: all keys of the run, in built-in types.
+        item_tokens: item tokens in the order of RecBole's ids; the first is the padding item's.
+        state: the model's state dict, on the CPU.
+        training: the rest of RecBole's checkpoint (epoch, optimiser ...); empty if exported.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    item_tokens: list[str]
+    state: dict[str, Tensor]
+    training: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Checkpoint":
+        """Read a checkpoint, or a folder that ``recbole_lea.export --to safetensors`` made.
+
+        Nothing is unpickled but tensors and built-in types.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is no checkpoint of a model of this package.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._exported(path)
+        refuse_damaged(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # torch's unpickler may stumble over a foreign file anyhow
+            raise ValueError(
+                f"{path} is no checkpoint of recbole_lea: torch cannot read it as tensors and "
+                "built-in types"
+            ) from error
+        _model_class(path, content.get("config") if isinstance(content, dict) else None)
+        other = content.get("other_parameter") or {}
+        if "item_tokens" not in other:
+            raise ValueError(
+                f"{path} lacks the item tokens, which checkpoints hold since recbole_lea stores "
+                "them: train again"
+            )
+        names = ("config", "state_dict", "other_parameter", "resume")
+        training = {name: value for name, value in content.items() if name not in names}
+        return cls(path, content["config"], other["item_tokens"], content["state_dict"], training)
+
+    @classmethod
+    def _exported(cls, folder: Path) -> "Checkpoint":
+        try:
+            about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            tokens = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+            _model_class(folder, about["config"])
+            return cls(folder, about["config"], tokens, load_file(folder / WEIGHTS), {})
+        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"{folder} was not made by --to safetensors: {error}") from error
+
+    @property
+    def backbone_class(self) -> type:
+        """RecBole's own class."""
+        return _model_class(self.path, self.config).backbone_class()
+
+    @property
+    def dense(self) -> bool:
+        """Whether the scores come from a head of their own (``lea_output_head: dense``)."""
+        return "output_head.weight" in self.state
+
+    @property
+    def max_length(self) -> int:
+        """Newest items of a history that the model reads."""
+        return self.config["MAX_ITEM_LIST_LENGTH"]
+
+    def ranker(self) -> Ranker:
+        """The model that serves, in evaluation mode, on the CPU.
+
+        Raises:
+            ValueError: the backbone needs more than item histories, such as the user.
+        """
+        # a mapping that, like RecBole's, answers None for what it does not hold
+        config = defaultdict(lambda: None, self.config) | {"device": torch.device("cpu")}
+        items = _Items(config, len(self.item_tokens))
+        with torch.random.fork_rng(devices=[]):  # starts no CUDA in a process that may fork
+            backbone = self.backbone_class(config, items)
+            head = None
+            if self.dense:
+                n_items, width = self.state["output_head.weight"].shape
+                head = nn.Linear(width, n_items)
+        backbone.load_state_dict({name: self.state[name] for name in backbone.state_dict()})
+        if head is not None:
+            names = ("weight", "bias")
+            head.load_state_dict({name: self.state[f"output_head.{name}"] for name in names})
+        return Ranker(backbone, head).eval()
+
+    def serving_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that serves: no Q head, no second copy."""
+        return {
+            name: tensor.contiguous()
+            for name, tensor in self.state.items()
+            if not name.startswith(("q_head.", "twin."))
+        }
+
+    def q_head(self) -> QHead | None:
+        """The Q head of the copy that is evaluated; None under ``q_weight: 0`` or if exported."""
+        if "q_head.linear.weight" not in self.state:
+            return None
+        state = switches(self.config, _model_class(self.path, self.config).rl_loss).state
+        n_items, width = self.state["q_head.linear.weight"].shape
+        norm = self.state.get("q_head.norm.weight", ())
+        le_size = len(norm) or width * (state == "LE")
+        norms = (self.config["state_layernorm"], "q_head.hidden_norm.weight" in self.state)
+        head = QHead(state, width - le_size, le_size, n_items, *norms)
+        prefix = "q_head."
+        own = {n.removeprefix(prefix): t for n, t in self.state.items() if n.startswith(prefix)}
+        head.load_state_dict(own)
+        return head.eval()
+
+    def backbone_config(self) -> dict[str, Any]:
+        """The keys of the run that plain RecBole knows, for the backbone."""
+        keys = {name: value for name, value in self.config.items() if name not in RULES}
+        return keys | {"model": self.backbone_class.__name__, "transform": None}
+
+
+def _model_class(path: Path, config: Any) -> type[LEARecommender]:
+    name = config.get("model") if isinstance(config, dict) else None
+    model = lea_model(name) if isinstance(name, str) else None
+    if model is None:
+        what = f"holds the model {name}" if name else "holds no model"
+        raise ValueError(
+            f"{path} {what}, but has to hold one of recbole_lea, such as SASRecSA2CLEA"
+        )
+    return model

