@@ -21,12 +21,15 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.utils import init_logger
-from recbole_lea.le.versions import code_version
-from recbole_lea.quick_start import prepare
 
+# isort: off
+# names of that commit, not of this one
 from recbole_lea import recommend
 from recbole_lea.export import export
+from recbole_lea.le.versions import code_version
+from recbole_lea.quick_start import prepare
 from tests.conftest import tiny_keys, write_tiny_dataset, write_tiny_llm
+# isort: on
 
 COMMIT = "fed9a18"
 ARCHIVE = Path(__file__).parent / f"{COMMIT}.zip"
