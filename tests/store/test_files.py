@@ -429,8 +429,8 @@ def test_a_record_cannot_name_files_elsewhere(tmp_path, caplog, name):
     write_record(folder / "r.json", {"key": "x"})
     record = json.loads((folder / "r.json").read_text())
     del record["sha256"]
-    record["files"] = {name: store_module._file_sha256(tmp_path / "x")}
-    record["sha256"] = store_module._record_sha256(record)
+    record["files"] = {name: store_module.file_checksum(tmp_path / "x")}
+    record["sha256"] = store_module.record_checksum(record)
     (folder / "r.json").write_text(json.dumps(record))
     assert read_record(folder / "r.json") is None
     message = f"{folder / 'r.json'} names {name!r}, which is not beside it: ignored"
@@ -475,7 +475,7 @@ def test_any_record_is_read_or_ignored(record, other):
             path.write_text(json.dumps(content))
             assert read_record(path) is None  # no checksum
             if isinstance(content, dict):
-                forged = content | {"sha256": store_module._record_sha256(content)}
+                forged = content | {"sha256": store_module.record_checksum(content)}
                 path.write_text(json.dumps(forged))
                 assert read_record(path) in (None, json.loads(json.dumps(content)))
                 assert open_store(Path(folder)).missing() == [0, 1]
