@@ -106,7 +106,7 @@ def finished(cache):
 def watched_work():
     """Collect the shards that are written and the epochs that are trained."""
     shards, epochs = [], []
-    write, save = ArrayStore._write, finetune._save_checkpoint
+    write, save = ArrayStore.write, finetune._save_checkpoint
 
     def watched_write(self, shard, values):
         shards.append((self.folder.name, shard))
@@ -117,7 +117,7 @@ def watched_work():
         save(environment, optimizer, step, history, folder)
 
     with (
-        mock.patch.object(ArrayStore, "_write", watched_write),
+        mock.patch.object(ArrayStore, "write", watched_write),
         mock.patch.object(finetune, "_save_checkpoint", watched_save),
     ):
         yield shards, epochs

@@ -155,7 +155,7 @@ def forge(path: Path, **changes) -> None:
     """Change a record and its checksum."""
     record = json.loads(path.read_text(encoding="utf-8")) | changes
     del record["sha256"]
-    record["sha256"] = store._record_sha256(record)
+    record["sha256"] = store.record_checksum(record)
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -449,7 +449,7 @@ def links(bench: Bench, rng: random.Random, cases: int):
     for name in inside:
         for bad in rng.sample(["../x", str(outside / "x"), "..", "a/../../x"], cases):
             cache = bench.copy()
-            digest = store._file_sha256(outside / "x")
+            digest = store.file_checksum(outside / "x")
             forge(cache / name, files={bad: digest})
             _, log = bench.repair(cache)
             assert "which is not beside it: ignored" in log, log

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,23 +19,15 @@ CHECKED_ROW, SHARED, OWN = 320, 40, 8
 # LLM of Mistral-7B's shapes has 0.04). A mask that is not obeyed, or a window of 256 columns, which
 # hides what is shared from the row's end, gives 0.2 and more.
 TOLERANCE = {torch.float32: 1e-3}
-LOW_PRECISION_TOLERANCE = 0.1
+TOLERANCE_IN_16_BITS = 0.1
 
 KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
-OTHERS = "use an LLM of another architecture, such as Llama, Mistral, Qwen, Gemma or GPT-2"
+REMEDY = "use an LLM of another architecture, such as Llama, Mistral, Qwen, Gemma or GPT-2"
 
 
 def last_hidden(decoder: Any, embedded: Tensor, batch: PackedBatch) -> Tensor:
-    """Last hidden state of every token of a packed batch.
-
-    Args:
-        decoder: a Hugging Face decoder.
-        embedded: the batch's embeddings [B, L, d].
-        batch: its masks and positions.
-
-    Returns:
-        [B, L, d], on the device that the decoder ends on.
+    """Last hidden states [B, L, d] of a batch's embeddings [B, L, d], on the decoder's last device.
 
     Raises:
         ValueError: a prompt is longer than the LLM reads.
@@ -63,12 +54,9 @@ def attention_masks(config: Any, batch: PackedBatch, like: Tensor) -> Tensor | d
     the ancestors that are less than a window away *in the prompt*, not in the row.
 
     Args:
-        config: the decoder's.
+        config: the decoder's; with several ``layer_types``, the result has a mask for each.
         batch: the rows.
         like: a tensor of the biases' dtype and device.
-
-    Returns:
-        One mask for all layers, or one for each of the config's ``layer_types``.
     """
 
     def bias(visible: np.ndarray) -> Tensor:
@@ -88,10 +76,9 @@ def attention_masks(config: Any, batch: PackedBatch, like: Tensor) -> Tensor | d
 
 
 def position_limit(config: Any) -> int:
-    """Tokens of the longest prompt that an LLM reads as it reads that prompt alone.
+    """Tokens of the longest prompt that an LLM reads, packed, as it reads that prompt alone.
 
-    Beyond it there are no embeddings of the positions, they were never trained, or they depend on
-    the longest prompt of the batch.
+    Further positions have no embeddings, were never trained, or depend on the longest prompt.
     """
     limits = [getattr(config, n, None) for n in ("max_position_embeddings", "attention_chunk_size")]
     rotary = getattr(config, "rope_parameters", None) or {}
@@ -109,83 +96,74 @@ def next_word_logits(model: Any, hidden: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def check_packing(model: Any) -> None:
-    """Make sure that packed prompts get what each gets alone, by the plain Hugging Face call.
-
-    Prompts at both ends of a row, where all share a prefix, are compared with the same prompts in
-    rows of their own, and these with the plain call. A sliding window is narrowed for it, so that
-    it matters.
-
-    Args:
-        model: a causal LM.
+    """Make sure that a causal LM gives packed prompts what each gets by a call of its own.
 
     Raises:
-        ValueError: they do not, or the LLM gives numbers that are not finite; with the reason.
+        ValueError: it does not, or its numbers are not finite; with the reason.
     """
-    decoder, words = model.get_decoder(), model.get_input_embeddings()
-    device = model.device
-    unknown = sorted(set(getattr(decoder.config, "layer_types", None) or []) - KINDS)
+    unknown = sorted(set(getattr(model.get_decoder().config, "layer_types", None) or []) - KINDS)
     if unknown:
         raise ValueError(
             f"it cannot read prompts that share a row: its layers of the kind {unknown[0]!r} have "
-            f"no attention mask; {OTHERS}"
+            f"no attention mask; {REMEDY}"
         )
-    rng = np.random.default_rng(0)
-
-    def ids(n: int) -> list[int]:
-        return rng.integers(0, words.num_embeddings, n).tolist()
-
-    def packed(prompts: list[list[int]]) -> Tensor:
-        (batch,) = pack([prompts], CHECKED_ROW, batch_rows=1)
-        hidden = last_hidden(decoder, words(torch.from_numpy(batch.ids).to(device)), batch)
-        return hidden.flatten(0, 1)[batch.reads]  # [N, d]
-
-    common = ids(SHARED)
-    group = [common + ids(OWN) for _ in range((CHECKED_ROW - SHARED) // OWN)]
-    measured = [0, len(group) - 2, len(group) - 1]
-    plain = [torch.tensor([group[i]], device=device) for i in measured]
     try:
-        with _narrow_window(decoder.config):
-            ends = [decoder(input_ids=p, use_cache=False).last_hidden_state[:, -1] for p in plain]
-            plain_logits = [model(input_ids=p, use_cache=False).logits[:, -1] for p in plain]
-            together = packed(group)[measured]
-            apart = torch.cat([packed([group[i]]) for i in measured])
+        together, apart, alone, logits = _computed_in_three_ways(model)
     except Exception as error:  # noqa: BLE001 - whatever an architecture makes of a mask [B, 1, L, L]
         if out_of_memory(error):
             raise
         raise ValueError(
             f"it cannot read prompts that share a row: {type(model).__name__} takes no attention "
-            f"mask of four dimensions ({type(error).__name__}: {error}); {OTHERS}"
+            f"mask of four dimensions ({type(error).__name__}: {error}); {REMEDY}"
         ) from error
-    alone, logits = torch.cat(ends), torch.cat(plain_logits)
     if not torch.isfinite(alone).all():
         raise ValueError(
             f"it gives numbers that are not finite in {model.dtype}: set lea_llm_dtype to bfloat16 "
             "or float32; if it is that already, its weights are damaged"
         )
-    tolerance = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
-    for what, found, expected in (
-        ("its attention does not follow the mask or the positions", together, apart),
-        ("it is no causal model, or takes other masks or positions", apart, alone),
-        ("it changes what its LM head gives", next_word_logits(model, apart), logits),
+    for found, expected, reason in (
+        (together, apart, "its attention does not follow the mask or the positions"),
+        (apart, alone, "it is no causal model, or takes other masks or positions"),
+        (next_word_logits(model, apart), logits, "it changes what its LM head gives"),
     ):
         found, expected = found.float(), expected.to(found.device).float()
         # of the middle prompt: rounding may send a word to another expert
-        difference = float(((found - expected).norm(dim=1) / expected.norm(dim=1)).median())
-        if not difference <= tolerance:
+        difference = ((found - expected).norm(dim=1) / expected.norm(dim=1)).median().item()
+        if not difference <= TOLERANCE.get(model.dtype, TOLERANCE_IN_16_BITS):
             raise ValueError(
-                f"prompts that share a row would get other results than alone (relative difference "
-                f"{difference:.2g}): {what}; {OTHERS}"
+                "prompts that share a row would get other results than alone (relative difference "
+                f"{difference:.2g}): {reason}; {REMEDY}"
             )
 
 
-@contextlib.contextmanager
-def _narrow_window(config: Any) -> Iterator[None]:
-    window = getattr(config, "sliding_window", None)
-    if not window:
-        yield
-        return
-    config.sliding_window = min(window, 5)
-    try:
-        yield
-    finally:
-        config.sliding_window = window
+def _computed_in_three_ways(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three prompts at both ends of a row in which all share a prefix.
+
+    A sliding window is narrowed for it, so that it matters.
+
+    Returns:
+        The last hidden states [3, d] in that row, in rows of their own, and by the ordinary Hugging
+        Face call; the logits [3, vocab_size] of the last.
+    """
+    decoder, words = model.get_decoder(), model.get_input_embeddings()
+    ids = np.random.default_rng(0).integers(0, words.num_embeddings, CHECKED_ROW).tolist()
+    prompts = [ids[:SHARED] + ids[i : i + OWN] for i in range(SHARED, CHECKED_ROW, OWN)]
+    measured = [0, -2, -1]
+
+    def packed(prompts: list[list[int]]) -> Tensor:
+        (batch,) = pack([prompts], CHECKED_ROW, batch_rows=1)
+        embedded = words(torch.from_numpy(batch.ids).to(model.device))
+        return last_hidden(decoder, embedded, batch).flatten(0, 1)[batch.ends]  # [N, d]
+
+    def alone(part: Any) -> list[Any]:
+        rows = [torch.tensor([prompts[i]], device=model.device) for i in measured]
+        return [part(input_ids=row, use_cache=False) for row in rows]
+
+    with contextlib.ExitStack() as stack:
+        if window := getattr(decoder.config, "sliding_window", None):
+            stack.callback(setattr, decoder.config, "sliding_window", window)
+            decoder.config.sliding_window = min(window, 5)
+        hidden = torch.cat([output.last_hidden_state[:, -1] for output in alone(decoder)])
+        logits = torch.cat([output.logits[:, -1] for output in alone(model)])
+        apart = torch.cat([packed([prompts[i]]) for i in measured])
+        return packed(prompts)[measured], apart, hidden, logits

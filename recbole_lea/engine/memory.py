@@ -6,7 +6,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-# What accelerate does not know.
+# Messages that accelerate does not know.
 MESSAGES = (
     "DefaultCPUAllocator: not enough memory",  # Windows and macOS
     "CUDA error: out of memory",  # outside torch's own allocator

@@ -6,11 +6,12 @@ while common prefixes (the template, a user's history, everything before the act
 the row once. Rows have few lengths, so the LLM meets few shapes.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+Prompts = Sequence[Sequence[int]]  # token ids of each
 
 LENGTH_STEP = 32  # tokens
 
@@ -18,44 +19,51 @@ LEAST_TOKENS = 1024  # of a batch that is filled: fewer would be one more shape 
 
 
 class PromptRow:
-    """A forest of at most ``length`` tokens, each known by (parent, token id)."""
+    """A forest of at most ``length`` tokens, each known by (parent, token id).
+
+    Attributes:
+        ids: token ids.
+        parents: column of each token's parent, -1 for a root.
+        ends: column of each prompt's last token.
+        prompts: number of each prompt.
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.ids: list[int] = []
         self.parents: list[int] = []
+        self.ends: list[int] = []
+        self.prompts: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
 
-    def insert(self, prompts: Sequence[Sequence[int]]) -> list[int] | None:
+    def insert(self, prompts: Prompts, number: int = 0) -> list[int] | None:
         """Add prompts, sharing prefixes.
 
+        Args:
+            prompts: token ids of each.
+            number: of the first prompt; the next ones count on.
+
         Returns:
-            The index of each prompt's last token, or None (and the row as it was) if they do
-            not all fit.
+            The column of each prompt's last token; None, and the row as it was, if not all fit.
         """
-        before = len(self.ids)
-        last = []
+        before, ends = len(self.ids), []
         for prompt in prompts:
             node = -1
             for token in prompt:
-                key = (node, token)
-                child = self._children.get(key)
-                if child is None:
-                    child = len(self.ids)
-                    if child == self.length:
-                        self._undo(before)
-                        return None
-                    self._children[key] = child
+                child = self._children.setdefault((node, token), len(self.ids))
+                if child == len(self.ids):
                     self.ids.append(token)
                     self.parents.append(node)
                 node = child
-            last.append(node)
-        return last
-
-    def _undo(self, size: int) -> None:
-        for node in range(size, len(self.ids)):
-            del self._children[self.parents[node], self.ids[node]]
-        del self.ids[size:], self.parents[size:]
+            ends.append(node)
+            if len(self.ids) > self.length:
+                for key in zip(self.parents[before:], self.ids[before:], strict=True):
+                    del self._children[key]
+                del self.ids[before:], self.parents[before:]
+                return None
+        self.ends += ends
+        self.prompts += range(number, number + len(ends))
+        return ends
 
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token ids [L], positions [L] and the ancestor mask [L, L], padded to the length.
@@ -73,43 +81,41 @@ class PromptRow:
         return ids, positions, mask
 
 
-@dataclasses.dataclass
 class PackedBatch:
-    """Rows for one forward pass.
+    """Rows of one length for one forward pass.
 
     Attributes:
+        rows: the rows.
         ids: token ids [B, L]; an id of ``vocab_size`` or more is an item.
         positions: [B, L].
         mask: True where the query (third axis) sees the key (last axis) [B, 1, L, L].
-        reads: flat positions (row * L + column) of the prompts' last tokens.
-        parents: flat position of each token's parent, -1 for a root or padding [B, L].
-        prompts: index of each read's prompt in the order the prompts were given.
-        sizes: tokens of each row that are not padding [B].
+        parents: flat position (row * L + column) of each token's parent, -1 for a root or padding
+            [B, L].
+        ends: flat positions of the prompts' last tokens [N].
+        prompts: number of each prompt in the order the prompts were given [N].
     """
 
-    ids: np.ndarray
-    positions: np.ndarray
-    mask: np.ndarray
-    reads: np.ndarray
-    parents: np.ndarray
-    prompts: np.ndarray
-    sizes: np.ndarray
+    def __init__(self, rows: list[PromptRow]) -> None:
+        self.rows = rows
+        ids, positions, mask = zip(*(row.layout() for row in rows), strict=True)
+        self.ids, self.positions = np.stack(ids), np.stack(positions)
+        self.mask = np.stack(mask)[:, None]
+        self.parents = np.full(self.ids.shape, -1, dtype=np.int64)
+        ends: list[int] = []
+        for r, row in enumerate(rows):
+            first, own = r * row.length, np.asarray(row.parents)
+            self.parents[r, : len(own)] = np.where(own >= 0, own + first, -1)
+            ends += [first + column for column in row.ends]
+        self.ends = np.array(ends, dtype=np.int64)
+        self.prompts = np.array([number for row in rows for number in row.prompts], dtype=np.int64)
 
     @property
     def n_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int(self.sizes.sum())
+        return sum(len(row.ids) for row in self.rows)
 
     def item_above(self, nodes: np.ndarray, vocab_size: int) -> np.ndarray:
-        """The nearest item before each token of its prompt.
-
-        Args:
-            nodes: flat positions [N].
-            vocab_size: ids from it on are items.
-
-        Returns:
-            Flat positions [N], -1 where no item comes before.
-        """
+        """The nearest item before each token in its prompt: flat positions [N], -1 for none."""
         ids, parents = self.ids.ravel(), self.parents.ravel()
         above = np.where(nodes >= 0, parents[nodes], -1)
         while (words := (above >= 0) & (ids[above] < vocab_size)).any():
@@ -118,52 +124,12 @@ class PackedBatch:
 
     def halves(self) -> "tuple[PackedBatch, PackedBatch]":
         """The first and the second half of the rows, of which there are at least two."""
-        rows, length = self.ids.shape
-        return self._rows(0, rows // 2, length), self._rows(rows // 2, rows, length)
-
-    def _rows(self, first: int, end: int, length: int) -> "PackedBatch":
-        before = first * length
-        read = (self.reads >= before) & (self.reads < end * length)
-        parents = self.parents[first:end]
-        return PackedBatch(
-            ids=self.ids[first:end],
-            positions=self.positions[first:end],
-            mask=self.mask[first:end],
-            reads=self.reads[read] - before,
-            parents=np.where(parents >= 0, parents - before, -1),
-            prompts=self.prompts[read],
-            sizes=self.sizes[first:end],
-        )
-
-
-class _Open:
-    """The rows of one length that are being filled."""
-
-    def __init__(self, length: int, batch_rows: int, filled: bool) -> None:
-        self.length = length
-        self.batch_rows = batch_rows
-        self.filled = filled
-        self.clear()
-
-    def clear(self) -> None:
-        self.rows: list[PromptRow] = []
-        self.reads: list[int] = []  # row * L + column
-        self.prompts: list[int] = []
-
-    def batch(self) -> PackedBatch:
-        n_rows = len(self.rows)
-        if self.filled:
-            n_rows = max(1 << (n_rows - 1).bit_length(), LEAST_TOKENS // self.length)
-            n_rows = min(n_rows, self.batch_rows)
-        padding = [PromptRow(self.length)] * (n_rows - len(self.rows))
-        return _batch(self.rows + padding, self.reads, self.prompts)
+        middle = len(self.rows) // 2
+        return PackedBatch(self.rows[:middle]), PackedBatch(self.rows[middle:])
 
 
 def pack(
-    groups: Iterable[Sequence[Sequence[int]]],
-    row_length: int,
-    batch_rows: int,
-    snug: bool = False,
+    groups: Iterable[Prompts], row_length: int, batch_rows: int, snug: bool = False
 ) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.
 
@@ -184,35 +150,38 @@ def pack(
     if snug:
         groups = list(groups)
         row_length = snug_length(groups, row_length)
-    buckets: list[_Open] = []
-    n_prompts = 0
+    unfinished: list[list[PromptRow]] = []  # by length: the rows of the next batch
+    number = 0
     for group in groups:
         for size in itertools.count():
-            if size == len(buckets):
-                rows = max(1, batch_rows >> size)
-                buckets.append(_Open(row_length << size, rows, not snug))
-            bucket = buckets[size]
-            last = bucket.rows[-1].insert(group) if bucket.rows else None
-            if last is None:
-                row = PromptRow(bucket.length)
-                last = row.insert(group)
-                if last is None:
-                    continue
-                if len(bucket.rows) == bucket.batch_rows:
-                    yield bucket.batch()
-                    bucket.clear()
-                bucket.rows.append(row)
-            first = (len(bucket.rows) - 1) * bucket.length
-            bucket.reads.extend(first + column for column in last)
-            bucket.prompts.extend(range(n_prompts, n_prompts + len(last)))
-            n_prompts += len(last)
+            if size == len(unfinished):
+                unfinished.append([])
+            rows = unfinished[size]
+            if rows and rows[-1].insert(group, number) is not None:
+                break
+            row = PromptRow(row_length << size)
+            if row.insert(group, number) is None:
+                continue
+            if len(rows) == max(1, batch_rows >> size):
+                yield PackedBatch(rows)
+                rows = unfinished[size] = []
+            rows.append(row)
             break
-    for bucket in buckets:
-        if bucket.rows:
-            yield bucket.batch()
+        number += len(group)
+    for size, rows in enumerate(unfinished):
+        if rows:
+            most = len(rows) if snug else max(1, batch_rows >> size)
+            yield PackedBatch(rows + _padding(rows, most))
 
 
-def snug_length(groups: Sequence[Sequence[Sequence[int]]], row_length: int) -> int:
+def _padding(rows: list[PromptRow], most: int) -> list[PromptRow]:
+    """Empty rows up to a power of two and to ``LEAST_TOKENS``, but not beyond ``most`` rows."""
+    length = rows[0].length
+    n_rows = max(1 << (len(rows) - 1).bit_length(), LEAST_TOKENS // length)
+    return [PromptRow(length)] * (min(n_rows, most) - len(rows))
+
+
+def snug_length(groups: Sequence[Prompts], row_length: int) -> int:
     """The row length near ``row_length`` that leaves little padding.
 
     Rows of a fixed length left a fifth of a fine-tuning step to padding. Lengths are multiples of
@@ -228,7 +197,7 @@ def snug_length(groups: Sequence[Sequence[Sequence[int]]], row_length: int) -> i
     return length
 
 
-def _rows_needed(groups: Sequence[Sequence[Sequence[int]]], length: int) -> float:
+def _rows_needed(groups: Sequence[Prompts], length: int) -> float:
     n_rows, row = 0, PromptRow(0)
     for group in groups:
         if row.insert(group) is None:
@@ -236,21 +205,3 @@ def _rows_needed(groups: Sequence[Sequence[Sequence[int]]], length: int) -> floa
             if row.insert(group) is None:
                 return float("inf")
     return n_rows
-
-
-def _batch(rows: list[PromptRow], reads: list[int], prompts: list[int]) -> PackedBatch:
-    length = rows[0].length
-    layouts = [row.layout() for row in rows]
-    parents = np.full((len(rows), length), -1, dtype=np.int64)
-    for r, row in enumerate(rows):
-        own = np.asarray(row.parents)
-        parents[r, : len(own)] = np.where(own >= 0, own + r * length, -1)
-    return PackedBatch(
-        ids=np.stack([layout[0] for layout in layouts]),
-        positions=np.stack([layout[1] for layout in layouts]),
-        mask=np.stack([layout[2] for layout in layouts])[:, None],
-        reads=np.array(reads, dtype=np.int64),
-        parents=parents,
-        prompts=np.array(prompts, dtype=np.int64),
-        sizes=np.array([len(row.ids) for row in rows]),
-    )

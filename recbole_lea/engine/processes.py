@@ -1,9 +1,9 @@
-"""One LE built by several processes (``accelerate launch`` or ``torchrun``).
+"""Several processes (``accelerate launch`` or ``torchrun``) do what one does.
 
-Every process runs the same code on the same inputs. Forward passes are dealt out batch by batch
-and their results collected, so they are those of one process bit for bit; gradients are summed.
-Only the main process writes, into a cache folder that all of them see. ``Share`` serves the
-training of a recommender in all of them.
+Every process runs the same code on the same inputs. For the LE, forward passes are dealt out batch
+by batch and their results collected, so they are those of one process bit for bit; gradients are
+summed. Only the main process writes, into a cache folder that every process sees. A recommender is
+trained by a ``Share`` of each batch in every process.
 """
 
 import datetime
@@ -19,7 +19,7 @@ Part = TypeVar("Part", list[Any], range)
 
 
 def processes() -> PartialState:
-    """Rank, number of processes and device; alone, without a launcher.
+    """Number of this process, how many there are, and its device; one without a launcher.
 
     A process may wait for the main one as long as a recommender trains.
     """
@@ -29,9 +29,7 @@ def processes() -> PartialState:
 
 def from_main(value: Any) -> Any:
     """The main process's value, in every process."""
-    if processes().num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+    return broadcast_object_list([value])[0] if processes().num_processes > 1 else value
 
 
 def collected(parts: list[Any]) -> list[Any]:
@@ -42,15 +40,14 @@ def collected(parts: list[Any]) -> list[Any]:
 def own_part(items: Part) -> Part:
     """This process's contiguous share of a list."""
     state = processes()
-    bounds = [len(items) * i // state.num_processes for i in range(state.num_processes + 1)]
-    return items[bounds[state.process_index] : bounds[state.process_index + 1]]
+    first, end = (len(items) * (state.process_index + i) // state.num_processes for i in (0, 1))
+    return items[first:end]
 
 
 class Share:
     """This process's rows of each batch that all processes train on, or score, together.
 
-    Each of them runs through the same batches; the k-th row of a batch belongs to process
-    k mod n. All rows together are those of one process, each once.
+    Every process runs through the same batches; the k-th row of a batch belongs to process k mod n.
 
     Args:
         batches: row numbers of each batch.
@@ -59,7 +56,7 @@ class Share:
 
     Attributes:
         size: rows of the present batch in all processes.
-        own: which of them are this process's.
+        own: which of these rows are this process's.
         weight: by which the mean over the own rows has to be multiplied for the mean over all
             processes to be that over the whole batch.
     """
@@ -73,15 +70,13 @@ class Share:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, n = processes().process_index, processes().num_processes
+        index, n = processes().process_index, processes().num_processes
         for batch in self._batches:
-            self.size, self.own = len(batch), slice(rank, None, n)
-            rows = batch[self.own]
-            self.weight = len(rows) * n / len(batch)
-            if not rows and self._even:
+            self.size, self.own = len(batch), slice(index, None, n)
+            self.weight = len(batch[self.own]) * n / len(batch)
+            if self._even and not self.weight:
                 self.own = slice(1)
-                rows = batch[self.own]
-            if rows:
+            if rows := batch[self.own]:
                 yield rows
 
 
@@ -97,25 +92,18 @@ def drawn(share: Share | None, n: int, draw: Callable[[int], Any]) -> Any:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], totals: Tensor) -> Tensor:
-    """Sum the gradients over all processes, in place.
+    """Sum the gradients, in place, and further float32 numbers [k] over all processes.
 
-    Args:
-        parameters: all with the same shapes in every process.
-        totals: further numbers to sum [k], float32.
-
-    Returns:
-        The summed totals [k].
+    The parameters have the same shapes in every process. Returns the summed numbers [k].
     """
     if processes().num_processes == 1:
         return totals
-    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    parts = [gradient.flatten().float() for gradient in gradients]
-    summed = reduce(torch.cat([*parts, totals]), "sum")
-    sizes = [part.numel() for part in parts]
-    for gradient, part in zip(gradients, summed.split([*sizes, len(totals)]), strict=False):
-        gradient.copy_(part.view_as(gradient))
-    return summed[sum(sizes) :]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    parts = [*(gradient.flatten().float() for gradient in gradients), totals]
+    *sums, totals = reduce(torch.cat(parts), "sum").split([len(part) for part in parts])
+    for gradient, summed in zip(gradients, sums, strict=True):
+        gradient.copy_(summed.view_as(gradient))
+    return totals

@@ -1,7 +1,5 @@
 """A progress bar over prompts that shows the LLM's throughput."""
 
-import time
-
 from tqdm import tqdm
 
 
@@ -17,12 +15,11 @@ class PromptBar(tqdm):
     def __init__(self, title: str, total: int, shown: bool) -> None:
         super().__init__(desc=title, total=total, unit=" prompts", disable=not shown)
         self._tokens = 0
-        self._began = time.perf_counter()
 
     def advance(self, prompts: int, tokens: int) -> None:
         """Count a batch."""
         self._tokens += tokens
         if not self.disable:
-            rate = self._tokens / max(time.perf_counter() - self._began, 1e-9)
+            rate = self._tokens / max(self.format_dict["elapsed"], 1e-9)
             self.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self.update(prompts)

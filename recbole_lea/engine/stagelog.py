@@ -1,15 +1,13 @@
 """Seconds and peak memory of each stage of a run."""
 
 import contextlib
+import re
 import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 
 
 class StageLog:
@@ -35,31 +33,24 @@ class StageLog:
             self._open.pop()
 
     def _record(self) -> None:
-        """Book the time and memory since the last call on the innermost open stage."""
-        now = time.perf_counter()
+        """Book the time and the peaks since the last call on the innermost open stage."""
+        now, peaks = time.perf_counter(), _peaks()
         if self._open:
-            entry = self.stages.setdefault(self._open[-1], {"seconds": 0.0, "peak_memory_mb": 0.0})
+            entry = self.stages.setdefault(self._open[-1], {"seconds": 0.0})
             entry["seconds"] = round(entry["seconds"] + now - self._start, 3)
-            entry["peak_memory_mb"] = max(entry["peak_memory_mb"], _peak_mb())
-            if torch.cuda.is_available():
-                gpu = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-                entry["peak_gpu_memory_mb"] = max(entry.get("peak_gpu_memory_mb", 0.0), gpu)
-        _reset_peak()
+            entry |= {name: max(peak, entry.get(name, 0.0)) for name, peak in peaks.items()}
         self._start = now
 
 
-def _reset_peak() -> None:
-    """Restart the kernel's high-water mark where it allows that (Linux)."""
+def _peaks() -> dict[str, float]:
+    """Most memory since the last call, in MB; of the process since its start if not on Linux."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with contextlib.suppress(OSError):
-        _CLEAR_REFS.write_text("5")
+        if found := re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()):
+            kilobytes = int(found[1])
+        Path("/proc/self/clear_refs").write_text("5")
+    peaks = {"peak_memory_mb": round(kilobytes / 1024, 1)}
     if torch.cuda.is_available():
+        peaks["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
         torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_mb() -> float:
-    """Peak resident memory since the last reset; since the start where there is no reset."""
-    with contextlib.suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    return peaks

@@ -188,7 +188,7 @@ class Environment(nn.Module):
             items = torch.from_numpy(batch.ids.flat[nodes] - self.vocab_size).to(self.device)
             return hidden[torch.from_numpy(nodes).to(self.device)].float(), items
 
-        ends = batch.reads
+        ends = batch.ends
         if self.settings.reward_head == "none":
             return Reads(*at(ends))
         is_item = batch.ids.flat[ends] >= self.vocab_size
@@ -270,7 +270,7 @@ class Environment(nn.Module):
                 "out of memory with %d rows of %d tokens: going on with %d; a lower "
                 "lea_batch_rows spares the attempt", rows, length, rows // 2,
             )  # fmt: skip
-        halves = [half for half in batch.halves() if len(half.reads)]  # a batch is padded with rows
+        halves = [half for half in batch.halves() if len(half.ends)]  # a batch is padded with rows
         return [result for half in halves for result in self.within_memory(half, work)]
 
     @torch.inference_mode()

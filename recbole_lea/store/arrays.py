@@ -1,6 +1,5 @@
 """Arrays on disk that survive a kill: shards with checksums, and reading within flat memory."""
 
-import hashlib
 import logging
 import math
 import mmap
@@ -14,6 +13,8 @@ import numpy as np
 from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.store.files import (
     MANIFEST,
+    PIECE,
+    checksum,
     clear_errors_at,
     npy_header,
     read_array,
@@ -22,9 +23,6 @@ from recbole_lea.store.files import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Bytes that are read at once, to keep memory flat.
-PIECE = 2**22
 
 
 class ArrayStore:
@@ -53,76 +51,53 @@ class ArrayStore:
     ) -> None:
         self.folder = folder
         self.arrays = dict(arrays)
-        self.given = dict(given or {})
         self.bounds = [int(bound) for bound in bounds]
-        self._spec = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in arrays.items()}
-        self._spec |= {name: (array.shape, array.dtype) for name, array in self.given.items()}
+        self._given = dict(given or {})
+        spec = self.arrays | {name: (a.shape, a.dtype) for name, a in self._given.items()}
+        self._files = {name: _ArrayFile(folder, name, *spec[name]) for name in sorted(spec)}
         identity = {
             "key": key,
             "arrays": {
-                name: {"shape": list(shape), "dtype": dtype.name}
-                for name, (shape, dtype) in sorted(self._spec.items())
+                name: {"shape": list(file.shape), "dtype": file.dtype.name}
+                for name, file in self._files.items()
             },
             "bounds": self.bounds,
         }
         self._main = processes().is_main_process
-        manifest = read_record(folder / MANIFEST) if self._main else None
-        if manifest and (
-            any(manifest.get(name) != value for name, value in identity.items())
-            or not isinstance(manifest.get("shards"), list)
-            or len(manifest["shards"]) != len(self.bounds) - 1
-        ):
-            logger.warning("%s belongs to other arrays: ignored", folder / MANIFEST)
-            manifest = None
-        self.manifest = manifest or (
-            dict(meta or {}) | identity | {"shards": [None] * (len(self.bounds) - 1)}
-        )
-        self._prepared: set[str] = set()
         self._missing: list[int] | None = None
+        found = (read_record(folder / MANIFEST) if self._main else None) or {}
+        shards, n_shards = found.get("shards"), len(self.bounds) - 1
+        fits = isinstance(shards, list) and len(shards) == n_shards and found | identity == found
+        if found and not fits:
+            logger.warning("%s belongs to other arrays: ignored", folder / MANIFEST)
+        new = dict(meta or {}) | identity | {"shards": [None] * n_shards}
+        self._manifest = found if fits else new
 
     def intact(self) -> bool:
         """Whether every array has a file of its own with its header and size."""
-        return from_main(self._main and all(self._fits(name) for name in self._spec))
-
-    def _fits(self, name: str) -> bool:
-        path, (header, size) = self._path(name), self._layout(name)
-        return not path.is_symlink() and path.is_file() and _has(path, header, size)
-
-    def _layout(self, name: str) -> tuple[bytes, int]:
-        """The header of an array's file, and the file's size in bytes."""
-        shape, dtype = self._spec[name]
-        header = npy_header(shape, dtype)
-        return header, len(header) + _n_bytes(shape, dtype)
+        return from_main(self._main and all(file.fits() for file in self._files.values()))
 
     def missing(self) -> list[int]:
         """Shards to be computed: unfinished ones, and finished ones that were altered since."""
         if self._missing is None:  # the checksums read all data: once
-            shards = range(len(self.manifest["shards"])) if self._main else ()
-            self._missing = from_main([shard for shard in shards if not self._valid(shard)])
+            shards = range(len(self.bounds) - 1) if self._main else ()
+            self._missing = from_main([shard for shard in shards if not self._is_whole(shard)])
         return list(self._missing)
 
-    def _valid(self, shard: int) -> bool:
-        recorded = self.manifest["shards"][shard]
+    def _is_whole(self, shard: int) -> bool:
+        recorded = self._manifest["shards"][shard]
         if recorded is None:
             return False
-        digest = hashlib.sha256()
-        for name in sorted(self._spec):
-            if self._path(name).is_file():
-                for piece in self._read(name, shard):
-                    digest.update(piece)
-        if digest.hexdigest() == recorded:
+        found = [file for file in self._files.values() if file.path.is_file()]
+        for file in found:
+            if not file.fits():
+                logger.warning("%s is truncated or has another header, again", file.path)
+                file.prepare()
+        rows = self.bounds[shard : shard + 2]
+        if checksum(piece for file in found for piece in file.read(*rows)) == recorded:
             return True
         logger.warning("%s: shard %d fails its checksum, again", self.folder, shard)
         return False
-
-    def _read(self, name: str, shard: int) -> Iterator[bytes]:
-        self._prepare(name)
-        start, left = self._place(name, shard)
-        with self._path(name).open("rb") as stream:
-            stream.seek(start)
-            while left > 0 and (piece := stream.read(min(PIECE, left))):
-                left -= len(piece)
-                yield piece
 
     def write(self, shard: int, values: Mapping[str, np.ndarray]) -> None:
         """Fill a shard; it counts as finished once its data are on disk.
@@ -136,83 +111,79 @@ class ArrayStore:
         """
         missing = self.missing()
         if self._main:
-            self._write(shard, values)
+            start, end = self.bounds[shard : shard + 2]
+            values = {name: values[name] for name in self.arrays}
+            values |= {name: array[start:end] for name, array in self._given.items()}
+            data = {name: self._encoded(name, shard, values[name]) for name in self._files}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in self._files.values():  # all arrays have their space before one is filled
+                file.prepare()
+            for name, file in self._files.items():
+                file.write(start, data[name])
+            self._manifest["shards"][shard] = checksum(data.values())
+            write_record(self.folder / MANIFEST, self._manifest)
         self._missing = [other for other in missing if other != shard]
 
-    def _write(self, shard: int, values: Mapping[str, np.ndarray]) -> None:
-        start, end = self.bounds[shard : shard + 2]
-        content = {name: self._converted(name, shard, values[name]) for name in self.arrays}
-        content |= {name: array[start:end] for name, array in self.given.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in self._spec:  # all arrays have their space before one is filled
-            self._prepare(name)
-        digest = hashlib.sha256()
-        for name, value in sorted(content.items()):
-            data = np.ascontiguousarray(value).tobytes()
-            digest.update(data)
-            with clear_errors_at(self.folder, len(data)), self._path(name).open("r+b") as stream:
-                stream.seek(self._place(name, shard)[0])
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        self.manifest["shards"][shard] = digest.hexdigest()
-        write_record(self.folder / MANIFEST, self.manifest)
-
-    def _converted(self, name: str, shard: int, value: np.ndarray) -> np.ndarray:
-        shape, dtype = self._spec[name]
-        start, end = self.bounds[shard : shard + 2]
+    def _encoded(self, name: str, shard: int, value: np.ndarray) -> bytes:
+        shape, dtype = self._files[name].shape, self._files[name].dtype
+        n_rows = self.bounds[shard + 1] - self.bounds[shard]
         with np.errstate(over="ignore"):
-            value = np.asarray(value).reshape(end - start, *shape[1:]).astype(dtype)
+            value = np.asarray(value).reshape(n_rows, *shape[1:]).astype(dtype)
         if np.issubdtype(dtype, np.floating) and not np.isfinite(value).all():
             raise ValueError(
                 f"{self.folder}: {name} of shard {shard} holds NaN or infinity; "
                 "check the LLM's weights and lea_llm_dtype"
             )
-        return value
-
-    def _place(self, name: str, shard: int) -> tuple[int, int]:
-        """First byte and number of bytes of a shard within an array's file."""
-        shape, dtype = self._spec[name]
-        row = _n_bytes(shape[1:], dtype)
-        start, end = self.bounds[shard : shard + 2]
-        return len(npy_header(shape, dtype)) + start * row, (end - start) * row
-
-    def _prepare(self, name: str) -> None:
-        """Give an array's file its header and its size.
-
-        What a truncated or damaged file has lost shows in the checksums.
-        """
-        if name in self._prepared:
-            return
-        path, (header, size) = self._path(name), self._layout(name)
-        with clear_errors_at(self.folder, size):
-            if path.is_symlink():  # of a copied cache; what it points to is not ours to write
-                logger.warning("%s is a link: removed", path)
-                path.unlink()
-            if not self._fits(name):
-                if any(self.manifest["shards"]):
-                    logger.warning("%s is truncated or has another header, again", path)
-                with path.open("r+b" if path.is_file() else "w+b") as stream:
-                    _resize(stream.fileno(), size)
-                    stream.write(header)
-        self._prepared.add(name)
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+        return value.tobytes()
 
     def array(self, name: str) -> np.ndarray:
         """A read-only memory map."""
-        return read_array(self._path(name), mapped=True)
+        return read_array(self._files[name].path, mapped=True)
 
 
-def _n_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    return math.prod(shape) * dtype.itemsize
+class _ArrayFile:
+    """A ``.npy`` file whose header and space are there before its rows are."""
 
+    def __init__(self, folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self.path = folder / f"{name}.npy"
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._header = npy_header(self.shape, self.dtype)
+        self._row = math.prod(self.shape[1:]) * self.dtype.itemsize  # bytes
+        self._size = len(self._header) + self.shape[0] * self._row
 
-def _has(path: Path, header: bytes, size: int) -> bool:
-    """Whether a file has this size and begins so; it is not opened for writing."""
-    with path.open("rb") as stream:
-        return os.fstat(stream.fileno()).st_size == size and stream.read(len(header)) == header
+    def fits(self) -> bool:
+        """Whether there is a file, no link, of this header and size."""
+        if self.path.is_symlink() or not self.path.is_file():
+            return False
+        with self.path.open("rb") as stream:
+            header = stream.read(len(self._header))
+            return header == self._header and os.fstat(stream.fileno()).st_size == self._size
+
+    def prepare(self) -> None:
+        """Give the file its header and its size; checksums tell what a damaged one has lost."""
+        with clear_errors_at(self.path.parent, self._size):
+            if self.path.is_symlink():  # of a copied cache; the file that it points to is not ours
+                logger.warning("%s is a link: removed", self.path)
+                self.path.unlink()
+            if not self.fits():
+                with self.path.open("r+b" if self.path.is_file() else "w+b") as stream:
+                    _resize(stream.fileno(), self._size)
+                    stream.write(self._header)
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        with self.path.open("rb") as stream:
+            stream.seek(len(self._header) + start * self._row)
+            left = (end - start) * self._row
+            while left > 0 and (piece := stream.read(min(PIECE, left))):
+                left -= len(piece)
+                yield piece
+
+    def write(self, start: int, data: bytes) -> None:
+        with clear_errors_at(self.path.parent, len(data)), self.path.open("r+b") as stream:
+            stream.seek(len(self._header) + start * self._row)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def _resize(descriptor: int, size: int) -> None:

@@ -24,14 +24,12 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 DONE = "done.json"
 
+# Bytes that are read at once, to keep memory flat.
+PIECE = 2**22
+
 
 class DiskFull(OSError):
-    """The disk has no room for the cache; what is finished stays valid.
-
-    Args:
-        folder: where there is no room.
-        needed: bytes asked for, where known.
-    """
+    """A folder's disk has no room, for ``needed`` bytes if known; what is finished stays valid."""
 
     def __init__(self, folder: Path, needed: int | None = None) -> None:
         wanted = "" if needed is None else f" for {needed:,} bytes"
@@ -44,12 +42,7 @@ class DiskFull(OSError):
 
 
 class ReadOnly(OSError):
-    """What is to be written stands in a folder that this process cannot write to.
-
-    Args:
-        folder: that folder.
-        lacks: what the cache lacks, where known.
-    """
+    """This process cannot write to a folder; ``lacks`` is what the cache lacks, if known."""
 
     def __init__(self, folder: Path, lacks: str | None = None) -> None:
         why = "" if lacks is None else f"the cache lacks {lacks}, and "
@@ -80,12 +73,8 @@ def clear_errors_at(folder: Path, needed: int | None = None) -> Iterator[None]:
 def replacing(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     """A stream whose contents become the file at the end of the block, or never.
 
-    Args:
-        path: the file.
-        needed: its size, where known.
-
     Raises:
-        DiskFull: there is no room; the old file is still there.
+        DiskFull: there is no room, for ``needed`` bytes if known; the old file is still there.
         ReadOnly: nothing can be written beside the file.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -97,22 +86,13 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
                 os.fsync(stream.fileno())
             partial.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # of a file that could not be made
+        with contextlib.suppress(OSError):  # there may be no such file
             partial.unlink()
         raise
 
 
 def write_bytes(path: Path, *parts: Any) -> None:
-    """Write a file so that it is either the old or the new one, never half of it.
-
-    Args:
-        path: the file.
-        parts: its contents, one after the other: bytes or C-contiguous arrays.
-
-    Raises:
-        DiskFull: there is no room; the old file is still there.
-        ReadOnly: nothing can be written beside the file.
-    """
+    """Write bytes or C-contiguous arrays, one after the other; errors as in ``replacing``."""
     with replacing(path, sum(memoryview(part).nbytes for part in parts)) as stream:
         for part in parts:
             stream.write(part)
@@ -132,8 +112,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def write_record(path: Path, content: Mapping[str, Any], files: Iterable[str] = ()) -> None:
     """Write JSON with the checksums of itself and of files beside it, atomically."""
     record = dict(content) | {"format": FORMAT}
-    record["files"] = {name: _file_sha256(path.with_name(name)) for name in files}
-    write_json(path, record | {"sha256": _record_sha256(record)})
+    record["files"] = {name: file_checksum(path.with_name(name)) for name in files}
+    write_json(path, record | {"sha256": record_checksum(record)})
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -144,22 +124,21 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        stated = record.pop("sha256", None)
-        right = stated == _record_sha256(record) and record["format"] == FORMAT
-        files = dict(record["files"]) if right else {}
+        right = record.pop("sha256", None) == record_checksum(record)
+        files = dict(record["files"]) if right and record["format"] == FORMAT else None
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # no JSON object
-        right = False
-    if not right:
+        files = None
+    if files is None:
         logger.warning("%s is broken or of another version: ignored", path)
         return None
-    for name, checksum in files.items():
+    for name, stated in files.items():
         if not is_name(name):
             logger.warning("%s names %r, which is not beside it: ignored", path, name)
             return None
         file = path.with_name(name)
-        if not file.is_file() or _file_sha256(file) != checksum:
+        if not file.is_file() or file_checksum(file) != stated:
             logger.warning("%s is missing or was altered: %s is ignored", file, path)
             return None
     return record
@@ -171,55 +150,53 @@ def is_name(name: Any) -> bool:
 
 
 def read_array(path: Path, mapped: bool = False) -> np.ndarray:
-    """A ``.npy`` file that holds numbers; ``mapped`` leaves them on disk.
-
-    Raises:
-        ValueError: it holds anything else, such as pickled objects.
-    """
-    try:
+    """A ``.npy`` file of numbers, left on disk if ``mapped``; else a ValueError names it."""
+    with _damage_named(path, "a .npy array of numbers"):
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy array of numbers: {error}; delete it") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
+    """A safetensors file; else a ValueError names it."""
+    with _damage_named(path, "a safetensors file"):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}; delete it") from error
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
+    """A JSON file; else a ValueError names it."""
+    with _damage_named(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}; delete it") from error
 
 
-def _record_sha256(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+@contextlib.contextmanager
+def _damage_named(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, EOFError, RecursionError, SafetensorError) as error:
+        raise ValueError(f"{path}: not {kind}: {error}; delete it") from error
 
 
-def _file_sha256(path: Path) -> str:
+def checksum(pieces: Iterable[bytes]) -> str:
+    """SHA-256, in hex digits, of bytes that come in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def record_checksum(record: Mapping[str, Any]) -> str:
+    """Checksum of a record without the entry that holds it; the order of keys means nothing."""
+    return checksum([json.dumps(record, sort_keys=True).encode()])
+
+
+def file_checksum(path: Path) -> str:
+    """Checksum of a file."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return checksum(iter(lambda: stream.read(PIECE), b""))
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     """The header of a ``.npy`` file."""
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(header, description | {"shape": shape})
     return header.getvalue()

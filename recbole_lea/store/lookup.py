@@ -23,11 +23,11 @@ def read_state(folder: str | Path, user: str, n: int) -> np.ndarray:
         IndexError: the sequence is shorter than ``n``.
         ValueError: the folder holds anything but numbers, or points to another one.
     """
-    index, offsets = _sequence_of(Path(folder), user)
-    start, end = offsets[index : index + 2]
+    folder = Path(folder)
+    _, start, end = _sequence_of(folder, user)
     if not 1 <= n <= end - start:
         raise IndexError(f"user {user!r} has states after 1 to {end - start} items, not {n}")
-    return np.array(read_array(Path(folder) / "states.npy", mapped=True)[start + n - 1])
+    return np.array(read_array(folder / "states.npy", mapped=True)[start + n - 1])
 
 
 def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
@@ -47,11 +47,10 @@ def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
         ValueError: the folder holds anything but numbers, or points to another one.
     """
     folder = Path(folder)
-    index, offsets = _sequence_of(folder, user)
-    start, end = offsets[index : index + 2]
+    number, start, end = _sequence_of(folder, user)
     if not 1 <= n < end - start:
         raise IndexError(f"user {user!r} has actions after 1 to {end - start - 1} items, not {n}")
-    row = start - index + n - 1
+    row = start - number + n - 1
     actions, scores = (
         read_array(folder / name, mapped=True)[row] for name in ("actions.npy", "rewards.npy")
     )
@@ -59,13 +58,15 @@ def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
     return {items[a]: float(score) for a, score in zip(actions, scores, strict=True)}
 
 
-def _sequence_of(folder: Path, user: str) -> tuple[int, np.ndarray]:
-    """Number of a user, and the offsets of all users' sequences."""
-    sequences = _sequences_folder(folder)
-    users = {token: i for i, token in enumerate(read_json(sequences / "users.json"))}
+def _sequence_of(folder: Path, user: str) -> tuple[int, int, int]:
+    """Number of a user, and the rows at which the user's sequence starts and ends."""
+    path = _sequences_folder(folder) / "users.json"
+    users = read_json(path)
     if user not in users:
-        raise KeyError(f"{sequences / 'users.json'} has no user {user!r}")
-    return users[user], read_array(sequences / "offsets.npy", mapped=True)
+        raise KeyError(f"{path} has no user {user!r}")
+    number = users.index(user)
+    start, end = read_array(path.with_name("offsets.npy"), mapped=True)[number : number + 2]
+    return number, int(start), int(end)
 
 
 def _sequences_folder(folder: Path) -> Path:
