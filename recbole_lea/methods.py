@@ -54,9 +54,9 @@ METHODS = {
 }
 
 
-def needs_warmup(chosen: Switches, rl_loss: str, q_weight: float) -> bool:
+def needs_warmup(method: Switches, rl_loss: str, q_weight: float) -> bool:
     """Whether anything starts at the end of a warm-up: SA2C's advantage, augmentation."""
-    return (rl_loss == "SA2C" and q_weight != 0) or chosen.augmented
+    return (rl_loss == "SA2C" and q_weight != 0) or method.augmented
 
 
 def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
@@ -70,26 +70,25 @@ def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
     Raises:
         ValueError: the combination cannot work; the message says why.
     """
-    chosen = METHODS[config["lea_method"]]
     overrides = {
         field.name: config[f"lea_{field.name}"]
         for field in dataclasses.fields(Switches)
         if config[f"lea_{field.name}"] is not None
     }
-    chosen = dataclasses.replace(chosen, **overrides)
+    found = dataclasses.replace(METHODS[config["lea_method"]], **overrides)
     if config["q_weight"] == 0:
-        if chosen.augmentation in ("Q", "both") and "augmentation" in overrides:
+        if found.augmentation in ("Q", "both") and "augmentation" in overrides:
             raise ValueError(
-                f"lea_augmentation: {chosen.augmentation} trains the Q head, which q_weight: 0 "
+                f"lea_augmentation: {found.augmentation} trains the Q head, which q_weight: 0 "
                 "switches off; use lea_augmentation: supervised"
             )
         # without a Q head there is no use for its state and reward
-        augmentation = "supervised" if chosen.augmented else "none"
+        augmentation = "supervised" if found.augmented else "none"
         return Switches("hidden", "constant", augmentation)
-    if chosen.state == "LE" and rl_loss == "SNQN":
+    if found.state == "LE" and rl_loss == "SNQN":
         raise ValueError(
             f"lea_method {config['lea_method']} with the LE's state alone cannot be used with "
             "SNQN: its Q loss would not reach the backbone, as the LE's state is constant; "
             "use SA2C, whose advantage weighs the supervised loss, or lea_state: both"
         )
-    return chosen
+    return found

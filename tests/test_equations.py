@@ -1,4 +1,4 @@
-"""Every equation against values worked by hand; item 0 is padding."""
+"""Every equation against values worked by hand, in the order of equations.py."""
 
 import math
 
@@ -6,14 +6,25 @@ import pytest
 import torch
 
 from recbole_lea.equations import (
+    LossTerms,
     advantage,
+    augmented_supervised_loss,
+    augmented_td_loss,
     double_q_value,
+    le_state,
+    log_probabilities,
+    negative_td_loss,
+    positive_td_loss,
+    q_values,
+    reward,
     reward_loss,
+    rl_state,
+    scores,
+    selection_loss,
     sentence_loss,
     state_pairwise_loss,
     state_softmax_loss,
     supervised_loss,
-    td_loss,
 )
 
 
@@ -21,10 +32,23 @@ def minus_log_sigmoid(x):
     return math.log(1 + math.exp(-x))
 
 
+def test_sentence_loss_is_next_token_cross_entropy():
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    torch.testing.assert_close(
+        sentence_loss(logits, torch.tensor([1])), torch.tensor([-math.log(0.75)])
+    )
+
+
 def test_eq1_reward_loss():
     # -log sigmoid(2 - 0.5), -log sigmoid(-1 - 1)
     loss = reward_loss(torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.0]))
     expected = [minus_log_sigmoid(1.5), minus_log_sigmoid(-2.0)]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_eq1_pairs_one_positive_with_each_negative():
+    loss = reward_loss(torch.tensor([[1.0]]), torch.tensor([[0.0, 3.0]]))
+    expected = [[minus_log_sigmoid(1.0), minus_log_sigmoid(-2.0)]]
     torch.testing.assert_close(loss, torch.tensor(expected))
 
 
@@ -50,26 +74,65 @@ def test_eq2_leaves_out_duplicates_of_the_positive():
     torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
-def test_softmax_alternative():
+def test_softmax_alternative_to_eq2():
     table = torch.eye(3)
     loss = state_softmax_loss(torch.tensor([[1.0, 2.0, 0.0]]), table, torch.tensor([1]))
     expected = math.log(math.exp(1) + math.exp(2) + 1) - 2
     torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
-def test_sentence_loss_is_next_token_cross_entropy():
-    logits = torch.tensor([[0.0, math.log(3.0)]])
-    torch.testing.assert_close(
-        sentence_loss(logits, torch.tensor([1])), torch.tensor([-math.log(0.75)])
-    )
+def test_selection_loss_is_the_cross_entropy_of_the_labels():
+    loss = selection_loss(torch.tensor([[0.0, math.log(3.0)], [5.0, 5.0]]), torch.tensor([0, 1]))
+    torch.testing.assert_close(loss, torch.tensor([math.log(4), math.log(2)]))
 
 
-def test_eq8_and_14_supervised_loss_per_transition_and_action():
+def test_eq3_state_at_the_end_of_each_prompt():
+    hidden = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    assert le_state(hidden, torch.tensor([2, 0])).tolist() == [[5.0, 6.0], [1.0, 2.0]]
+
+
+def test_eq4_le_state_before_h_t():
+    assert rl_state(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])).tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_eq5_score_head_on_the_last_hidden_state():
+    hidden = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+    found = reward(hidden, weight=torch.tensor([[3.0, 0.5]]), bias=torch.tensor([0.25]))
+    assert found.tolist() == [3 + 1 + 0.25, -0.5 + 0.25]
+
+
+def test_eq7_scores_of_all_items():
+    hidden, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    assert scores(hidden, weight).tolist() == [[1.0, 6.0, 3.0]]
+    assert scores(hidden, weight, torch.tensor([1.0, 0.0, -3.0])).tolist() == [[2.0, 6.0, 0.0]]
+
+
+def test_eq7_softmax_per_transition_and_action():
     logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
-    loss = supervised_loss(logits, torch.tensor([[2, 1], [1, 2]]))
+    found = log_probabilities(logits, torch.tensor([[2, 1], [1, 2]]))
     of_all = math.log(1 + math.e + math.e**2)
-    expected = [[of_all - 2, of_all - 1], [math.log(3), math.log(3)]]
-    torch.testing.assert_close(loss, torch.tensor(expected))
+    expected = [[2 - of_all, 1 - of_all], [-math.log(3), -math.log(3)]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_eq8_mean_of_the_next_item_s_negative_log_probability():
+    log_y = torch.tensor([-1.0, -3.0], requires_grad=True)
+    loss = supervised_loss(log_y)
+    assert loss.item() == 2.0
+    loss.backward()
+    assert log_y.grad.tolist() == [-0.5, -0.5]
+
+
+def test_eq8_is_weighed_row_by_row_before_the_mean():
+    loss = supervised_loss(torch.tensor([-1.0, -3.0]), torch.tensor([10.0, 1.0]))
+    assert loss.item() == (10 * 1 + 1 * 3) / 2
+
+
+def test_eq9_q_of_all_actions():
+    found = q_values(
+        torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 1.0], [0.0, 4.0]]), torch.tensor([0.5, 1])
+    )
+    assert found.tolist() == [[1.5, -3.0]]
 
 
 def test_double_q_argmax_by_one_copy_value_by_the_other():
@@ -98,20 +161,20 @@ def test_the_best_action_does_not_depend_on_the_pieces(chunk):
 def test_eq10_positive_td_error():
     q = torch.tensor([0.5, -1.0], requires_grad=True)
     # r + gamma V - Q = 1 + 0.5 * 4 - 0.5 = 2.5 and 1 + 0.5 * 2 + 1 = 3
-    loss = td_loss(q, torch.ones(2), torch.tensor([4.0, 2.0]), gamma=0.5, td_scale=0.5)
+    loss = positive_td_loss(q, torch.ones(2), torch.tensor([4.0, 2.0]), gamma=0.5, td_scale=0.5)
     torch.testing.assert_close(loss, torch.tensor([3.125, 4.5]))
     loss.sum().backward()
     torch.testing.assert_close(q.grad, torch.tensor([-2.5, -3.0]))
 
 
-def test_eq11_and_15_are_the_same_form_with_their_own_action_and_value():
-    negative = td_loss(torch.tensor([2.0]), torch.tensor([0.0]), torch.tensor([2.0]), 0.5, 0.5)
-    torch.testing.assert_close(negative, torch.tensor([0.5 * (0 + 1 - 2.0) ** 2]))
-    chosen = td_loss(torch.tensor([0.5]), torch.tensor([0.3]), torch.tensor([4.0]), 0.5, 1.0)
-    torch.testing.assert_close(chosen, torch.tensor([(0.3 + 2 - 0.5) ** 2]))
+def test_eq11_negative_td_error():
+    q, zero, value = torch.tensor([2.0]), torch.tensor([0.0]), torch.tensor([2.0])
+    found = negative_td_loss(q, zero, value, gamma=0.5, td_scale=0.5)
+    torch.testing.assert_close(found, torch.tensor([0.5 * (0 + 1 - 2.0) ** 2]))
 
 
-def test_no_gradient_through_the_target():
+@pytest.mark.parametrize("td_loss", [positive_td_loss, negative_td_loss, augmented_td_loss])
+def test_eq10_11_and_15_have_no_gradient_through_the_target(td_loss):
     value = torch.tensor([2.0], requires_grad=True)
     reward = torch.tensor([1.0], requires_grad=True)
     q = torch.tensor([1.0], requires_grad=True)
@@ -126,3 +189,29 @@ def test_eq12_advantage_is_half_the_difference():
     found = advantage(positive, torch.tensor([1.0, 4.0, 0.0]), (0, 10))
     assert found.tolist() == [1.0, 0.0, 10.0]  # the second is negative, the third too large
     assert not found.requires_grad
+
+
+def test_eq14_mean_of_the_choice_s_negative_log_probability():
+    assert augmented_supervised_loss(torch.tensor([-1.0, -3.0])).item() == 2.0
+
+
+def test_eq15_augmented_td_error():
+    q, reward, value = torch.tensor([0.5]), torch.tensor([0.3]), torch.tensor([4.0])
+    found = augmented_td_loss(q, reward, value, gamma=0.5, td_scale=1.0)
+    torch.testing.assert_close(found, torch.tensor([(0.3 + 2 - 0.5) ** 2]))
+
+
+def test_eq13_and_16_add_the_terms_that_there_are():
+    L_h, L_q, L_ah, L_aq = torch.tensor([1.0, 20.0, 300.0, 4000.0])
+    every = LossTerms(L_h, L_q, L_ah, L_aq)
+    assert every.L_c == 21 and every.total == 4321
+    assert list(every.named()) == ["L_h", "L_q", "L_ah", "L_aq"]
+    alone = LossTerms(L_h)
+    assert alone.L_c == alone.total == 1 and alone.named() == {"L_h": L_h}
+    part = LossTerms(L_h, L_aq=L_aq)
+    assert part.L_c == 1 and part.total == 4001 and list(part.named()) == ["L_h", "L_aq"]
+
+
+def test_eq16_is_rounded_as_recbole_s_sum():
+    terms = torch.tensor([0.1, 1e8, -1e8, 0.3])  # every other order rounds differently
+    assert torch.equal(LossTerms(*terms).total, sum(terms))

@@ -2,7 +2,7 @@ import pytest
 
 from recbole_lea.methods import METHODS, Switches, switches
 
-PLAIN = {"lea_state": None, "lea_reward": None, "lea_augmentation": None, "q_weight": 1.0}
+UNSET = {"lea_state": None, "lea_reward": None, "lea_augmentation": None, "q_weight": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ PLAIN = {"lea_state": None, "lea_reward": None, "lea_augmentation": None, "q_wei
     ],
 )
 def test_paper_s_methods(method, expected):
-    assert switches(PLAIN | {"lea_method": method}, "SA2C") == Switches(*expected)
+    assert switches(UNSET | {"lea_method": method}, "SA2C") == Switches(*expected)
 
 
 def test_every_method_is_covered():
@@ -28,18 +28,18 @@ def test_every_method_is_covered():
 
 
 def test_switches_override_one_by_one():
-    found = switches(PLAIN | {"lea_method": "LEASR", "lea_augmentation": "Q"}, "SNQN")
+    found = switches(UNSET | {"lea_method": "LEASR", "lea_augmentation": "Q"}, "SNQN")
     assert found == Switches("both", "LE", "Q")
 
 
 @pytest.mark.parametrize("method", ["LES'", "LEAS'R"])
 def test_le_state_alone_is_refused_under_snqn(method):
     with pytest.raises(ValueError, match="would not reach the backbone"):
-        switches(PLAIN | {"lea_method": method}, "SNQN")
+        switches(UNSET | {"lea_method": method}, "SNQN")
 
 
 def test_without_q_only_the_supervised_augmentation_is_left():
-    config = PLAIN | {"lea_method": "LEASR", "q_weight": 0}
+    config = UNSET | {"lea_method": "LEASR", "q_weight": 0}
     assert switches(config, "SNQN") == Switches("hidden", "constant", "supervised")
     assert not switches(config | {"lea_method": "LES"}, "SNQN").needs_le
     with pytest.raises(ValueError, match="q_weight"):

@@ -20,6 +20,7 @@ from recbole_lea.engine.memory import out_of_memory
 from recbole_lea.engine.packing import PackedBatch, pack
 from recbole_lea.engine.processes import collected, processes
 from recbole_lea.engine.progress import PromptBar
+from recbole_lea.equations import le_state, reward
 from recbole_lea.le.heads import STATE_HEADS
 from recbole_lea.le.prompts import Prompts, title_ids
 from recbole_lea.le.settings import LESettings
@@ -186,7 +187,7 @@ class Environment(nn.Module):
 
         def at(nodes: np.ndarray) -> tuple[Tensor, Tensor]:
             items = torch.from_numpy(batch.ids.flat[nodes] - self.vocab_size).to(self.device)
-            return hidden[torch.from_numpy(nodes).to(self.device)].float(), items
+            return le_state(hidden, torch.from_numpy(nodes).to(self.device)).float(), items
 
         ends = batch.ends
         if self.settings.reward_head == "none":
@@ -202,7 +203,7 @@ class Environment(nn.Module):
         With ``reward_head: state``, how near the action is to the state s'_t is added: the score
         head then learns what the state model does not say.
         """
-        rewards = self.score_head(reads.hidden).squeeze(-1)
+        rewards = reward(reads.hidden, self.score_head.weight, self.score_head.bias)
         if self.settings.reward_head == "none":
             return rewards
         assert reads.before is not None and reads.before_items is not None

@@ -1,12 +1,20 @@
-"""Which of RecBole's sequential recommenders can be a backbone."""
+"""The model classes, and which of RecBole's sequential recommenders can be a backbone."""
+
+import functools
+from collections.abc import Iterable
 
 import recbole.model.sequential_recommender as sequential
 from recbole.model.abstract_recommender import SequentialRecommender
 
-FRAMEWORKS = ("SNQN", "SA2C")
+from recbole_lea.model.any_backbone import AnyBackbone
+from recbole_lea.model.backbone import refusal
+from recbole_lea.model.recommender import LEARecommender
 
-# docs/backbones.md repeats these sentences. What they say is also found out from the class itself
-# when a model is built (``lea.Readable``); here they come before the LLM has worked for hours.
+FRAMEWORKS = ("SNQN", "SA2C")
+PAPER = ("SASRec", "GRU4Rec")
+
+# docs/backbones.md repeats these sentences. ``AnyBackbone`` would find out the same when a model is
+# built; here they come before the LLM has worked for hours.
 _POINTWISE = "its forward takes the candidate item too and gives one click score, not a vector h_t"
 _FACETS = (
     "it has no single h_t: several vectors of a sequence, and the items in it, make up its scores"
@@ -43,26 +51,32 @@ def stock() -> dict[str, type]:
     }
 
 
-def names() -> list[str]:
-    """``<Backbone><SNQN|SA2C>LEA`` for all of them, the refused ones included."""
-    return [f"{backbone}{rl_loss}LEA" for backbone in stock() for rl_loss in FRAMEWORKS]
+def names(backbones: Iterable[str] | None = None) -> list[str]:
+    """``<Backbone><SNQN|SA2C>LEA`` for given backbones; for all, the refused included, if None."""
+    found = stock() if backbones is None else backbones
+    return [f"{backbone}{rl_loss}LEA" for backbone in found for rl_loss in FRAMEWORKS]
 
 
-def parse(name: str) -> tuple[str, str] | None:
-    """The backbone's and the framework's name in a model's name; None in others.
+@functools.cache
+def lea_model(name: str) -> type[LEARecommender] | None:
+    """The model class ``<Backbone><SNQN|SA2C>LEA``; None if the name is not of the form.
+
+    Returns:
+        Always the same object, which pickles by its name in ``recbole_lea.model``.
 
     Raises:
         ValueError: LEA cannot train that backbone; says why.
     """
     for rl_loss in FRAMEWORKS:
         backbone = name.removesuffix(f"{rl_loss}LEA")
-        if backbone != name and backbone in stock():
-            if reason := REFUSED.get(backbone):
-                raise ValueError(refusal(backbone, reason))
-            return backbone, rl_loss
+        if backbone == name or backbone not in stock():
+            continue
+        if reason := REFUSED.get(backbone):
+            raise ValueError(refusal(backbone, reason))
+        mixins = (LEARecommender,) if backbone in PAPER else (LEARecommender, AnyBackbone)
+        body = {"rl_loss": rl_loss, "__module__": __package__}
+        return type(name, (*mixins, stock()[backbone]), body)
     return None
 
 
-def refusal(backbone: str, reason: str) -> str:
-    """The sentence that says why a class cannot be a backbone."""
-    return f"{backbone} cannot be a backbone of LEA: {reason} (docs/backbones.md lists all)"
+MODELS = {name: model for name in names(PAPER) if (model := lea_model(name))}

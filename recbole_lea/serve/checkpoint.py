@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recbole_lea.methods import switches
-from recbole_lea.model import lea_model
-from recbole_lea.model.recommender import LEARecommender, QHead
+from recbole_lea.model.q_head import QHead
+from recbole_lea.model.recommender import LEARecommender
+from recbole_lea.model.registry import lea_model
 from recbole_lea.plugin.checkpoints import refuse_damaged
 from recbole_lea.plugin.keys import RULES
 

@@ -6,45 +6,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
-from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from recbole.model.sequential_recommender import GRU4Rec
 from recbole.utils import init_seed
+from transformers import AutoModel
 
+from recbole_lea.equations import LossTerms
 from recbole_lea.experiments.plan import AUGMENTATIONS
 from recbole_lea.model import MODELS
-from recbole_lea.model import recommender as lea
-from recbole_lea.model.recommender import append_item, init_item_embeddings
-
-STOCK = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
-ALL = pytest.mark.parametrize("name", MODELS)
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
-
-
-def build(config):
-    init_seed(3, True)
-    dataset = create_dataset(config)
-    train, valid, test = data_preparation(config, dataset)
-    init_seed(3, True)
-    model = MODELS[config["model"]](config, train._dataset)
-    return model, train, test
-
-
-def one_batch(loader):
-    return next(iter(loader))
-
-
-def force(model, first):
-    """Make Algorithm 1's coin come up on one side."""
-    draw = torch.rand
-
-    def coin(*size, **kwargs):
-        value = draw(*size, **kwargs)
-        return (
-            torch.tensor(0.1 if first else 0.9) if kwargs.get("generator") is model._rng else value
-        )
-
-    return coin
+from recbole_lea.model.backbone import Backbone, append_item
+from tests.model.helpers import (
+    ALL,
+    NO_DROPOUT,
+    STOCK,
+    build,
+    force,
+    one_batch,
+    parts_by_length,
+    watch_passes,
+)
 
 
 @ALL
@@ -177,12 +157,12 @@ def test_scores_depend_on_neither_q_head_nor_le_state(tiny_config, name):
     assert torch.equal(model.full_sort_predict(rows), before)
 
 
-# none is a default, no two are alike
+# No value is a default, no two are alike.
 WEIGHTS = {"q_weight": 0.3, "gamma": 0.9, "td_scale": 0.7, "advantage_clip": [0.01, 0.03],
            "w_ah": 0.2, "w_aq": 0.03, "r_pos": 2.0, "r_neg": -0.5}  # fmt: skip
 
 
-def plain_terms(model, batch, layernorm, negative, reward, negative_reward):
+def naive_terms(model, batch, layernorm, negative, reward, negative_reward):
     """Eq. 13 and 16 as written: four passes, and Q of every action in every network and state."""
     seq, length, a = batch["item_id_list"], batch["item_length"], batch["item_id"]
     next_seq, next_len = append_item(seq, length, a)
@@ -242,7 +222,7 @@ ALLOWED = [(n, m) for n in MODELS for m in METHODS if not ("SNQN" in n and "S'" 
 def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, layernorm, monkeypatch):
     """What the step leaves out changes neither the terms nor the gradients."""
     if not causal:
-        monkeypatch.setattr(lea, "CAUSAL", ())
+        monkeypatch.setattr(Backbone, "causal", False)
     keys = WEIGHTS | NO_DROPOUT | {"lea_method": method, "state_layernorm": layernorm}
     if method in AUGMENTATIONS:  # Table 3's
         keys |= {"lea_method": "base", "lea_augmentation": AUGMENTATIONS[method]}
@@ -262,7 +242,7 @@ def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, layernorm, m
     terms = model.calculate_loss(batch)
     model._rng.set_state(before)
     torch.rand((), generator=model._rng)
-    expected = plain_terms(model, batch, layernorm, *model._actions(batch, batch["item_id"]))
+    expected = naive_terms(model, batch, layernorm, *model._actions(batch, batch["item_id"]))
 
     exact = {"rtol": 1e-9, "atol": 1e-12}
     assert len(terms) == len(model.loss_names) == len(expected)
@@ -277,132 +257,46 @@ def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, layernorm, m
         torch.testing.assert_close(f, w, **exact, msg=parameter)
 
 
+@pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
+def test_le_states_are_the_llm_s_last_hidden_states(tiny_config, tiny_llm, name):
+    """Eq. 3 with transformers alone, one history at a time: item tokens in, last hidden out."""
+    keys = {"lea_method": "LES", "lea_state_input": "items", "lea_state_head": "none",
+            "lea_reward_head": "none", "lea_finetune_lr": 1e-12, "MAX_ITEM_LIST_LENGTH": 12}  # fmt: skip
+    model, train, _ = build(tiny_config(name, **keys))
+    dataset, batch = train._dataset, one_batch(train)
+    tokens = torch.zeros(model.n_items, dataset.lea_item_tokens.shape[1])
+    tokens[dataset.lea_item_ids] = torch.from_numpy(dataset.lea_item_tokens)
+    llm = AutoModel.from_pretrained(tiny_llm, dtype=torch.float32).eval()
+
+    def state(items):
+        with torch.no_grad():
+            return llm(inputs_embeds=tokens[items[-10:]][None]).last_hidden_state[0, -1]
+
+    sequences = zip(batch["item_id_list"], batch["item_length"], batch["item_id"], strict=True)
+    for row, (items, length, item) in enumerate(sequences):
+        history = items[:length]
+        later = torch.cat([history, item[None]])
+        for field, expected in (("lea_state", state(history)), ("lea_next_state", state(later))):
+            torch.testing.assert_close(batch[field][row], expected, rtol=1e-4, atol=1e-4)
+    assert model.q_head.join(torch.zeros(len(batch), model.hidden_width), batch["lea_state"]).shape[
+        1
+    ] == (model.hidden_width + tokens.shape[1])
+
+
+@ALL
+def test_recbole_s_sum_of_the_terms_is_eq_16(tiny_config, name, monkeypatch):
+    """Bit for bit, whichever way round the sum is written."""
+    model, train, _ = build(tiny_config(name))
+    made, named = [], LossTerms.named
+    monkeypatch.setattr(LossTerms, "named", lambda self: made.append(self) or named(self))
+    terms = model.calculate_loss(one_batch(train))
+    assert list(made[0].named()) == model.loss_names == ["L_h", "L_q", "L_ah", "L_aq"]
+    assert torch.equal(sum(terms), made[0].total)
+
+
 def test_names_of_the_terms(tiny_config):
     model, _, _ = build(tiny_config())
-    assert model.loss_names == ["L_h", "L_q", "w_ah*L_ah", "w_aq*L_aq"]
-
-
-def watch_passes(model, monkeypatch):
-    """A list that receives rows and columns of each of the encoder's passes."""
-    forward, shapes = model.backbone_class().forward, []
-
-    def watched(self, seq, length):
-        shapes.append(tuple(seq.shape))
-        return forward(self, seq, length)
-
-    monkeypatch.setattr(model.backbone_class(), "forward", watched)
-    return shapes
-
-
-def parts_by_length(lengths):
-    """Rows and columns of the passes over sequences of these lengths."""
-    parts = lengths.sort().values.tensor_split(lea.LENGTH_PARTS)
-    return [(len(part), int(part[-1])) for part in parts]
-
-
-@ALL
-def test_one_pass_gives_both_states_of_a_window_with_room(tiny_config, name, monkeypatch):
-    monkeypatch.setattr(lea, "LENGTH_PARTS", 4)  # some rows of the tiny data in a part of their own
-    model, train, _ = build(tiny_config(name, lea_method="base"))
-    model.eval()
-    batch, shapes = one_batch(train), watch_passes(model, monkeypatch)
-    seq, length, item = batch["item_id_list"], batch["item_length"], batch["item_id"]
-    window = seq.shape[1]
-    n_full = int((length == window).sum())
-    assert 0 < n_full < len(seq)
-    parts = parts_by_length((length + 1).clamp(max=window))
-    assert parts[0][1] < window
-    for backbone in (model, model.twin.backbone):
-        expected = backbone.forward(seq, length), backbone.forward(*append_item(seq, length, item))
-        shapes.clear()
-        pair = model._encode_pair(backbone, batch)
-        assert shapes == [*parts, (n_full, window)]
-        for found, wanted in zip(pair, expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-
-
-@ALL
-def test_h_t_has_recbole_s_own_dropout(tiny_config, name, monkeypatch):
-    """Reading a second position leaves h_t and its dropout masks as they are."""
-    monkeypatch.setattr(lea.Readable, "encode_by_length", lea.Readable.encode)
-    model, train, _ = build(tiny_config(name, lea_method="base"))
-    batch = one_batch(train)
-    seq, length = batch["item_id_list"], batch["item_length"]
-    torch.manual_seed(5)
-    found, next_hidden = model._encode_pair(model, batch)
-    torch.manual_seed(5)
-    torch.testing.assert_close(found, model.forward(seq, length))
-    assert model.training and found.requires_grad and not next_hidden.requires_grad
-
-
-@ALL
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_batch_smaller_than_its_parts_by_length(tiny_config, name, n):
-    model, train, _ = build(tiny_config(name, lea_method="base", **NO_DROPOUT))
-    batch = one_batch(train)[:n]
-    found = model.encode_by_length(batch)
-    torch.testing.assert_close(found, model.encode(batch), rtol=1e-5, atol=1e-6)
-
-
-def test_q_of_given_actions_is_q_of_all_gathered(tiny_config):
-    model, _, _ = build(tiny_config())
-    state = torch.randn(3, model.q_head.linear.in_features)
-    actions = torch.tensor([[1, 5], [0, 1], [7, 7]])
-    with torch.no_grad():
-        model.q_head.linear.bias.normal_()
-    torch.testing.assert_close(
-        model.q_head.values(state, actions), model.q_head(state).gather(1, actions)
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "normalised"),
-    [
-        ("GRU4RecSA2CLEA", {}, True),
-        ("SASRecSA2CLEA", {}, False),  # ends with a LayerNorm of its own
-        ("GRU4RecSA2CLEA", {"state_layernorm": False}, False),
-    ],
-)
-def test_an_unbounded_h_t_is_normalised_before_the_q_head(tiny_config, name, keys, normalised):
-    model, _, _ = build(tiny_config(name, lea_method="base", **keys))
-    hidden = torch.randn(3, model.hidden_width)
-    for head in (model.q_head, model.twin.q_head):
-        state, scaled = head.join(hidden, None), head.join(7 * hidden + 2, None)
-        assert torch.allclose(state, scaled, atol=1e-4) is normalised
-        assert torch.equal(state, hidden) is not normalised
-
-
-@ALL
-def test_the_maximum_over_actions_in_pieces_is_the_exact_one(tiny_config, name, monkeypatch):
-    """Loss and gradients are those of all items at once, but Q of all items is never held."""
-    widths, results, pieces = [], [], lea.QHead.pieces
-
-    def watched(self, state, chunk):
-        for piece in pieces(self, state, chunk):
-            widths.append(piece.shape[1])
-            yield piece
-
-    monkeypatch.setattr(lea.QHead, "pieces", watched)
-    in_cache = lea.CPU_PIECE
-    for chunk, most, expected in (
-        (None, in_cache, {21}),
-        (65536, in_cache, {21}),
-        (2, in_cache, {2, 1}),
-        (6, in_cache, {6, 3}),
-        (65536, 5, {5, 1}),
-        (2, 5, {2, 1}),
-    ):
-        monkeypatch.setattr(lea, "CPU_PIECE", most)
-        model, train, _ = build(tiny_config(name, q_max_chunk=chunk, **NO_DROPOUT))
-        terms = model.calculate_loss(one_batch(train))
-        sum(terms).backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        results.append([*terms, *gradients])
-        assert set(widths) == expected
-        widths.clear()
-    for other in results[1:]:
-        for found, exact in zip(other, results[0], strict=True):
-            torch.testing.assert_close(found, exact)
+    assert model.loss_names == ["L_h", "L_q", "L_ah", "L_aq"]
 
 
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSA2CLEA"])
@@ -467,14 +361,6 @@ def test_q_gradient_reaches_the_backbone_with_both_states_but_not_with_the_le_s_
         assert (grad is not None and bool(grad.any())) is reached
 
 
-def test_append_item_slides_a_full_window():
-    seq = torch.tensor([[1, 2, 0], [1, 2, 3]])
-    found, length = append_item(seq, torch.tensor([2, 3]), torch.tensor([9, 8]))
-    assert found.tolist() == [[1, 2, 9], [2, 3, 8]]
-    assert length.tolist() == [3, 3]
-    assert seq.tolist() == [[1, 2, 0], [1, 2, 3]]
-
-
 def test_a_batch_without_feedback_names_the_key(tiny_config):
     model, train, _ = build(tiny_config())
     batch = copy.copy(one_batch(train))
@@ -493,50 +379,3 @@ def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path)
     other.eval()
     rows = one_batch(test)[0]
     assert torch.equal(model.full_sort_predict(rows), other.full_sort_predict(rows))
-
-
-@pytest.mark.parametrize("model", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
-@pytest.mark.parametrize("keys", [{"lea_method": "LEASR"}, {"lea_method": "base", "q_weight": 0}])
-def test_item_embeddings_start_from_the_item_tokens(tiny_config, model, keys):
-    keys = keys | {"hidden_size": 16, "embedding_size": 16}
-    built, train, _ = build(tiny_config(model, item_embedding_init="le", **keys))
-    plain, _, _ = build(tiny_config(model, **keys))
-    dataset = train._dataset
-    tokens = torch.from_numpy(dataset.lea_item_tokens)
-    tokens = tokens - tokens.mean(0)
-    copies = [(built, plain)]
-    if built.twin is not None:
-        copies.append((built.twin.backbone, plain.twin.backbone))
-    for copy_, usual in copies:
-        found, drawn = (m.item_embedding.weight.detach() for m in (copy_, usual))
-        width = found.shape[1]
-        _, s, v = torch.linalg.svd(tokens, full_matrices=False)
-        parts = tokens @ v[:width].T  # signs are free: compare the similarities
-        own = found[dataset.lea_item_ids]
-        factor = (own @ own.T).trace() / (parts @ parts.T).trace()
-        torch.testing.assert_close(own @ own.T, parts @ parts.T * factor, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(own.std(), drawn[1:].std(), rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(found[0], drawn[0])
-
-
-def test_item_embeddings_of_many_items_are_their_principal_components():
-    """Beyond ten items a dimension by another decomposition, to the same result."""
-    tokens = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
-    tokens = tokens * np.arange(6, 0, -1, dtype=np.float32) + 1
-    backbone = torch.nn.Module()
-    backbone.item_embedding = torch.nn.Embedding(401, 3)
-    init_item_embeddings([backbone], tokens, torch.arange(1, 401))
-    centred = tokens - tokens.mean(0)
-    parts = centred @ np.linalg.svd(centred, full_matrices=False)[2][:3].T
-    found = backbone.item_embedding.weight[1:].detach().numpy()
-    for d in range(3):
-        assert abs(np.corrcoef(found[:, d], parts[:, d])[0, 1]) == pytest.approx(1, abs=1e-4)
-
-
-def test_embeddings_wider_than_the_tokens_allow_are_refused():
-    backbone = torch.nn.Module()
-    backbone.item_embedding = torch.nn.Embedding(6, 8, padding_idx=0)
-    with pytest.raises(ValueError, match="width 8 cannot be made from 5 item tokens of width 32"):
-        init_item_embeddings([backbone], np.zeros((5, 32), dtype=np.float32), torch.arange(1, 6))
-    with pytest.raises(ValueError, match="one item embedding table"):
-        init_item_embeddings([torch.nn.Module()], np.zeros((5, 32)), torch.arange(1, 6))

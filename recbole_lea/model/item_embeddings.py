@@ -1,0 +1,41 @@
+"""``item_embedding_init: le``: item embeddings that start from the LE's item tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def init_item_embeddings(backbones: Sequence[nn.Module], tokens: np.ndarray, ids: Tensor) -> None:
+    """Let item embeddings start from the item tokens' principal components.
+
+    They are scaled to the deviation of the start that RecBole has drawn. RecBole's padding item
+    keeps its own.
+
+    Args:
+        backbones: copies of one backbone, each with its ``item_embedding``.
+        tokens: by LE item index [n, d].
+        ids: RecBole's item ids by LE item index [n].
+
+    Raises:
+        ValueError: there are no such embeddings, or they are wider than the tokens allow.
+    """
+    tables: list[Any] = [getattr(backbone, "item_embedding", None) for backbone in backbones]
+    if not all(isinstance(table, nn.Embedding) for table in tables):
+        raise ValueError("`item_embedding_init: le` needs a backbone with one item embedding table")
+    width = tables[0].embedding_dim
+    if width > min(tokens.shape):
+        raise ValueError(
+            f"`item_embedding_init: le`: embeddings of width {width} cannot be made from "
+            f"{tokens.shape[0]} item tokens of width {tokens.shape[1]}: lower the embedding's width"
+        )
+    # the full decomposition holds more arrays of the tokens' size: gigabytes at a million items
+    solver = "covariance_eigh" if len(tokens) > 10 * tokens.shape[1] else "full"
+    components = PCA(width, svd_solver=solver).fit_transform(tokens)  # [n, width]
+    for table in tables:
+        start, rows = torch.from_numpy(components).to(table.weight), ids.to(table.weight.device)
+        table.weight[rows] = start * (table.weight[rows].std() / start.std())
