@@ -31,9 +31,7 @@ def test_scores_written_out_are_those_in_recbole_s_own_loss(tiny_config, name):
 
 @ALL
 def test_one_pass_gives_both_states_of_a_window_with_room(tiny_config, name, monkeypatch):
-    monkeypatch.setattr(
-        module, "LENGTH_PARTS", 4
-    )  # some rows of the tiny data in a part of their own
+    monkeypatch.setattr(module, "LENGTH_PARTS", 4)  # some rows in a part of their own
     model, train, _ = build(tiny_config(name, lea_method="base"))
     model.eval()
     batch, shapes = one_batch(train), watch_passes(model, monkeypatch)

@@ -260,11 +260,13 @@ def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, layernorm, m
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
 def test_le_states_are_the_llm_s_last_hidden_states(tiny_config, tiny_llm, name):
     """Eq. 3 with transformers alone, one history at a time: item tokens in, last hidden out."""
-    keys = {"lea_method": "LES", "lea_state_input": "items", "lea_state_head": "none",
-            "lea_reward_head": "none", "lea_finetune_lr": 1e-12, "MAX_ITEM_LIST_LENGTH": 12}  # fmt: skip
-    model, train, _ = build(tiny_config(name, **keys))
+    keys = {"lea_method": "LES", "lea_state_input": "items", "lea_reward_head": "none"}
+    keys |= {"lea_state_head": "none", "lea_finetune_lr": 1e-12, "MAX_ITEM_LIST_LENGTH": 12}
+    # the start of the item embeddings is what the dataset gives the item tokens for
+    keys |= {"item_embedding_init": "le", "hidden_size": 16, "embedding_size": 16}
+    _, train, _ = build(tiny_config(name, **keys))
     dataset, batch = train._dataset, one_batch(train)
-    tokens = torch.zeros(model.n_items, dataset.lea_item_tokens.shape[1])
+    tokens = torch.zeros(1 + len(dataset.lea_item_tokens), dataset.lea_item_tokens.shape[1])
     tokens[dataset.lea_item_ids] = torch.from_numpy(dataset.lea_item_tokens)
     llm = AutoModel.from_pretrained(tiny_llm, dtype=torch.float32).eval()
 
@@ -277,10 +279,8 @@ def test_le_states_are_the_llm_s_last_hidden_states(tiny_config, tiny_llm, name)
         history = items[:length]
         later = torch.cat([history, item[None]])
         for field, expected in (("lea_state", state(history)), ("lea_next_state", state(later))):
-            torch.testing.assert_close(batch[field][row], expected, rtol=1e-4, atol=1e-4)
-    assert model.q_head.join(torch.zeros(len(batch), model.hidden_width), batch["lea_state"]).shape[
-        1
-    ] == (model.hidden_width + tokens.shape[1])
+            # the cache holds float16
+            torch.testing.assert_close(batch[field][row], expected, rtol=1e-3, atol=1e-3)
 
 
 @ALL
