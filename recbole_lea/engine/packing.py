@@ -19,29 +19,18 @@ LEAST_TOKENS = 1024  # of a batch that is filled: fewer would be one more shape 
 
 
 class PromptRow:
-    """A forest of at most ``length`` tokens, each known by (parent, token id).
-
-    Attributes:
-        ids: token ids.
-        parents: column of each token's parent, -1 for a root.
-        ends: column of each prompt's last token.
-        prompts: number of each prompt.
-    """
+    """A forest of at most ``length`` tokens, each known by (parent, token id)."""
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.ids: list[int] = []
-        self.parents: list[int] = []
-        self.ends: list[int] = []
-        self.prompts: list[int] = []
+        self.parents: list[int] = []  # column of each token's parent, -1 for a root
+        self.ends: list[int] = []  # column of each prompt's last token
+        self.prompts: list[int] = []  # number of each prompt
         self._children: dict[tuple[int, int], int] = {}
 
     def insert(self, prompts: Prompts, number: int = 0) -> list[int] | None:
-        """Add prompts, sharing prefixes.
-
-        Args:
-            prompts: token ids of each.
-            number: of the first prompt; the next ones count on.
+        """Add prompts, sharing prefixes; ``number`` is the first one's, and the others count on.
 
         Returns:
             The column of each prompt's last token; None, and the row as it was, if not all fit.
@@ -107,7 +96,7 @@ class PackedBatch:
             self.parents[r, : len(own)] = np.where(own >= 0, own + first, -1)
             ends += [first + column for column in row.ends]
         self.ends = np.array(ends, dtype=np.int64)
-        self.prompts = np.array([number for row in rows for number in row.prompts], dtype=np.int64)
+        self.prompts = np.array([n for row in rows for n in row.prompts], dtype=np.int64)
 
     @property
     def n_tokens(self) -> int:
@@ -115,7 +104,7 @@ class PackedBatch:
         return sum(len(row.ids) for row in self.rows)
 
     def item_above(self, nodes: np.ndarray, vocab_size: int) -> np.ndarray:
-        """The nearest item before each token in its prompt: flat positions [N], -1 for none."""
+        """The nearest item before each token in its prompt: flat positions [N], -1 without one."""
         ids, parents = self.ids.ravel(), self.parents.ravel()
         above = np.where(nodes >= 0, parents[nodes], -1)
         while (words := (above >= 0) & (ids[above] < vocab_size)).any():
@@ -145,7 +134,7 @@ def pack(
             gets rows of padding up to a power of two, at least ``LEAST_TOKENS`` in all.
 
     Yields:
-        Batches in which each prompt has the number it has in the order of ``groups``.
+        Batches, which number the prompts in the order of ``groups``.
     """
     if snug:
         groups = list(groups)
@@ -198,10 +187,10 @@ def snug_length(groups: Sequence[Prompts], row_length: int) -> int:
 
 
 def _rows_needed(groups: Sequence[Prompts], length: int) -> float:
-    n_rows, row = 0, PromptRow(0)
+    rows = [PromptRow(length)]
     for group in groups:
-        if row.insert(group) is None:
-            n_rows, row = n_rows + 1, PromptRow(length)
-            if row.insert(group) is None:
+        if rows[-1].insert(group) is None:
+            rows.append(PromptRow(length))
+            if rows[-1].insert(group) is None:
                 return float("inf")
-    return n_rows
+    return len(rows)

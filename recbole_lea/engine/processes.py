@@ -1,9 +1,9 @@
 """Several processes (``accelerate launch`` or ``torchrun``) do what one does.
 
-Every process runs the same code on the same inputs. For the LE, forward passes are dealt out batch
-by batch and their results collected, so they are those of one process bit for bit; gradients are
-summed. Only the main process writes, into a cache folder that every process sees. A recommender is
-trained by a ``Share`` of each batch in every process.
+Every process runs the same code on the same inputs. For the LE, batches of forward passes are dealt
+out and the results collected, so they equal one process's bit for bit; gradients are summed. Only
+the main process writes, into a cache folder that every process sees. A recommender is trained by a
+``Share`` of each batch in every process.
 """
 
 import datetime
@@ -57,8 +57,8 @@ class Share:
     Attributes:
         size: rows of the present batch in all processes.
         own: which of these rows are this process's.
-        weight: by which the mean over the own rows has to be multiplied for the mean over all
-            processes to be that over the whole batch.
+        weight: factor of the mean over the own rows, so that the mean over all processes is the
+            mean over the whole batch.
     """
 
     def __init__(self, batches: Collection[list[int]], even: bool) -> None:

@@ -1,7 +1,7 @@
 """Arrays on disk that survive anything.
 
 A cache folder ``lea_cache/<dataset>/`` can be read without this program. It holds JSON, NumPy's
-``.npy`` (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html) and safetensors:
+``.npy`` and safetensors:
 
 - ``sequences-<fingerprint>/``: ``users.json`` and ``items.json`` list the user and item tokens;
   ``sequences.npy`` [n_states] holds the users' items one user after the other, as positions in
@@ -13,8 +13,8 @@ A cache folder ``lea_cache/<dataset>/`` can be read without this program. It hol
   scores, and which items they are of, as positions in ``items.json``; the first is the item that
   followed. User ``u``'s action after ``n >= 1`` items is row ``offsets[u] - u + n - 1``: a user
   has one transition less than items.
-- ``selection-<key>/`` and ``selection_rewards-<key>/`` (augmentation): likewise one row per
-  transition, ``label_scores.npy`` or ``rewards.npy`` beside ``actions.npy``.
+- ``selection-<key>/`` and ``selection_rewards-<key>/`` (augmentation): one row per
+  transition too, ``label_scores.npy`` or ``rewards.npy`` beside ``actions.npy``.
 - ``manifest.json`` beside arrays, ``done.json`` beside other files: shapes, dtypes, checksums,
   what they were made from and with which versions, and ``sequences``: the folder above.
 

@@ -207,8 +207,8 @@ def release(array: np.ndarray) -> None:
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """``array[rows]``; of a memory map, read from its file.
 
-    Through the map, each row would leave its page in the process's memory, and with it those
-    around that the kernel has in one piece: up to the whole file.
+    Through the map, each row would leave its page in the process's memory, and with it the pages
+    around it that the kernel holds in one piece: up to the whole file.
     """
     if not isinstance(array.base, mmap.mmap) or not hasattr(os, "pread"):
         return array[rows]

@@ -119,18 +119,17 @@ def write_record(path: Path, content: Mapping[str, Any], files: Iterable[str] = 
 def read_record(path: Path) -> dict[str, Any] | None:
     """What ``write_record`` wrote; None if it is not there.
 
-    A record that is broken, altered or of another format, or one of whose files is, counts as
-    not there; so does one that names a file in another folder. The log says so.
+    The same, and a warning, for a record that is damaged or of another format, one of whose files
+    is damaged, or that names a file in another folder.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        right = record.pop("sha256", None) == record_checksum(record)
-        files = dict(record["files"]) if right and record["format"] == FORMAT else None
+        if record.pop("sha256") != record_checksum(record) or record["format"] != FORMAT:
+            raise ValueError
+        files = dict(record["files"])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # no JSON object
-        files = None
-    if files is None:
         logger.warning("%s is broken or of another version: ignored", path)
         return None
     for name, stated in files.items():
@@ -175,16 +174,8 @@ def _damage_named(path: Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path}: not {kind}: {error}; delete it") from error
 
 
-def checksum(pieces: Iterable[bytes]) -> str:
-    """SHA-256, in hex digits, of bytes that come in pieces."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 def record_checksum(record: Mapping[str, Any]) -> str:
-    """Checksum of a record without the entry that holds it; the order of keys means nothing."""
+    """Checksum of a record without its checksum; the order of keys means nothing."""
     return checksum([json.dumps(record, sort_keys=True).encode()])
 
 
@@ -192,6 +183,14 @@ def file_checksum(path: Path) -> str:
     """Checksum of a file."""
     with path.open("rb") as stream:
         return checksum(iter(lambda: stream.read(PIECE), b""))
+
+
+def checksum(pieces: Iterable[bytes]) -> str:
+    """SHA-256, in hex digits, of bytes that come in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:

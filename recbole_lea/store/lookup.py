@@ -42,18 +42,14 @@ def read_rewards(folder: str | Path, user: str, n: int) -> dict[str, float]:
         Item token -> unscaled reward; in ``rewards-<key>`` the item that followed comes first.
 
     Raises:
-        KeyError: there is no such user.
-        IndexError: the user has no transition after ``n`` items.
-        ValueError: the folder holds anything but numbers, or points to another one.
+        KeyError, IndexError, ValueError: as by ``read_state``.
     """
     folder = Path(folder)
     number, start, end = _sequence_of(folder, user)
     if not 1 <= n < end - start:
         raise IndexError(f"user {user!r} has actions after 1 to {end - start - 1} items, not {n}")
     row = start - number + n - 1
-    actions, scores = (
-        read_array(folder / name, mapped=True)[row] for name in ("actions.npy", "rewards.npy")
-    )
+    actions, scores = (read_array(folder / f"{n}.npy", True)[row] for n in ("actions", "rewards"))
     items = read_json(_sequences_folder(folder) / "items.json")
     return {items[a]: float(score) for a, score in zip(actions, scores, strict=True)}
 

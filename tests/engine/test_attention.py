@@ -22,7 +22,7 @@ KEYS = {"max_history": 4, "row_length": 128, "batch_rows": 2, "reward_head": "no
 
 
 def alone(env, prompt):
-    """Last hidden state and next-word logits of one prompt, by the plain Hugging Face call.
+    """Last hidden state and next-word logits of one prompt, by the ordinary Hugging Face call.
 
     Items are given as rows of the embedding matrix, so that whatever the model does with an
     embedding after the look-up is done here by the model itself.

@@ -204,7 +204,7 @@ def test_rows_of_a_map_are_read_from_its_file(tmp_path):
     write_array(tmp_path / "x.npy", array)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     rows = np.array([5, 0, 0, 3])
-    for whole in (mapped, array, mapped[:, 1]):  # a view of a map is none
+    for whole in (mapped, array, mapped[:, 1]):  # a view of a map is no map
         np.testing.assert_array_equal(take(whole, rows), np.asarray(whole)[rows])
 
 
