@@ -24,7 +24,7 @@ from recbole_lea.engine.packing import pack
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.le import finetune
 from recbole_lea.le import item_tokens as tokenization
-from recbole_lea.le.environment import Environment, Reads
+from recbole_lea.le.environment import Environment, PromptEnds as Reads
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.sequences import Sequences, sample_negatives

@@ -4,6 +4,8 @@ The LLM stays as it is. For each item, a vector in the place of ``{item}`` is op
 that the LLM, given only that vector, generates the rest of the item's sentence.
 """
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,93 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.memory import add_gradients
 from recbole_lea.engine.packing import PackedBatch, pack
+from recbole_lea.engine.processes import collected, own_part, processes
 from recbole_lea.equations import sentence_loss
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.prompts import AT_ONCE, bos_ids, following_all, ids_of_all
 from recbole_lea.le.settings import LESettings
+from recbole_lea.store.arrays import ArrayStore, pieces
+from recbole_lea.store.files import write_array
+
+logger = logging.getLogger(__name__)
+
+# Items that are tokenized together: what a kill can lose, against the optimiser's batch.
+BUCKET = 256
+
+
+def tokenize(
+    llm: LLM,
+    sentences: list[str],
+    settings: LESettings,
+    folder: Path,
+    key: str,
+    progress_bar: bool,
+) -> list[float] | None:
+    """Write ``tokens.npy`` [n_items, d]; a killed run goes on after its last bucket of items.
+
+    Args:
+        llm: without adapter.
+        sentences: of all items.
+        settings: iterations, learning rate and patience.
+        folder: the stage's.
+        key: the stage's.
+        progress_bar: show one.
+
+    Returns:
+        The mean sentence loss before and after, in the main process; None without iterations.
+    """
+    environment = Environment(llm, torch.zeros(1, llm.width), settings, adapted=False)
+    ids, cut = sentence_ids(sentences, environment, llm.tokenizer)
+    if cut:
+        logger.info("%d item sentences were cut to %d tokens", cut, settings.item_max_tokens)
+    start = initial_tokens(ids, environment, settings)
+    if settings.item_iterations == 0:  # measuring the losses alone would take minutes
+        if processes().is_main_process:
+            write_array(folder / "tokens.npy", start.numpy())
+        return None
+    # items of similar length together; the order decides nothing else
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    bounds = [*range(0, len(ids), BUCKET), len(ids)]
+    arrays = {"ordered": ((len(ids), llm.width), "float32"), "losses": ((len(ids), 2), "float32")}
+    store = ArrayStore(folder, arrays, bounds, key)
+    _fill(store, environment, ids, order, start, settings, progress_bar)
+    if not processes().is_main_process:
+        return None
+    losses = store.array("losses").mean(0)
+    logger.info(
+        "item tokenization: mean sentence loss %.3f -> %.3f over %d items", *losses, len(ids)
+    )
+    tokens = np.empty((len(ids), llm.width), dtype=np.float32)
+    for part, place in zip(pieces(store.array("ordered")), pieces(np.array(order)), strict=True):
+        tokens[place] = part
+    write_array(folder / "tokens.npy", tokens)
+    return losses.tolist()
+
+
+def _fill(store, environment, ids, order, start, settings, progress_bar) -> None:
+    """Tokenize the missing buckets, one in each process at a time."""
+    vocab_size, missing = environment.vocab_size, store.missing()
+    n_items = sum(int(np.diff(store.bounds)[bucket]) for bucket in missing)
+    total, at_once = n_items * (settings.item_iterations + 1), processes().num_processes
+    with tqdm(
+        desc="item tokenization", unit=" item-steps", total=total, disable=not progress_bar
+    ) as bar:
+
+        def tokenized(bucket: int) -> tuple[int, np.ndarray, np.ndarray]:
+            members = order[slice(*store.bounds[bucket : bucket + 2])]
+            local = [
+                [vocab_size + i if t >= vocab_size else t for t in ids[item]]
+                for i, item in enumerate(members)
+            ]
+            return bucket, *tokenize_bucket(environment, local, start[members], settings, bar)
+
+        for first in range(0, len(missing), at_once):
+            own = own_part(missing[first : first + at_once])
+            for bucket, vectors, losses in collected([tokenized(b) for b in own]):
+                store.write(bucket, {"ordered": vectors, "losses": losses})
 
 
 def sentence_ids(

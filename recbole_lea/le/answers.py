@@ -1,0 +1,135 @@
+"""What the LE answers about all training sequences, shard by shard: states and rewards."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from recbole_lea.engine.progress import PromptBar
+from recbole_lea.le.environment import Environment
+from recbole_lea.le.sequences import Sequences
+from recbole_lea.store.arrays import ArrayStore, pieces
+
+# Transitions a shard: what a kill can lose, against one checksum and flush per shard.
+SHARD = 1024
+
+# Shards at most; each one finished writes the manifest anew, with a checksum of every shard.
+SHARDS = 2048
+
+# Makes the progress bar of so many prompts.
+Bar = Callable[[int], PromptBar]
+
+# Shards and their values, in order.
+Filled = Iterator[tuple[int, np.ndarray]]
+
+
+def shard_bounds(sequences: Sequences) -> np.ndarray:
+    """First sequence of each shard, and the end.
+
+    A shard has about ``SHARD`` transitions, or more where that gave over ``SHARDS`` of them.
+    """
+    starts = sequences.transition_starts.tolist()
+    size = max(SHARD, math.ceil(sequences.n_transitions / SHARDS))
+    bounds = [0]
+    for s in range(1, len(sequences)):
+        if starts[s] - starts[bounds[-1]] >= size:
+            bounds.append(s)
+    return np.array([*bounds, len(sequences)])
+
+
+def by_shard(
+    sequences: Sequences,
+    missing: list[int],
+    bar: Bar,
+    prompts: np.ndarray,
+    answers: Callable[[int, int, PromptBar], np.ndarray],
+) -> Filled:
+    """The answers about the sequences of each missing shard.
+
+    Args:
+        sequences: the training sequences.
+        missing: numbers of shards.
+        bar: over the prompts.
+        prompts: how many there are before each sequence, and in all [n_sequences + 1].
+        answers: about a range of sequences; advances the bar.
+    """
+    bounds = shard_bounds(sequences)
+    with bar(int(np.diff(prompts[bounds])[missing].sum())) as progress:
+        for shard in missing:
+            first, end = bounds[shard : shard + 2]
+            yield shard, answers(first, end, progress)
+
+
+def transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, history) of each transition of some sequences."""
+    row = int(sequences.transition_starts[first])
+    for s in range(first, end):
+        for t in range(1, len(sequences.items[s])):
+            yield row, sequences.history(s, t)
+            row += 1
+
+
+def states(sequences: Sequences, bar: Bar, environment: Environment, missing: list[int]) -> Filled:
+    """s'_t for every prefix x_{1:t} (Eq. 3): [n, d] a shard."""
+
+    def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+        prompts = (
+            [environment.prompts.state(sequences.history(s, t))]
+            for s in range(first, end)
+            for t in range(1, len(sequences.items[s]) + 1)
+        )
+        return environment.answer(prompts, environment.state_of, progress)
+
+    return by_shard(sequences, missing, bar, sequences.state_starts, of)
+
+
+def rewards(
+    sequences: Sequences,
+    actions: np.ndarray,
+    bar: Bar,
+    needed: tuple[Environment | None, np.ndarray],
+    missing: list[int],
+) -> Filled:
+    """Reward of each given action (Eq. 5): [n, k] a shard.
+
+    Args:
+        sequences: the training sequences.
+        actions: LE item indices [n_transitions, k].
+        bar: over the prompts.
+        needed: the LE, and the rewards that are known already, else NaN [n_transitions, k]; None
+            where all are.
+        missing: numbers of shards.
+    """
+    (environment, known), starts = needed, sequences.transition_starts
+
+    def prompts(le: Environment, first: int, end: int) -> Iterator[list[list[int]]]:
+        for row, history in transitions(sequences, first, end):
+            unknown = actions[row][np.isnan(known[row])]
+            if len(unknown):
+                yield [le.prompts.reward(history, action) for action in unknown]
+
+    def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+        found = known[starts[first] : starts[end]].copy()  # [n, k]
+        unknown = np.isnan(found)
+        progress.advance(int((~unknown).sum()), 0)
+        if environment is not None and unknown.any():
+            asked = prompts(environment, first, end)
+            found[unknown] = environment.answer(asked, environment.reward_of, progress)
+        return found
+
+    return by_shard(sequences, missing, bar, starts * actions.shape[1], of)
+
+
+def known_rewards(stores: Iterable[ArrayStore], actions: np.ndarray) -> np.ndarray:
+    """What the arrays of an LE say already of actions [n_transitions, k]; NaN for nothing.
+
+    Such a reward equals one that is computed now up to the rounding of another row's layout.
+    """
+    known = np.full(actions.shape, np.nan, dtype=np.float32)
+    for store in stores:
+        arrays = (known, actions, store.array("actions"), store.array("rewards"))
+        for part, wanted, judged, scores in zip(*map(pieces, arrays), strict=True):
+            for column in range(judged.shape[1]):
+                same = wanted == judged[:, column, None]  # [m, k]
+                np.copyto(part, scores[:, column, None], where=same & np.isnan(part))
+    return known
