@@ -16,11 +16,8 @@ SHARD = 1024
 # Shards at most; each one finished writes the manifest anew, with a checksum of every shard.
 SHARDS = 2048
 
-# Makes the progress bar of so many prompts.
-Bar = Callable[[int], PromptBar]
-
-# Shards and their values, in order.
-Filled = Iterator[tuple[int, np.ndarray]]
+Bar = Callable[[int], PromptBar]  # makes the progress bar of so many prompts
+Filled = Iterator[tuple[int, np.ndarray]]  # shards and their values
 
 
 def shard_bounds(sequences: Sequences) -> np.ndarray:
@@ -39,29 +36,25 @@ def shard_bounds(sequences: Sequences) -> np.ndarray:
 
 def by_shard(
     sequences: Sequences,
+    starts: np.ndarray,
+    each: int,
     missing: list[int],
     bar: Bar,
-    prompts: np.ndarray,
     answers: Callable[[int, int, PromptBar], np.ndarray],
 ) -> Filled:
-    """The answers about the sequences of each missing shard.
+    """The answers about the sequences of each missing shard; they advance the bar.
 
-    Args:
-        sequences: the training sequences.
-        missing: numbers of shards.
-        bar: over the prompts.
-        prompts: how many there are before each sequence, and in all [n_sequences + 1].
-        answers: about a range of sequences; advances the bar.
+    A sequence's rows begin at ``starts`` [n_sequences + 1], and a row has ``each`` prompts.
     """
     bounds = shard_bounds(sequences)
-    with bar(int(np.diff(prompts[bounds])[missing].sum())) as progress:
+    with bar(each * int(np.diff(starts[bounds])[missing].sum())) as progress:
         for shard in missing:
             first, end = bounds[shard : shard + 2]
             yield shard, answers(first, end, progress)
 
 
 def transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, history) of each transition of some sequences."""
+    """Number and history of each transition of the sequences from ``first`` to before ``end``."""
     row = int(sequences.transition_starts[first])
     for s in range(first, end):
         for t in range(1, len(sequences.items[s])):
@@ -72,7 +65,7 @@ def transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[in
 def states(sequences: Sequences, bar: Bar, environment: Environment, missing: list[int]) -> Filled:
     """s'_t for every prefix x_{1:t} (Eq. 3): [n, d] a shard."""
 
-    def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+    def states_of(first: int, end: int, progress: PromptBar) -> np.ndarray:
         prompts = (
             [environment.prompts.state(sequences.history(s, t))]
             for s in range(first, end)
@@ -80,7 +73,7 @@ def states(sequences: Sequences, bar: Bar, environment: Environment, missing: li
         )
         return environment.answer(prompts, environment.state_of, progress)
 
-    return by_shard(sequences, missing, bar, sequences.state_starts, of)
+    return by_shard(sequences, sequences.state_starts, 1, missing, bar, states_of)
 
 
 def rewards(
@@ -90,15 +83,9 @@ def rewards(
     needed: tuple[Environment | None, np.ndarray],
     missing: list[int],
 ) -> Filled:
-    """Reward of each given action (Eq. 5): [n, k] a shard.
+    """Reward of each action [n_transitions, k] (Eq. 5): [n, k] a shard.
 
-    Args:
-        sequences: the training sequences.
-        actions: LE item indices [n_transitions, k].
-        bar: over the prompts.
-        needed: the LE, and the rewards that are known already, else NaN [n_transitions, k]; None
-            where all are.
-        missing: numbers of shards.
+    ``needed`` are the rewards that are known, NaN for the others, and the LE, if there are others.
     """
     (environment, known), starts = needed, sequences.transition_starts
 
@@ -108,7 +95,7 @@ def rewards(
             if len(unknown):
                 yield [le.prompts.reward(history, action) for action in unknown]
 
-    def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+    def rewards_of(first: int, end: int, progress: PromptBar) -> np.ndarray:
         found = known[starts[first] : starts[end]].copy()  # [n, k]
         unknown = np.isnan(found)
         progress.advance(int((~unknown).sum()), 0)
@@ -117,7 +104,7 @@ def rewards(
             found[unknown] = environment.answer(asked, environment.reward_of, progress)
         return found
 
-    return by_shard(sequences, missing, bar, starts * actions.shape[1], of)
+    return by_shard(sequences, starts, actions.shape[1], missing, bar, rewards_of)
 
 
 def known_rewards(stores: Iterable[ArrayStore], actions: np.ndarray) -> np.ndarray:
@@ -128,8 +115,8 @@ def known_rewards(stores: Iterable[ArrayStore], actions: np.ndarray) -> np.ndarr
     known = np.full(actions.shape, np.nan, dtype=np.float32)
     for store in stores:
         arrays = (known, actions, store.array("actions"), store.array("rewards"))
-        for part, wanted, judged, scores in zip(*map(pieces, arrays), strict=True):
-            for column in range(judged.shape[1]):
-                same = wanted == judged[:, column, None]  # [m, k]
+        for part, wanted, scored, scores in zip(*map(pieces, arrays), strict=True):
+            for column in range(scored.shape[1]):
+                same = wanted == scored[:, column, None]  # [m, k]
                 np.copyto(part, scores[:, column, None], where=same & np.isnan(part))
     return known

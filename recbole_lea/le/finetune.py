@@ -1,9 +1,9 @@
 """Fine-tune the LE: reward model (Eq. 1) and state model (Eq. 2) share one adapter."""
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,14 @@ from recbole_lea.equations import (
 )
 from recbole_lea.le.adapter import load_trained_state, trained_state
 from recbole_lea.le.environment import Environment, PromptEnds
-from recbole_lea.le.selection import choose
-from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
+from recbole_lea.le.evaluation import (
+    Pairs,
+    comparisons,
+    evaluate,
+    selection_accuracy,
+    selections,
+)
+from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.files import read_record, read_tensors, write_bytes, write_record
 
@@ -35,31 +41,6 @@ logger = logging.getLogger(__name__)
 SEGMENT = 5
 
 CHECKPOINT = "checkpoint.json"
-
-# Held-out states whose scores of all items are in memory at a time.
-RANKED = 16
-
-# Transitions: sequence and t.
-Pairs = list[tuple[int, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The LE on held-out training sequences.
-
-    Attributes:
-        accuracy: share of (next item, uniform negative) pairs that the reward model ranks right.
-        margin: mean reward difference of the pairs.
-        hit_10: share of states whose next item is among the 10 nearest of all items.
-        ndcg_10: their NDCG@10.
-        n: transitions measured.
-    """
-
-    accuracy: float
-    margin: float
-    hit_10: float
-    ndcg_10: float
-    n: int
 
 
 def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[int], list[int]]:
@@ -160,18 +141,16 @@ def _measure(environment, sequences, pairs, record, progress_bar) -> dict:
     with PromptBar(f"LE evaluation {epoch}", 3 * len(pairs), progress_bar) as bar:
         found = evaluate(environment, sequences, pairs, settings.seed, bar)
     logger.info(
-        "LE epoch %d: reward loss %.4f, state loss %.4f; held out (%d transitions): "
-        "reward accuracy %.3f, margin %.3f, state hit@10 %.4f, ndcg@10 %.4f",
-        epoch, record["reward_loss"], record["state_loss"], found.n,
-        found.accuracy, found.margin, found.hit_10, found.ndcg_10,
+        "LE epoch %(epoch)d: reward loss %(reward_loss).4f, state loss %(state_loss).4f; held out "
+        "(%(n)d transitions): reward accuracy %(accuracy).3f, margin %(margin).3f, "
+        "state hit@10 %(hit_10).4f, ndcg@10 %(ndcg_10).4f", record | found,
     )  # fmt: skip
-    measured = dataclasses.asdict(found)
     if settings.selection_weight:
         with PromptBar(f"LE selection {epoch}", len(pairs), progress_bar) as bar:
             right = selection_accuracy(environment, sequences, pairs, settings, bar)
         logger.info("LE epoch %d: selection accuracy %.3f", epoch, right)
-        measured["selection_accuracy"] = right
-    return measured
+        found["selection_accuracy"] = right
+    return found
 
 
 def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
@@ -184,30 +163,22 @@ def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Lesson:
-    """What a step learns from.
+class _Lesson(NamedTuple):
+    """What a step learns from."""
 
-    Attributes:
-        items: the next items of the batch [B].
-        prompts: of each transition, in one row: the reward prompts of its 1 + K actions, its
-            state input, and with ``selection_weight`` the selection prompt.
-        places: where the next item stands in the list of the selection prompt [B].
-    """
-
-    items: Tensor
-    prompts: list[list[list[int]]]
-    places: Tensor | None
+    items: Tensor  # the next items [B]
+    prompts: list[list[list[int]]]  # of each transition: 1 + K rewards, state, selection if wanted
+    places: Tensor | None  # where the next items stand in the lists of the selection prompts [B]
 
 
 def _lesson(environment, sequences, batch, rng, settings) -> _Lesson:
     positives = np.array([sequences.action(s, t) for s, t in batch])
     shape = (len(batch), settings.finetune_negatives)
     negatives = uniform_except(rng, positives[:, None], len(environment.item_tokens), shape)
-    prompts = _prompts(environment, sequences, batch, positives, negatives)
+    prompts = comparisons(environment, sequences, batch, positives, negatives)
     device, places = environment.device, None
     if settings.selection_weight:
-        lists, asked = _selections(environment, sequences, batch, positives, rng)
+        lists, asked = selections(environment, sequences, batch, positives, rng)
         places = torch.from_numpy((lists == positives[:, None]).argmax(1)).to(device)
         prompts = [[*group, prompt] for group, prompt in zip(prompts, asked, strict=True)]
     return _Lesson(torch.from_numpy(positives).to(device), prompts, places)
@@ -276,97 +247,6 @@ def _losses(environment, lesson, packed, first, settings) -> tuple[Tensor, Tenso
     return loss, torch.stack([reward.sum(), state.sum(), right])
 
 
-def _prompts(environment, sequences, pairs, positives, negatives) -> list[list[list[int]]]:
-    """For each transition, in one row: the reward prompts of its actions, then its state input."""
-    groups, prompts = [], environment.prompts
-    for (s, t), positive, others in zip(pairs, positives, negatives, strict=True):
-        history = sequences.history(s, t)
-        rewards = [prompts.reward(history, action) for action in (positive, *others)]
-        groups.append([*rewards, prompts.state(history)])
-    return groups
-
-
-def evaluate(
-    environment: Environment,
-    sequences: Sequences,
-    pairs: Pairs,
-    seed: int,
-    progress: PromptBar | None = None,
-) -> Evaluation:
-    """Reward accuracy and margin, state hit@10 and NDCG@10 over all items (history included)."""
-    table = environment.item_tokens
-    positives = np.array([sequences.action(s, t) for s, t in pairs])
-    rng = np.random.default_rng([seed, 3])
-    negatives = uniform_except(rng, positives, len(table), (len(pairs),))
-    groups = _prompts(environment, sequences, pairs, positives, negatives[:, None])
-
-    def both(ends: PromptEnds) -> Tensor:
-        reward = environment.reward_of(ends)[:, None]
-        return torch.cat([reward, environment.state_of(ends)], dim=1)  # [N, 1 + d]
-
-    found = environment.answer(groups, both, progress)
-    margin = found[0::3, 0] - found[1::3, 0]
-    states = torch.from_numpy(found[2::3, 1:]).to(environment.device)
-    parts = zip(states.split(RANKED), torch.from_numpy(positives).split(RANKED), strict=True)
-    rank = np.concatenate([_rank(environment, *part) for part in parts])
-    hit = rank < 10
-    return Evaluation(
-        accuracy=float((margin > 0).mean()),
-        margin=float(margin.mean()),
-        hit_10=float(hit.mean()),
-        ndcg_10=float(np.where(hit, 1 / np.log2(rank + 2.0), 0).mean()),
-        n=len(pairs),
-    )
-
-
-def selection_lists(
-    rng: np.random.Generator, positives: np.ndarray, n_items: int, k: int
-) -> np.ndarray:
-    """Lists of the next item [N] and uniform others in random order [N, k], k <= n_items."""
-    lists = np.empty((len(positives), k), dtype=np.int64)
-    for row, positive in zip(lists, positives, strict=True):
-        others = rng.choice(n_items - 1, size=k - 1, replace=False)
-        row[:] = rng.permutation([positive, *leave_out(positive, others)])
-    return lists
-
-
-def _selections(
-    environment, sequences, pairs, positives, rng
-) -> tuple[np.ndarray, list[list[int]]]:
-    """Lists that hold the next item [N, k], and the selection prompt of each."""
-    n_items = len(environment.item_tokens)
-    k = min(len(environment.settings.selection_labels), n_items)
-    lists = selection_lists(rng, positives, n_items, k)
-    select = environment.prompts.select
-    rows = zip(pairs, lists, strict=True)
-    return lists, [select(sequences.history(s, t), listed) for (s, t), listed in rows]
-
-
-def selection_accuracy(
-    environment: Environment,
-    sequences: Sequences,
-    pairs: Pairs,
-    settings: LESettings,
-    progress: PromptBar | None = None,
-) -> float:
-    """Share of lists of the next item and uniform others from which the LE picks the next item."""
-    positives = np.array([sequences.action(s, t) for s, t in pairs])
-    rng = np.random.default_rng([settings.seed, 4])
-    lists, asked = _selections(environment, sequences, pairs, positives, rng)
-    groups = [[prompt] for prompt in asked]
-    scores = environment.answer(groups, environment.label_scores_of, progress)[:, : lists.shape[1]]
-    chosen, _ = choose(scores, lists, settings.selection_calibration)
-    return float((chosen == positives).mean())
-
-
-@torch.inference_mode()
-def _rank(environment: Environment, states: Tensor, items: Tensor) -> np.ndarray:
-    """Place of items [N] among all by their nearness to states [N, d]; 0 is first."""
-    scores = environment.state_scores(states)  # [N, n_items]
-    own = scores.gather(1, items[:, None].to(scores.device))
-    return (scores > own).sum(1).cpu().numpy()
-
-
 def _save_checkpoint(environment, optimizer, step: int, history: list[dict], folder: Path) -> None:
     state = trained_state(environment)
     for i, moments in optimizer.state_dict()["state"].items():
@@ -381,7 +261,7 @@ def _save_checkpoint(environment, optimizer, step: int, history: list[dict], fol
 
 
 def _load_checkpoint(environment, optimizer, folder: Path) -> list[dict]:
-    """Restore the last finished epoch; the records so far, [] if there is none or it was altered."""
+    """Restore the last finished epoch; the records so far: none if it was altered."""
     record = read_record(folder / CHECKPOINT)
     if record is None:
         return []

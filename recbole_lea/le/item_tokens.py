@@ -19,7 +19,7 @@ from recbole_lea.engine.packing import PackedBatch, pack
 from recbole_lea.engine.processes import collected, own_part, processes
 from recbole_lea.equations import sentence_loss
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.prompts import AT_ONCE, bos_ids, following_all, ids_of_all
+from recbole_lea.le.prompts import AT_ONCE, bos_ids, following, ids_of
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.arrays import ArrayStore, pieces
 from recbole_lea.store.files import write_array
@@ -116,10 +116,8 @@ def sentence_ids(
     for first in range(0, len(sentences), AT_ONCE):
         parts = [sentence.partition("{item}") for sentence in sentences[first : first + AT_ONCE]]
         # as in ``Template``: a word after the item carries its own leading space
-        befores = ids_of_all(
-            tokenizer, [before.rstrip(" ") for before, _, _ in parts], foreign=True
-        )
-        afters = following_all(tokenizer, [after for _, _, after in parts], foreign=True)
+        befores = ids_of(tokenizer, [before.rstrip(" ") for before, _, _ in parts], foreign=True)
+        afters = following(tokenizer, [after for _, _, after in parts], foreign=True)
         for before, after in zip(befores, afters, strict=True):
             full = [*bos, *before, environment.vocab_size + len(ids), *after]
             cut += len(full) > limit

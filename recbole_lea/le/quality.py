@@ -3,13 +3,15 @@
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from recbole_lea.le.sequences import Sequences
-from recbole_lea.store.arrays import take
+from recbole_lea.store.arrays import pieces, take
+
+if TYPE_CHECKING:
+    from recbole_lea.le.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +25,7 @@ def better_than_chance(accuracy: float, n: int) -> bool:
 
 
 def report(record: dict[str, Any], built: bool, folder: Path) -> None:
-    """Say how good the LE is on held-out sequences.
-
-    Args:
-        record: the fine-tuning's last one, as far as there is one.
-        built: whether the fine-tuning is finished.
-        folder: the fine-tuning's.
-    """
+    """Say how good the LE is on held-out sequences, by the fine-tuning's last record."""
     if "accuracy" not in record:
         why = "it was built with lea_finetune_eval: 0, or no training sequence was left"
         logger.warning(
@@ -48,19 +44,26 @@ def report(record: dict[str, Any], built: bool, folder: Path) -> None:
         )  # fmt: skip
 
 
-def popularity_correlation(
-    rewards: np.ndarray, negatives: np.ndarray, sequences: Sequences, n_items: int, seed: int
-) -> float | None:
+def report_rewards(rewards: np.ndarray, mean: float, deviation: float) -> None:
+    """Say how often the next item's reward is above a negative's [n_transitions, 1 + pool]."""
+    right = sum(int((part[:, :1] > part[:, 1:]).sum()) for part in pieces(rewards))
+    logger.info(
+        "rewards: mean %.3f, deviation %.3f; positive above negative in %.3f",
+        mean, deviation, right / rewards[:, 1:].size,
+    )  # fmt: skip
+
+
+def popularity_correlation(le: "Pipeline", rewards: np.ndarray) -> float | None:
     """Spearman correlation of a negative's reward with its item's count in training.
 
-    Of the negatives [n, pool], as they are drawn uniformly and not by popularity; of a random
-    ``CORRELATED`` of them where there are more. ``rewards`` [n, 1 + pool] have the positive first.
+    Of the negatives, as they are drawn uniformly and not by popularity; of a random
+    ``CORRELATED`` of them where there are more.
     """
-    n = CORRELATED // negatives.shape[1]
+    n = CORRELATED // le.negatives.shape[1]
     rows = np.arange(len(rewards))
     if len(rows) > n:
-        rows = np.random.default_rng([seed, 6]).choice(rows, n, replace=False)
-    counts = np.bincount(np.concatenate(sequences.items), minlength=n_items)
+        rows = np.random.default_rng([le.settings.seed, 6]).choice(rows, n, replace=False)
+    counts = np.bincount(np.concatenate(le.sequences.items), minlength=len(le.catalogue))
     scores = take(rewards, rows)[:, 1:]
-    correlation = float(spearmanr(scores, counts[negatives[rows]], axis=None).statistic)
+    correlation = float(spearmanr(scores, counts[le.negatives[rows]], axis=None).statistic)
     return None if np.isnan(correlation) else correlation

@@ -2,18 +2,23 @@
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from recbole_lea.engine.progress import PromptBar
-from recbole_lea.le.answers import Bar, Filled, by_shard, transitions
+from recbole_lea.le import answers, stages
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.heads import STATE_HEADS
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.arrays import pieces, take
+from recbole_lea.store.cache import Stage
+
+if TYPE_CHECKING:
+    from recbole_lea.le.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +49,21 @@ def choose(
 def label_scores(
     sequences: Sequences,
     candidates: np.ndarray,
-    bar: Bar,
+    bar: answers.Bar,
     environment: Environment,
     missing: list[int],
-) -> Filled:
+) -> answers.Filled:
     """Log-probability of each label word, for lists [n_transitions, k]: [n, k] a shard."""
 
     def prompts(first: int, end: int) -> Iterator[list[list[int]]]:
-        for row, history in transitions(sequences, first, end):
+        for row, history in answers.transitions(sequences, first, end):
             yield [environment.prompts.select(history, candidates[row])]
 
     def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
         scores = environment.answer(prompts(first, end), environment.label_scores_of, progress)
         return scores[:, : candidates.shape[1]]
 
-    return by_shard(sequences, missing, bar, sequences.transition_starts, of)
+    return answers.by_shard(sequences, sequences.transition_starts, 1, missing, bar, of)
 
 
 def nearness(
@@ -96,24 +101,52 @@ def nearness(
     return scores
 
 
-def outcome(
-    settings: LESettings,
-    truth: np.ndarray,
-    candidates: np.ndarray,
-    chosen: np.ndarray,
-    share: np.ndarray,
-) -> dict[str, Any]:
-    """How often each position [k] and the true next item [n] were chosen, for log and record."""
-    labels = zip(settings.selection_labels, share, strict=False)
+def select(
+    le: "Pipeline", candidates: np.ndarray, want_rewards: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``Pipeline.select`` in each process."""
+    s, truth = le.settings, le.actions[:, 0]
+    scores = _scores(le, candidates)
+    calibration = s.selection_calibration if s.selection_by == "label" else "none"
+    chosen, share = choose(scores, candidates, calibration)
     listed = float((candidates == truth[:, None]).any(1).mean())
     right = float((chosen == truth).mean())
+    labels = zip(s.selection_labels, share, strict=False)
     logger.info(
         "augmentation: share of positions chosen: %s; the true next item is in %.3f of the "
         "lists and is chosen in %.3f",
         ", ".join(f"{label} {part:.2f}" for label, part in labels), listed, right,
     )  # fmt: skip
-    return {
-        "positions_chosen": share.tolist(),
-        "true_item_listed": listed,
-        "true_item_chosen": right,
-    }
+    le.measured |= {
+        "positions_chosen": share.tolist(), "true_item_listed": listed, "true_item_chosen": right,
+    }  # fmt: skip
+    if not want_rewards:
+        return chosen, None
+    if s.selection_by == "reward":
+        return chosen, np.max(scores, axis=1)
+    title = "rewards of the chosen actions"
+    made_of = stages.parts(environment=le.keys["environment"], actions=stages.digest(chosen))
+    stage = stages.rewards_of(le, chosen[:, None], "selection_rewards", title, made_of)
+    return chosen, le.array(stage)[:, 0]
+
+
+def _scores(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
+    """What the LE picks from candidates by [n_transitions, k]."""
+    s, title = le.settings, "augmentation"
+    if s.selection_by == "state":
+        with le.stages.stage(title):
+            given = le.item_tokens(), le.full_states()
+            return nearness(s, le.sequences, *given, candidates)
+    by_label = s.selection_by == "label"
+    made_of = stages.parts(
+        environment=le.keys["environment"],
+        candidates=stages.digest(candidates),
+        **(stages.question(s) if by_label else {"by": s.selection_by}),
+    )
+    if not by_label:
+        return le.array(stages.rewards_of(le, candidates, "selection", title, made_of))
+    compute = partial(label_scores, le.sequences, candidates, le.bar(title))
+    return le.array(Stage(
+        "selection", title, made_of, le.environment, compute, array="label_scores",
+        layout=lambda: stages.about_transitions(le, candidates),
+    ))  # fmt: skip
