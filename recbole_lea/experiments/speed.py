@@ -22,7 +22,7 @@ from recbole.utils import init_seed
 from recbole_lea.engine.llm import compile_layers, load_llm, pick_device
 from recbole_lea.engine.packing import pack
 from recbole_lea.engine.stagelog import StageLog
-from recbole_lea.le import evaluation, finetune
+from recbole_lea.le import finetune, quality
 from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.le.environment import Environment, PromptEnds
 from recbole_lea.le.pipeline import Pipeline
@@ -213,7 +213,7 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
         env.train()
         positives = np.array([sequences.action(s, t) for s, t in batch])
         negatives = (positives[:, None] + 1) % 9
-        groups = evaluation.comparisons(env, sequences, batch, positives, negatives)
+        groups = quality.comparisons(env, sequences, batch, positives, negatives)
         both = [group[0] for group in groups] + [group[1] for group in groups]
         optimizer.zero_grad()
         n, reads = len(batch), plain_reads(env, both)

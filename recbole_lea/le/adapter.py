@@ -7,8 +7,7 @@ GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does no
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from recbole_lea.le.settings import LESettings
 
@@ -31,8 +30,7 @@ def with_adapter(model: Any, settings: LESettings) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(
-            f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use "
-            f"all-linear, or names among {', '.join(_linear_layers(model))}"
+            f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use all-linear"
         ) from error
 
 
@@ -49,11 +47,7 @@ def trained_state(environment: Any) -> dict[str, Tensor]:
 
 
 def load_trained_state(environment: Any, state: dict[str, Tensor]) -> None:
-    """The inverse of ``trained_state``.
-
-    Raises:
-        KeyError: a tensor is missing.
-    """
+    """The inverse of ``trained_state``; a KeyError where a tensor is missing."""
     missing = set(trained_state(environment)) - set(state)
     if missing:
         raise KeyError(f"the saved LE lacks {sorted(missing)[0]} ({len(missing)} tensors)")
@@ -68,9 +62,3 @@ def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix and a dot, without it."""
     prefix += "."
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Last parts of the names of the decoder's matrices that LoRA can adapt."""
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-    return sorted({name.rpartition(".")[2] for name in names if "." in name})

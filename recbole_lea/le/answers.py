@@ -34,15 +34,8 @@ def shard_bounds(sequences: Sequences) -> np.ndarray:
     return np.array([*bounds, len(sequences)])
 
 
-def by_shard(
-    sequences: Sequences,
-    starts: np.ndarray,
-    each: int,
-    missing: list[int],
-    bar: Bar,
-    answers: Callable[[int, int, PromptBar], np.ndarray],
-) -> Filled:
-    """The answers about the sequences of each missing shard; they advance the bar.
+def by_shard(sequences: Sequences, starts: np.ndarray, each: int, missing, bar, answers) -> Filled:
+    """The ``answers`` about the sequences of each missing shard; they advance the bar.
 
     A sequence's rows begin at ``starts`` [n_sequences + 1], and a row has ``each`` prompts.
     """
@@ -53,44 +46,26 @@ def by_shard(
             yield shard, answers(first, end, progress)
 
 
-def transitions(sequences: Sequences, first: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and history of each transition of the sequences from ``first`` to before ``end``."""
-    row = int(sequences.transition_starts[first])
-    for s in range(first, end):
-        for t in range(1, len(sequences.items[s])):
-            yield row, sequences.history(s, t)
-            row += 1
-
-
-def states(sequences: Sequences, bar: Bar, environment: Environment, missing: list[int]) -> Filled:
+def states(sequences: Sequences, bar: Bar, le: Environment, missing: list[int]) -> Filled:
     """s'_t for every prefix x_{1:t} (Eq. 3): [n, d] a shard."""
 
     def states_of(first: int, end: int, progress: PromptBar) -> np.ndarray:
-        prompts = (
-            [environment.prompts.state(sequences.history(s, t))]
-            for s in range(first, end)
-            for t in range(1, len(sequences.items[s]) + 1)
-        )
-        return environment.answer(prompts, environment.state_of, progress)
+        histories = sequences.histories(first, end, whole=True)
+        prompts = ([le.prompts.state(history)] for _, history in histories)
+        return le.answer(prompts, le.state_of, progress)
 
     return by_shard(sequences, sequences.state_starts, 1, missing, bar, states_of)
 
 
-def rewards(
-    sequences: Sequences,
-    actions: np.ndarray,
-    bar: Bar,
-    needed: tuple[Environment | None, np.ndarray],
-    missing: list[int],
-) -> Filled:
+def rewards(sequences: Sequences, actions: np.ndarray, bar: Bar, needed, missing) -> Filled:
     """Reward of each action [n_transitions, k] (Eq. 5): [n, k] a shard.
 
     ``needed`` are the rewards that are known, NaN for the others, and the LE, if there are others.
     """
-    (environment, known), starts = needed, sequences.transition_starts
+    (le, known), starts = needed, sequences.transition_starts
 
-    def prompts(le: Environment, first: int, end: int) -> Iterator[list[list[int]]]:
-        for row, history in transitions(sequences, first, end):
+    def prompts(first: int, end: int) -> Iterator[list[list[int]]]:
+        for row, history in sequences.histories(first, end):
             unknown = actions[row][np.isnan(known[row])]
             if len(unknown):
                 yield [le.prompts.reward(history, action) for action in unknown]
@@ -99,9 +74,8 @@ def rewards(
         found = known[starts[first] : starts[end]].copy()  # [n, k]
         unknown = np.isnan(found)
         progress.advance(int((~unknown).sum()), 0)
-        if environment is not None and unknown.any():
-            asked = prompts(environment, first, end)
-            found[unknown] = environment.answer(asked, environment.reward_of, progress)
+        if unknown.any():
+            found[unknown] = le.answer(prompts(first, end), le.reward_of, progress)
         return found
 
     return by_shard(sequences, starts, actions.shape[1], missing, bar, rewards_of)

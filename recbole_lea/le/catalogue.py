@@ -10,15 +10,11 @@ _FIELD = re.compile(r"\{(\w+)\}")
 class Catalogue:
     """Item tokens in a fixed order with their text fields.
 
-    The LE's item index is the position in the sorted tokens, so it does not depend on file
-    order, filtering order or RecBole's internal ids.
+    The LE's item index is the position in the sorted tokens: it does not depend on file order,
+    filtering order or RecBole's internal ids.
 
     Args:
         texts: item token -> {field: text}; an empty text means that it is unknown.
-
-    Attributes:
-        tokens: item tokens, sorted.
-        index: item token -> LE item index.
     """
 
     def __init__(self, texts: Mapping[str, Mapping[str, str]]) -> None:
@@ -41,19 +37,17 @@ class Catalogue:
         no text at all is described by its token as title.
 
         Returns:
-            The sentences, still holding the placeholder ``{item}``, in catalogue order, and
-            the tokens of the items that have no text.
+            The sentences with the placeholder ``{item}``, and the tokens of items without text.
 
         Raises:
             ValueError: the template lacks ``{item}`` or names a field that no item has.
         """
         check_sentence(template)
-        fields = self._fields(template, "lea_item_sentence")
         sentences, without_text = [], []
-        for token, text in zip(self.tokens, self.texts, strict=True):
-            sentence = _fill(template, text) if any(text.get(name) for name in fields) else ""
-            if not sentence.partition("{item}")[2].strip():  # nothing to learn the item from
-                without_text.append(token)
+        filled = self._filled(template, "lea_item_sentence")
+        for token, sentence in zip(self.tokens, filled, strict=True):
+            if sentence is None or not sentence.partition("{item}")[2].strip():
+                without_text.append(token)  # there is nothing to learn the item from
                 sentence = f"{{item}} is titled {_one_line(token)}."
             sentences.append(sentence)
         return sentences, without_text
@@ -62,20 +56,14 @@ class Catalogue:
         """What stands for each item where prompts are made of words (paper section 5.4.2).
 
         The template is such as ``{movie_title}[ ({release_year})]``; an item without text is
-        called by its token.
-
-        Raises:
-            ValueError: the template names no field, or one that no item has.
+        called by its token. A ValueError where it names no field, or one that no item has.
         """
         check_title(template)
-        fields = self._fields(template, "lea_title")
-        titles = []
-        for token, text in zip(self.tokens, self.texts, strict=True):
-            known = any(text.get(name) for name in fields)
-            titles.append(_one_line(_fill(template, text) if known else token))
-        return titles
+        titles = zip(self._filled(template, "lea_title"), self.tokens, strict=True)
+        return [_one_line(token if title is None else title) for title, token in titles]
 
-    def _fields(self, template: str, key: str) -> list[str]:
+    def _filled(self, template: str, key: str) -> list[str | None]:
+        """The template with each item's texts; None for an item that has none of them."""
         fields = item_fields(template)
         known = {name for text in self.texts for name in text}
         unknown = [name for name in fields if known and name not in known]
@@ -84,7 +72,10 @@ class Catalogue:
                 f"{key} names the field {unknown[0]!r}, but the .item file has only: "
                 f"{', '.join(sorted(known))}"
             )
-        return fields
+        return [
+            _fill(template, text) if any(text.get(name) for name in fields) else None
+            for text in self.texts
+        ]
 
 
 def item_fields(template: str) -> list[str]:

@@ -54,13 +54,9 @@ class Environment(nn.Module):
         adapted: add the LoRA adapter and train it; item tokenization needs none.
         titles: of all items, with ``prompt_items: title``; the item tokens are then what states
             are compared with, and the LLM reads words alone.
-
-    Attributes:
-        item_tokens: what the LLM reads where an item ends [n_items, d]: its token, or its title's
-            last word.
     """
 
-    item_tokens: Tensor
+    item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
 
     def __init__(
         self,
@@ -101,10 +97,8 @@ class Environment(nn.Module):
         return torch.where(is_item[..., None], items, words)
 
     def words(self) -> Tensor:
-        """Embeddings of the vocabulary as the decoder gets them [vocab_size, d], float32, CPU.
-
-        Gemma scales them after the look-up: the matrix itself would be too small.
-        """
+        """Embeddings of the vocabulary as the decoder gets them [vocab_size, d], float32, CPU."""
+        # Gemma scales them after the look-up: the matrix itself would be too small
         embedding = self.llm.get_input_embeddings()
         ids = torch.arange(self.vocab_size, device=self.llm.device).split(4096)
         with torch.no_grad():
@@ -116,30 +110,26 @@ class Environment(nn.Module):
         with self.precision():
             embedded = self.embed(torch.from_numpy(batch.ids).to(self.device), table)
             hidden = last_hidden(self.decoder, embedded, batch)
-        # a device_map may end on another device
-        return hidden.flatten(0, 1).to(self.device)
+        return hidden.flatten(0, 1).to(self.device)  # a device_map may end on another one
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """The adapter's weights are float32 for the optimiser and multiply in the LLM's dtype.
-
-        By default peft casts every layer's input up to float32, which took a quarter of a step.
-        """
+        """The adapter's weights are float32 for the optimiser and multiply in the LLM's dtype."""
         dtype = self.llm.dtype
         if not self.adapted or dtype == torch.float32:
             yield
             return
+        # peft casts every layer's input up to float32, which took a quarter of a step
         from peft.helpers import disable_input_dtype_casting
 
         with disable_input_dtype_casting(self.llm), torch.autocast(self.device.type, dtype):
             yield
 
     def merge(self) -> "Environment":
-        """Fold the trained adapter into the LLM's weights, for reading only.
+        """Fold the trained adapter, which triples the matrix products, into the LLM's weights.
 
-        An unmerged adapter triples the number of matrix products. An LLM whose weights are
-        stored as integers is left as it is. (``is_quantized`` is also true of a GGUF file, whose
-        weights are floats once loaded.)
+        An LLM whose weights are stored as integers is left as it is. (``is_quantized`` is also
+        true of a GGUF file, whose weights are floats once loaded.)
         """
         floats = all(p.is_floating_point() for p in self.llm.parameters())
         if self.adapted and floats and getattr(self.llm, "quantization_method", "") not in UNMERGED:
@@ -168,8 +158,8 @@ class Environment(nn.Module):
     def reward_of(self, ends: PromptEnds) -> Tensor:
         """Score head (Eq. 1 and 5): rewards [N].
 
-        With ``reward_head: state``, how near the action is to the state s'_t is added: the score
-        head then learns what the state model does not say.
+        ``reward_head: state`` adds how near the action is to the state s'_t: the score head then
+        learns what the state model does not say.
         """
         rewards = self.score_head(ends.hidden).squeeze(-1)
         if self.settings.reward_head == "none":
@@ -181,10 +171,7 @@ class Environment(nn.Module):
         return rewards + (self.state_head.query(states) * keys).sum(-1)
 
     def state_of(self, ends: PromptEnds) -> Tensor:
-        """State head: states s'_t [N, d] of prompts that end at x_t (Eq. 3).
-
-        Where a word stands, the result means nothing.
-        """
+        """State head: states s'_t [N, d] of prompts that end at x_t, not at a word (Eq. 3)."""
         return self.state_head(ends.hidden, ends.items.clamp(min=0))
 
     def state_scores(self, states: Tensor) -> Tensor:
@@ -205,12 +192,8 @@ class Environment(nn.Module):
     ) -> list[Result]:
         """Work on a batch, in halves and their halves where memory does not suffice.
 
-        The size that fits is kept for the batches to come. With several processes each has its
-        own; they stay in step, as the results together are those of the whole batch.
-
-        Args:
-            batch: rows.
-            work: of one part; where it fails, it must not have changed anything.
+        The size that fits is kept for the batches to come. Work that fails must not have changed
+        anything.
 
         Returns:
             The result of each part, in the order of the rows.

@@ -16,13 +16,10 @@ from recbole_lea.store.arrays import pieces, take
 class RewardScale:
     """Maps the reward model's unbounded scores to rewards (deviation 16).
 
-    Attributes:
-        kind: ``standardize``, ``sigmoid`` or ``raw``.
-        mean: of the training scores, positives and negatives together.
-        deviation: likewise.
+    ``mean`` and ``deviation`` are those of the training scores, positives and negatives together.
     """
 
-    kind: str
+    kind: str  # standardize, sigmoid or raw
     mean: float = 0.0
     deviation: float = 1.0
 
@@ -41,9 +38,7 @@ class RewardScale:
 
 
 class Feedback:
-    """What training looks up: rows of transitions to tensors.
-
-    Subclasses say where states and rewards come from.
+    """What training looks up: rows of transitions to tensors. Subclasses say where from.
 
     Args:
         sequences: the training sequences.
@@ -80,10 +75,7 @@ class Feedback:
         self.share: Share | None = None  # in a training in several processes
 
     def augment(
-        self,
-        actions: np.ndarray,
-        scores: np.ndarray | None,
-        candidates: np.ndarray | None = None,
+        self, actions: np.ndarray, scores: np.ndarray | None, candidates: np.ndarray | None = None
     ) -> None:
         """Add the predicted positive action of each transition and its reward score.
 
@@ -100,10 +92,7 @@ class Feedback:
         self._chosen = self.item_ids[actions]
 
     def lookup(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Feedback of transitions.
-
-        Args:
-            rows: transition numbers [B].
+        """Feedback of transitions, by their numbers [B].
 
         Returns:
             ``state``, ``next_state`` [B, state_dim] float32; ``reward``, ``negative_reward``,
@@ -187,12 +176,7 @@ class PrecomputedFeedback(Feedback):
 
 
 class LiveFeedback(Feedback):
-    """Feedback computed by the LLM as it is asked for, with a fresh negative each time.
-
-    Args:
-        environment: the adapted LE.
-        options: see ``Feedback``.
-    """
+    """Feedback computed by the LLM as it is asked for, with a fresh negative each time."""
 
     def __init__(self, environment: Environment, **options) -> None:
         super().__init__(**options)

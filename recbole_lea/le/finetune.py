@@ -23,13 +23,7 @@ from recbole_lea.equations import (
 )
 from recbole_lea.le.adapter import load_trained_state, trained_state
 from recbole_lea.le.environment import Environment, PromptEnds
-from recbole_lea.le.evaluation import (
-    Pairs,
-    comparisons,
-    evaluate,
-    selection_accuracy,
-    selections,
-)
+from recbole_lea.le.quality import Pairs, comparisons, evaluate, selection_accuracy, selections
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.files import read_record, read_tensors, write_bytes, write_record
@@ -44,12 +38,11 @@ CHECKPOINT = "checkpoint.json"
 
 
 def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[int], list[int]]:
-    """Draw the sequences the LE learns from and those it is measured on.
+    """Draw the sequences the LE learns from and those it is measured on; their indices.
 
-    Returns:
-        Sequence indices: ``lea_finetune_fraction`` of all (at least one), and from the rest as
-        many as give ``lea_finetune_eval`` transitions. A fraction above .9 learns from nine
-        tenths, so that there is something to measure (deviation 19).
+    ``lea_finetune_fraction`` of all (at least one), and from the rest as many as give
+    ``lea_finetune_eval`` transitions. A fraction above .9 learns from nine tenths, so that there
+    is something to measure (deviation 19).
     """
     rng = np.random.default_rng([settings.seed, 1])
     order = [s for s in rng.permutation(len(sequences)) if len(sequences.items[s]) > 1]

@@ -8,16 +8,9 @@ from torch import Tensor, nn
 
 
 class LastHidden(nn.Module):
-    """The paper's state: the last hidden state itself, compared by dot products.
+    """The paper's state: the last hidden state itself, compared by dot products."""
 
-    Args:
-        tokens: item tokens [n_items, d].
-
-    Attributes:
-        keys: what ``query`` is multiplied with for the scores of all items [n_items, d].
-    """
-
-    keys: Tensor
+    keys: Tensor  # item tokens [n_items, d]; ``query`` times them are the scores of all items
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -28,7 +21,7 @@ class LastHidden(nn.Module):
         return hidden
 
     def query(self, states: Tensor) -> Tensor:
-        """States [N, d] -> [N, d]."""
+        """States [N, d] -> [N, d], to be multiplied with ``keys``."""
         return states
 
 
@@ -38,13 +31,12 @@ class Residual(nn.Module):
     :math:`e` are the item tokens with an evened spectrum, of length :math:`\sqrt d`. ``W`` starts
     at zero and ``g`` at one, so that the untrained state is that of the last item: its nearest
     items are those with the most similar text, and fine-tuning starts from there. Scores are
-    cosines times a learned factor (deviation 40). Arguments and attributes as ``LastHidden``'s.
+    cosines times a learned factor (deviation 40).
     """
 
-    # Near the best factor of the untrained cosines on Industrial and Scientific.
-    START = 6.0
+    START = 6.0  # near the best factor of the untrained cosines on Industrial and Scientific
 
-    keys: Tensor
+    keys: Tensor  # evened item tokens of length 1 [n_items, d]
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -62,7 +54,7 @@ class Residual(nn.Module):
         return F.normalize(state, dim=-1) * math.sqrt(width)
 
     def query(self, states: Tensor) -> Tensor:
-        """As ``LastHidden.query``."""
+        """States [N, d] -> [N, d], to be multiplied with ``keys``."""
         return F.normalize(states, dim=-1) * self.log_factor.exp()
 
 

@@ -51,12 +51,6 @@ class Pipeline:
         DiskFull: the cache's disk has no room; what is finished is kept.
         ReadOnly: the cache lacks something and cannot be written to.
 
-    Attributes:
-        cache: what is finished.
-        actions: LE item indices that rewards are of [n_transitions, 1 + negative_pool]: the next
-            item, then ``negatives``.
-        measured: what this run has seen of the LE's rewards and selections.
-
     Args:
         settings: all LE settings.
         catalogue: the items.
@@ -82,26 +76,26 @@ class Pipeline:
         self.device = pick_device()
         self.code = code_version()  # before any stage: the files may change meanwhile
         drawn = sample_negatives(sequences, len(catalogue), settings.negative_pool, settings.seed)
-        self.actions = np.c_[sequences.actions, drawn]
+        self.actions = np.c_[
+            sequences.actions, drawn
+        ]  # that rewards are of [n_transitions, 1 + pool]
         self.negatives = self.actions[:, 1:]
-        self.measured: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}  # of the LE's rewards and selections, in this run
         self._llm: LLM | None = None
         self._finetuned: Environment | None = None  # by this run, its adapter not merged
         self._environment: Environment | None = None
         self._reported = False
-        folder = Path(settings.cache_dir) / dataset
-        known = (settings.llm, settings.llm_dtype, settings.llm_options)
-        identity = identify_llm(*known, folder, self.device) if self._main else None
+        s, folder = settings, Path(settings.cache_dir) / dataset
+        asked = (s.llm, s.llm_dtype, s.llm_options, folder, self.device)
+        identity = identify_llm(*asked) if self._main else None
         self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
-        self.sentences, without_text = catalogue.sentences(settings.item_sentence)
-        by_title = settings.prompt_items == "title"
-        self.titles = catalogue.titles(settings.title) if by_title else None
+        self.sentences, without_text = catalogue.sentences(s.item_sentence)
+        self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
         if without_text:
-            more = len(without_text) - NAMED
+            more = f" and {len(without_text) - NAMED} more" if len(without_text) > NAMED else ""
             logger.warning(
                 "%d of %d items have no text and are described by their token: %s%s",
-                len(without_text), len(catalogue), ", ".join(without_text[:NAMED]),
-                f" and {more} more" if more > 0 else "",
+                len(without_text), len(catalogue), ", ".join(without_text[:NAMED]), more,
             )  # fmt: skip
         self.cache = Cache(folder, table(self), partial(origin, self), self.stages)
 
@@ -133,9 +127,8 @@ class Pipeline:
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
-        if not self.cache.is_recorded("items"):
-            return self.llm().width
-        return self.item_tokens(mapped=True).shape[1]
+        there = self.cache.is_recorded("items")
+        return self.item_tokens(mapped=True).shape[1] if there else self.llm().width
 
     def item_tokens(self, mapped: bool = False) -> np.ndarray:
         """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
@@ -221,22 +214,18 @@ class Pipeline:
         return known_rewards(self.cache.stores({"actions", "rewards"}, environment=le), actions)
 
     def array(self, stage: Stage) -> np.ndarray:
-        """A stage's array, memory-mapped, with what its readers need beside it."""
+        """A stage's array, memory-mapped; the sequences by which its rows are found are saved."""
         self._save_sequences()
         folder = self.cache.run(stage)
         self._report_quality()
         return read_array(folder / f"{stage.array}.npy", mapped=True)
 
     def _save_sequences(self) -> None:
-        """Write the users, items and sequences by which the stages' rows are found."""
         self.cache.keep(self.sequences.name, self.sequences.save, "the sequences")
 
     def prepare_selection(self) -> None:
         """Build what ``select`` needs and no list of candidates changes."""
-        if self.settings.selection_by == "state":
-            self.full_states()
-        else:
-            self.environment()
+        (self.full_states if self.settings.selection_by == "state" else self.environment)()
 
     def select(
         self, candidates: np.ndarray, want_rewards: bool
@@ -250,7 +239,7 @@ class Pipeline:
             want_rewards: also score the chosen actions.
 
         Returns:
-            Chosen LE item indices [n_transitions] and their reward scores or None.
+            Chosen LE item indices and their reward scores or None [n_transitions].
         """
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
         return selection.select(self, *from_main((candidates, want_rewards)))
@@ -269,39 +258,35 @@ class Pipeline:
     ) -> PrecomputedFeedback:
         """Feedback read from disk, computed first where it is not there.
 
-        Args:
-            want_states: of the LE.
-            want_rewards: of the LE.
-            item_ids: what the caller calls the items, by LE index [n_items].
+        ``item_ids`` are what the caller calls the items, by LE index [n_items].
         """
-        states, rewards, scale = None, None, None
-        if want_states:
-            states = self.states()
+        states = self.states() if want_states else None
+        rewards, scale = None, None
         if want_rewards:
             rewards = self.rewards()
             scale = RewardScale.fit(self.settings.reward_scale, rewards)
             quality.report_rewards(rewards, scale.mean, scale.deviation)
             self.measured["reward_popularity"] = quality.popularity_correlation(self, rewards)
         width = None if states is None else states.shape[1]
-        options = {"scale": scale, "state_dim": width} | self._options(item_ids)
+        options = self._options(scale, width, item_ids)
         return PrecomputedFeedback(states, rewards, self.negatives, **options)
 
     def live(
         self, want_states: bool, want_rewards: bool, item_ids: np.ndarray | None = None
     ) -> LiveFeedback:
-        """Feedback computed by the LLM during training; arguments as those of ``precomputed``."""
+        """Feedback computed by the LLM during training; ``item_ids`` as for ``precomputed``."""
         if self.settings.state_dim is not None:
             raise ValueError("state_dim needs all states beforehand: use transform lea_feedback")
         self.require_llm("transform lea_live")
         width = self.llm().width if want_states else None
-        options = {"scale": None, "state_dim": width} | self._options(item_ids)
-        live = LiveFeedback(self.environment(), **options)
+        live = LiveFeedback(self.environment(), **self._options(None, width, item_ids))
         if want_rewards:
             live.fit_scale(self.settings.reward_scale)
         return live
 
-    def _options(self, item_ids: np.ndarray | None) -> dict[str, Any]:
+    def _options(self, scale, state_dim, item_ids) -> dict[str, Any]:
         """Of every ``Feedback``."""
         s, n_items = self.settings, len(self.catalogue)
-        own = {"sequences": self.sequences, "n_items": n_items, "item_ids": item_ids}
-        return own | {"seed": s.seed, "shuffle": s.shuffle}
+        own = {"sequences": self.sequences, "n_items": n_items, "seed": s.seed}
+        own |= {"shuffle": s.shuffle, "item_ids": item_ids}
+        return own | {"scale": scale, "state_dim": state_dim}

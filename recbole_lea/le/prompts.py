@@ -26,12 +26,11 @@ class Template:
     """One template, tokenized once; ``fill`` only concatenates.
 
     Args:
-        text: text with the placeholders in ``names``, each exactly once.
-        names: the placeholders that the template must have, in any order.
+        text: text with the placeholders in ``names``, each exactly once, in any order.
+        names: see there.
         key: the YAML key, for error messages.
         tokenizer: a Hugging Face tokenizer.
-        first: whether the template starts the prompt (and so gets the BOS token of
-            tokenizers that add one).
+        first: whether it starts the prompt, and so gets the BOS token of tokenizers that add one.
 
     Raises:
         ValueError: a placeholder is missing, repeated or unknown.
@@ -76,12 +75,8 @@ class Prompts:
         settings: LESettings,
         titles: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.vocab_size = vocab_size
-        self.titles = titles
+        self.vocab_size, self.titles, self.settings = vocab_size, titles, settings
         self.separator = following(tokenizer, [","])[0] if titles is not None else []
-        self.max_history = settings.max_history
-        self.history_hop = settings.history_hop
-        self.state_input = settings.state_input
         s, (action, key) = settings, action_prompt(settings)
         self.user = Template(s.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True)
         self.action = Template(action, ["item"], key, tokenizer, first=False)
@@ -105,9 +100,9 @@ class Prompts:
         The newest ``max_history`` items; with a ``history_hop`` of h, the first of them moves
         on only every h steps, so that the prompts in between share all but their last item.
         """
-        start = max(0, len(history) - self.max_history)
-        if self.history_hop:
-            start -= start % self.history_hop
+        start = max(0, len(history) - self.settings.max_history)
+        if hop := self.settings.history_hop:
+            start -= start % hop
         return history[start:]
 
     def _user_prompt(self, history: Items) -> list[int]:
@@ -123,7 +118,7 @@ class Prompts:
         ``state_input: items`` is the bare item tokens (the paper); ``prompt`` is the user
         prompt up to x_t, so that the state costs no tokens beside the reward's.
         """
-        if self.state_input == "items":
+        if self.settings.state_input == "items":
             return self.item_ids(self.window(history))
         prompt = self._user_prompt(history)
         return prompt[: len(prompt) - len(self.user.pieces[-1])]
@@ -138,9 +133,6 @@ def action_prompt(settings: LESettings) -> tuple[str, str]:
 
     ``reward_prompt: paper`` is the paper's wording; ``item_last`` says the same with the item
     as the last token, so that the text before it is shared and an action costs one token.
-
-    Raises:
-        ValueError: the item is not the last token of the ``item_last`` wording.
     """
     if settings.reward_prompt == "paper":
         return settings.action_prompt, "lea_action_prompt"

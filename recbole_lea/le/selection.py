@@ -1,7 +1,6 @@
 """The positive-action model (section 3.4): which of a list the user would like best."""
 
 import logging
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,7 @@ import torch
 
 from recbole_lea.engine.progress import PromptBar
 from recbole_lea.le import answers, stages
-from recbole_lea.le.environment import Environment
 from recbole_lea.le.heads import STATE_HEADS
-from recbole_lea.le.sequences import Sequences
-from recbole_lea.le.settings import LESettings
 from recbole_lea.store.arrays import pieces, take
 from recbole_lea.store.cache import Stage
 
@@ -46,51 +42,30 @@ def choose(
     return np.take_along_axis(candidates, position[:, None], axis=1)[:, 0], share
 
 
-def label_scores(
-    sequences: Sequences,
-    candidates: np.ndarray,
-    bar: answers.Bar,
-    environment: Environment,
-    missing: list[int],
-) -> answers.Filled:
+def label_scores(sequences, candidates, bar, environment, missing) -> answers.Filled:
     """Log-probability of each label word, for lists [n_transitions, k]: [n, k] a shard."""
 
-    def prompts(first: int, end: int) -> Iterator[list[list[int]]]:
-        for row, history in answers.transitions(sequences, first, end):
-            yield [environment.prompts.select(history, candidates[row])]
-
     def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
-        scores = environment.answer(prompts(first, end), environment.label_scores_of, progress)
+        prompts = (
+            [environment.prompts.select(history, candidates[row])]
+            for row, history in sequences.histories(first, end)
+        )
+        scores = environment.answer(prompts, environment.label_scores_of, progress)
         return scores[:, : candidates.shape[1]]
 
     return answers.by_shard(sequences, sequences.transition_starts, 1, missing, bar, of)
 
 
-def nearness(
-    settings: LESettings,
-    sequences: Sequences,
-    tokens: np.ndarray,
-    states: np.ndarray,
-    candidates: np.ndarray,
-) -> np.ndarray:
-    """How near each candidate is to the transition's state, up to a factor.
+def nearness(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
+    """How near each candidate is to the transition's state, up to a factor [n_transitions, k].
 
     x_t itself, which by the skip connection is near whatever the user wants, comes last.
-
-    Args:
-        settings: name the state head.
-        sequences: the training sequences.
-        tokens: item tokens [n_items, d].
-        states: of all prefixes [n_states, d].
-        candidates: listed items [n_transitions, k].
-
-    Returns:
-        Scores [n_transitions, k], float32.
     """
-    head = STATE_HEADS[settings.state_head](torch.from_numpy(tokens))
+    head = STATE_HEADS[le.settings.state_head](torch.from_numpy(le.item_tokens()))
+    states = le.full_states()
     # a user's last state has no transition
-    rows = np.delete(np.arange(len(states)), sequences.state_starts[1:] - 1)
-    newest = np.concatenate([items[:-1] for items in sequences.items])
+    rows = np.delete(np.arange(len(states)), le.sequences.state_starts[1:] - 1)
+    newest = np.concatenate([own[:-1] for own in le.sequences.items])
     scores = np.empty(candidates.shape, dtype=np.float32)
     parts = (pieces(array, 2**12) for array in (scores, rows, candidates, newest))
     for part, own, listed, last in zip(*parts, strict=True):
@@ -135,8 +110,7 @@ def _scores(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
     s, title = le.settings, "augmentation"
     if s.selection_by == "state":
         with le.stages.stage(title):
-            given = le.item_tokens(), le.full_states()
-            return nearness(s, le.sequences, *given, candidates)
+            return nearness(le, candidates)
     by_label = s.selection_by == "label"
     made_of = stages.parts(
         environment=le.keys["environment"],

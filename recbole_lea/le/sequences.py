@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,16 @@ class Sequences:
         sequence = np.searchsorted(self.transition_starts, transitions, side="right") - 1
         return sequence, transitions - self.transition_starts[sequence] + 1
 
+    def histories(
+        self, first: int, end: int, whole: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and history of each transition of some sequences; ``whole``: of each state."""
+        row = int((self.state_starts if whole else self.transition_starts)[first])
+        for items in self.items[first:end]:
+            for t in range(1, len(items) + whole):
+                yield row, items[:t]
+                row += 1
+
     def history(self, sequence: int, t: int) -> np.ndarray:
         """x_{1:t}."""
         return self.items[sequence][:t]
@@ -103,8 +113,7 @@ class Sequences:
 def sample_negatives(sequences: Sequences, n_items: int, pool: int, seed: int) -> np.ndarray:
     """Uniform negatives that differ from the positive; history items are allowed (deviation 7).
 
-    Each sequence has its own random stream, so the draw does not depend on how sequences are
-    split into shards.
+    Each sequence has its own random stream, whatever the other sequences are.
 
     Returns:
         LE item indices [n_transitions, pool].

@@ -95,12 +95,8 @@ class LESettings:
     def for_dataset(cls, dataset: str, **changes: Any) -> "LESettings":
         """The settings of ``properties/lea.yaml`` and ``properties/dataset/NAME.yaml``.
 
-        Args:
-            dataset: the NAME.
-            changes: fields with other values, such as ``llm="/path/to/llm"``.
-
-        Raises:
-            FileNotFoundError: there is no such dataset.
+        ``changes`` are fields with other values, such as ``llm="/path/to/llm"``. An unknown dataset
+        is a FileNotFoundError.
         """
         keys: dict[str, Any] = {}
         for name in ("lea.yaml", f"dataset/{dataset}.yaml"):

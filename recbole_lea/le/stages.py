@@ -62,12 +62,7 @@ def table(le: "Pipeline") -> dict[str, Stage]:
 
 
 def rewards_of(
-    le: "Pipeline",
-    actions: np.ndarray,
-    name: str,
-    title: str,
-    made_of: dict[str, Any],
-    reuse: bool = True,
+    le: "Pipeline", actions: np.ndarray, name: str, title: str, made_of: Any, reuse: bool = True
 ) -> Stage:
     """Rewards of actions [n_transitions, k]; ``reuse`` those that other stages hold."""
 
@@ -92,6 +87,7 @@ def about_transitions(le: "Pipeline", actions: np.ndarray) -> Layout:
 
 
 def _by_shard(le, starts, width, dtype, beside) -> Layout:
+    """Shards are ranges of sequences, whose rows begin at ``starts`` [n_sequences + 1]."""
     bounds = starts[answers.shard_bounds(le.sequences)].tolist()
     return Layout((bounds[-1], width), dtype, bounds, beside)
 

@@ -42,26 +42,19 @@ class Layout(NamedTuple):
 class Stage:
     """A part of an LE: it ends in files, or in an array that is filled shard by shard.
 
-    Attributes:
-        name: with the key, the name of its folder.
-        title: its name in the log.
-        made_of: all that it depends on.
-        needs: called before the stage's clock starts, so that no stage counts another.
-        compute: gets what ``needs`` gave, and the folder: it writes the files, and returns what
-            joins their record; or the missing shards: it yields each with its values.
-        files: names of the files.
-        array: name of the array.
-        layout: of the array; asked for once the stage runs, as a width may take the LLM.
+    ``needs`` is called before the stage's clock starts, so that no stage counts another. What it
+    gave is handed to ``compute``, with the folder, into which that writes the files, and returns
+    what joins their record; or with the missing shards, of which it yields each with its values.
     """
 
-    name: str
-    title: str
-    made_of: Mapping[str, Any]
+    name: str  # with the key, the name of its folder
+    title: str  # its name in the log
+    made_of: Mapping[str, Any]  # all that it depends on
     needs: Callable[[], Any]
     compute: Callable[[Any, Any], Any]
     files: tuple[str, ...] = ()
-    array: str = ""
-    layout: Callable[[], Layout] | None = None
+    array: str = ""  # its name
+    layout: Callable[[], Layout] | None = None  # asked for when it runs: a width may take the LLM
 
     @functools.cached_property
     def key(self) -> str:
@@ -71,12 +64,7 @@ class Stage:
 
 
 class Cache:
-    """The stages of one LE.
-
-    Its methods are called by all processes, in the same order; the main one alone writes.
-
-    Attributes:
-        used: stage -> key of the stages that this run has asked for.
+    """The stages of one LE; all processes call its methods in the same order, the main one writes.
 
     Args:
         folder: of the dataset; other LEs may share it.
@@ -94,7 +82,7 @@ class Cache:
     ) -> None:
         self.folder = folder
         self.table = table
-        self.used: dict[str, str] = {}
+        self.used: dict[str, str] = {}  # stage -> key of the stages that this run has asked for
         self._origin = origin
         self._log = log
         self._checked: set[str] = set()
@@ -210,8 +198,7 @@ def locked(folder: Path) -> Iterator[bool]:
     """Hold a cache folder, made if needed; the operating system frees a killed run's lock.
 
     Yields:
-        Whether it can be written to; one that cannot (a read-only disk, another user's) is read
-        without a lock.
+        Whether it can be written to; one that cannot is read without a lock.
     """
     with contextlib.suppress(ReadOnly), clear_errors_at(folder):
         folder.mkdir(parents=True, exist_ok=True)

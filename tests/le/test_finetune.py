@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recbole_lea.le import evaluation as ev
 from recbole_lea.le import finetune as ft
+from recbole_lea.le import quality
 from recbole_lea.le.adapter import trained_state
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.heads import evened
@@ -143,13 +143,13 @@ def test_reward_model_learns_a_preference(settings, tmp_path, state_loss):
 
 def test_lists_hold_the_next_item_once_at_any_place():
     rng, positives = np.random.default_rng(0), np.arange(300) % 12
-    lists = ev.selection_lists(rng, positives, 12, 5)
+    lists = quality.selection_lists(rng, positives, 12, 5)
     assert all(len(set(row)) == 5 for row in lists.tolist())
     places = (lists == positives[:, None]).argmax(1)
     assert (lists[np.arange(300), places] == positives).all()
     assert np.bincount(places, minlength=5).min() > 40
     assert set(lists.ravel().tolist()) == set(range(12))
-    assert set(ev.selection_lists(rng, positives, 12, 12)[0].tolist()) == set(range(12))
+    assert set(quality.selection_lists(rng, positives, 12, 12)[0].tolist()) == set(range(12))
 
 
 def test_the_joint_loss_teaches_the_selection_prompt(settings, tmp_path):
@@ -172,7 +172,7 @@ def test_the_joint_loss_teaches_the_selection_prompt(settings, tmp_path):
         assert ("selection_accuracy" in history[-1]) == (weight > 0)
         _, measured = ft.split_sequences(sequences, s)
         pairs = [(m, t) for m in measured for t in range(1, 6)][:80]
-        right.append(ev.selection_accuracy(env, sequences, pairs, s))
+        right.append(quality.selection_accuracy(env, sequences, pairs, s))
         if weight:
             assert history[-1]["selection_accuracy"] == right[0]
     assert right[0] > 0.65 > right[1]
@@ -230,7 +230,7 @@ def test_evaluation_is_that_of_plain_readings(settings, state_head):
         margin.append(-np.diff(env.answer(prompts, env.reward_of))[0])
         scores = tokens.numpy() @ env.answer([[env.prompts.state(history)]], env.state_of)[0]
         rank.append(int((scores > scores[actions[0]]).sum()))
-    found = ev.evaluate(env, SEQUENCES, pairs, seed=0)
+    found = quality.evaluate(env, SEQUENCES, pairs, seed=0)
     assert found["n"] == len(pairs)
     assert 0 < found["accuracy"] == np.mean(np.array(margin) > 0) < 1
     assert found["margin"] == pytest.approx(np.mean(margin), rel=1e-3)
@@ -242,11 +242,11 @@ def test_evaluation_is_that_of_plain_readings(settings, state_head):
 def test_evaluation_holds_the_scores_of_a_few_states_alone(settings, monkeypatch):
     env, sizes = environment(settings()), []
     pairs = [(s, t) for s in range(len(SEQUENCES)) for t in range(1, len(SEQUENCES.items[s]))]
-    whole = ev.evaluate(env, SEQUENCES, pairs, seed=0)
+    whole = quality.evaluate(env, SEQUENCES, pairs, seed=0)
     scores = env.state_scores
     monkeypatch.setattr(env, "state_scores", lambda s: (sizes.append(len(s)), scores(s))[1])
-    monkeypatch.setattr(ev, "RANKED", 3)
-    assert ev.evaluate(env, SEQUENCES, pairs, seed=0) == whole
+    monkeypatch.setattr(quality, "RANKED", 3)
+    assert quality.evaluate(env, SEQUENCES, pairs, seed=0) == whole
     assert sum(sizes) == len(pairs)
     assert max(sizes) == 3
 
