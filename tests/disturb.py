@@ -23,9 +23,7 @@ import torch
 from recbole.config import Config
 from recbole.trainer import trainer as trainer_module
 
-from recbole_lea.le import feedback as fb
-from recbole_lea.le import finetune
-from recbole_lea.le import pipeline as pipeline_module
+from recbole_lea.le import answers, finetune, item_tokens
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.plugin import record
 from recbole_lea.plugin.quick_start import console, prepare
@@ -55,7 +53,7 @@ def build(make, before_each=lambda stage: None, without_llm=False):
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     candidates = np.stack([rng.permutation(12)[:5] for _ in range(SEQUENCES.n_transitions)])
-    with mock.patch.object(fb, "SHARD", 5), mock.patch.object(pipeline_module, "BUCKET", 5):
+    with mock.patch.object(answers, "SHARD", 5), mock.patch.object(item_tokens, "BUCKET", 5):
         for settings in make:
             p = Pipeline(settings, CATALOGUE, SEQUENCES, "tiny", progress_bar=False)
             stages = (p.item_tokens, p.environment, p.states, p.rewards)

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"} | quiet
-from recbole_lea.le import pipeline as pipeline_module  # noqa: E402
+from recbole_lea.le import stages  # noqa: E402
 from recbole_lea.serve.checkpoint import Checkpoint  # noqa: E402
 from recbole_lea.store import files as store  # noqa: E402
 from recbole_lea.store.files import DiskFull, ReadOnly  # noqa: E402
@@ -383,7 +383,7 @@ def other_version(bench: Bench, rng: random.Random, cases: int):
             _, log = bench.repair(cache)
             assert "of another version: ignored" in log
         else:
-            with mock.patch.object(pipeline_module, "FORMAT", rng.choice([1, 3])):
+            with mock.patch.object(stages, "FORMAT", rng.choice([1, 3])):
                 disturb.build(bench.le(cache))
             both = tree(cache)
             assert len(both) > len(whole) and both.items() >= whole.items()

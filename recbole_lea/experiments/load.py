@@ -29,9 +29,8 @@ from recbole.model.sequential_recommender import GRU4Rec, SASRec
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.experiments.growth import tiny_llm
 from recbole_lea.experiments.speed import training_step
-from recbole_lea.le import Pipeline
+from recbole_lea.le import Pipeline, answers
 from recbole_lea.le import item_tokens as tokenization
-from recbole_lea.le.feedback import Computation
 from recbole_lea.model import GRU4RecSNQNLEA, SASRecSA2CLEA
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.record import stage_report
@@ -86,7 +85,7 @@ def generate(folder: Path, items: int, transitions: int) -> None:
 @contextlib.contextmanager
 def mostly_random() -> Iterator[None]:
     """The LLM is asked for the first of a stage's shards, and for the first batches of items."""
-    bucket, fill = tokenization.tokenize_bucket, Computation._fill
+    bucket, by_shard = tokenization.tokenize_bucket, answers.by_shard
     asked = itertools.count()
     rng = np.random.default_rng(0)
 
@@ -95,16 +94,16 @@ def mostly_random() -> Iterator[None]:
             return bucket(environment, ids, start, *others)
         return start.numpy(), np.zeros((len(ids), 2), dtype=np.float32)
 
-    def first_shards(self, read):
-        ((name, (shape, _)),) = self.store.arrays.items()
-        for shard in self.store.missing()[ASKED:]:
-            rows = self.store.bounds[shard + 1] - self.store.bounds[shard]
-            self.store.write(shard, {name: rng.standard_normal((rows, *shape[1:]), np.float32)})
-        fill(self, read)
+    def first_shards(sequences, starts, each, missing, *others):
+        rows = np.diff(starts[answers.shard_bounds(sequences)])
+        for shard, values in by_shard(sequences, starts, each, missing[:ASKED], *others):
+            yield shard, values
+        for shard in missing[ASKED:]:
+            yield shard, rng.standard_normal((rows[shard], values.shape[1]), np.float32)
 
     with (
         mock.patch.object(tokenization, "tokenize_bucket", first_buckets),
-        mock.patch.object(Computation, "_fill", first_shards),
+        mock.patch.object(answers, "by_shard", first_shards),
     ):
         yield
 

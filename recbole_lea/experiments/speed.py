@@ -22,9 +22,9 @@ from recbole.utils import init_seed
 from recbole_lea.engine.llm import compile_layers, load_llm, pick_device
 from recbole_lea.engine.packing import pack
 from recbole_lea.engine.stagelog import StageLog
-from recbole_lea.le import finetune
+from recbole_lea.le import finetune, quality
 from recbole_lea.le import item_tokens as tokenization
-from recbole_lea.le.environment import Environment, Reads
+from recbole_lea.le.environment import Environment, PromptEnds
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.sequences import Sequences, sample_negatives
@@ -104,7 +104,7 @@ def plain_rewards(env: Environment, prompts: Sequence[Sequence[int]]) -> np.ndar
     return rewards
 
 
-def plain_reads(env: Environment, prompts: Sequence[Sequence[int]]) -> Reads:
+def plain_reads(env: Environment, prompts: Sequence[Sequence[int]]) -> PromptEnds:
     """What stands at the end of each prompt of one padded batch."""
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
@@ -125,10 +125,10 @@ def plain_reads(env: Environment, prompts: Sequence[Sequence[int]]) -> Reads:
 
     ends = at(lengths - 1)
     if env.settings.state_input == "items":
-        return Reads(*ends)
+        return PromptEnds(*ends)
     places = [[i for i, t in enumerate(p) if t >= env.vocab_size][-2:] for p in prompts]
     actions, before = (torch.tensor([p[k] for p in places]) for k in (-1, 0))
-    return Reads(*ends, at(actions)[1], *at(before))
+    return PromptEnds(*ends, at(actions)[1], *at(before))
 
 
 def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, 
     rewards: dict[str, np.ndarray] = {}
 
     def packed() -> None:
-        rewards["packed"] = env.read(groups, env.reward_of)
+        rewards["packed"] = env.answer(groups, env.reward_of)
 
     def plain() -> None:
         rewards["plain"] = plain_rewards(env, prompts)
@@ -188,8 +188,8 @@ def pool_seconds(env: Environment, pipeline: Pipeline, pool: int) -> float:
     """Seconds of rewards with so many scored negatives."""
     drawn = sample_negatives(pipeline.sequences, len(pipeline.catalogue), pool, seed=0)
     groups = reward_groups(env, pipeline.sequences, drawn)
-    env.read(groups[: len(groups) // 8], env.reward_of)
-    return timed(partial(env.read, groups, env.reward_of))
+    env.answer(groups[: len(groups) // 8], env.reward_of)
+    return timed(partial(env.answer, groups, env.reward_of))
 
 
 def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, float]:
@@ -212,7 +212,8 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
     def plain(batch: list) -> None:
         env.train()
         positives = np.array([sequences.action(s, t) for s, t in batch])
-        groups = finetune._prompts(env, sequences, batch, positives, (positives[:, None] + 1) % 9)
+        negatives = (positives[:, None] + 1) % 9
+        groups = quality.comparisons(env, sequences, batch, positives, negatives)
         both = [group[0] for group in groups] + [group[1] for group in groups]
         optimizer.zero_grad()
         n, reads = len(batch), plain_reads(env, both)
@@ -221,7 +222,7 @@ def finetune_cost(env: Environment, sequences: Any, steps: int) -> dict[str, flo
             ends = plain_reads(env, [group[2] for group in groups])
         else:  # the chosen prompts hold the states already
             assert reads.before is not None and reads.before_items is not None
-            ends = Reads(reads.before[:n], reads.before_items[:n])
+            ends = PromptEnds(reads.before[:n], reads.before_items[:n])
         states = env.state_head.query(env.state_of(ends))
         loss = finetune.reward_loss(rewards[:n], rewards[n:]).mean()
         items = torch.from_numpy(positives).to(env.device)

@@ -10,15 +10,11 @@ _FIELD = re.compile(r"\{(\w+)\}")
 class Catalogue:
     """Item tokens in a fixed order with their text fields.
 
-    The LE's item index is the position in the sorted tokens, so it does not depend on file
-    order, filtering order or RecBole's internal ids.
+    The LE's item index is the position in the sorted tokens: it does not depend on file order,
+    filtering order or RecBole's internal ids.
 
     Args:
         texts: item token -> {field: text}; an empty text means that it is unknown.
-
-    Attributes:
-        tokens: item tokens, sorted.
-        index: item token -> LE item index.
     """
 
     def __init__(self, texts: Mapping[str, Mapping[str, str]]) -> None:
@@ -27,7 +23,7 @@ class Catalogue:
         self.tokens = sorted(texts)
         self.index = {token: i for i, token in enumerate(self.tokens)}
         self.texts = [
-            {name: _plain(text) for name, text in texts[token].items()} for token in self.tokens
+            {name: _one_line(text) for name, text in texts[token].items()} for token in self.tokens
         ]
 
     def __len__(self) -> int:
@@ -36,51 +32,38 @@ class Catalogue:
     def sentences(self, template: str) -> tuple[list[str], list[str]]:
         """The sentence T of each item (paper section 3.2, item tokenization).
 
+        The template is such as ``{item} film[ is titled {movie_title}][, released in {year}].``
         A clause in square brackets is dropped where one of its fields is empty. An item with
         no text at all is described by its token as title.
 
-        Args:
-            template: such as ``{item} film[ is titled {movie_title}][, released in {year}].``
-
         Returns:
-            The sentences, still holding the placeholder ``{item}``, in catalogue order, and
-            the tokens of the items that have no text.
+            The sentences with the placeholder ``{item}``, and the tokens of items without text.
 
         Raises:
             ValueError: the template lacks ``{item}`` or names a field that no item has.
         """
         check_sentence(template)
-        fields = self._fields(template, "lea_item_sentence")
         sentences, without_text = [], []
-        for token, text in zip(self.tokens, self.texts, strict=True):
-            sentence = _fill(template, text) if any(text.get(name) for name in fields) else ""
-            if not sentence.partition("{item}")[2].strip():  # nothing to learn the item from
-                without_text.append(token)
-                sentence = f"{{item}} is titled {_plain(token)}."
+        filled = self._filled(template, "lea_item_sentence")
+        for token, sentence in zip(self.tokens, filled, strict=True):
+            if sentence is None or not sentence.partition("{item}")[2].strip():
+                without_text.append(token)  # there is nothing to learn the item from
+                sentence = f"{{item}} is titled {_one_line(token)}."
             sentences.append(sentence)
         return sentences, without_text
 
     def titles(self, template: str) -> list[str]:
         """What stands for each item where prompts are made of words (paper section 5.4.2).
 
-        Args:
-            template: such as ``{movie_title}[ ({release_year})]``.
-
-        Returns:
-            The texts in catalogue order; an item without text is called by its token.
-
-        Raises:
-            ValueError: the template names no field, or one that no item has.
+        The template is such as ``{movie_title}[ ({release_year})]``; an item without text is
+        called by its token. A ValueError where it names no field, or one that no item has.
         """
         check_title(template)
-        fields = self._fields(template, "lea_title")
-        titles = []
-        for token, text in zip(self.tokens, self.texts, strict=True):
-            known = any(text.get(name) for name in fields)
-            titles.append(_plain(_fill(template, text) if known else token))
-        return titles
+        titles = zip(self._filled(template, "lea_title"), self.tokens, strict=True)
+        return [_one_line(token if title is None else title) for title, token in titles]
 
-    def _fields(self, template: str, key: str) -> list[str]:
+    def _filled(self, template: str, key: str) -> list[str | None]:
+        """The template with each item's texts; None for an item that has none of them."""
         fields = item_fields(template)
         known = {name for text in self.texts for name in text}
         unknown = [name for name in fields if known and name not in known]
@@ -89,7 +72,10 @@ class Catalogue:
                 f"{key} names the field {unknown[0]!r}, but the .item file has only: "
                 f"{', '.join(sorted(known))}"
             )
-        return fields
+        return [
+            _fill(template, text) if any(text.get(name) for name in fields) else None
+            for text in self.texts
+        ]
 
 
 def item_fields(template: str) -> list[str]:
@@ -98,11 +84,9 @@ def item_fields(template: str) -> list[str]:
 
 
 def check_sentence(template: str) -> None:
-    """Make sure that every item gets a sentence from which the LLM can learn it.
+    """Raise a ValueError unless every item gets a sentence from which the LLM can learn it.
 
-    Raises:
-        ValueError: ``{item}`` is not there once, outside of any clause and before some text; or
-            brackets are nested or not closed.
+    ``{item}`` has to be there once, outside of any clause and before some text.
     """
     key = "`lea_item_sentence`"
     if template.count("{item}") != 1:
@@ -115,11 +99,7 @@ def check_sentence(template: str) -> None:
 
 
 def check_title(template: str) -> None:
-    """Make sure that a title is made of an item's fields.
-
-    Raises:
-        ValueError: it names none, or ``{item}``; or brackets are nested or not closed.
-    """
+    """Raise a ValueError unless a title is made of an item's fields."""
     key = "`lea_title`"
     _outside(template, key)
     if not item_fields(template) or "{item}" in template:
@@ -127,14 +107,15 @@ def check_title(template: str) -> None:
 
 
 def _outside(template: str, key: str) -> str:
+    """A template without its clauses."""
     outside = _CLAUSE.sub("", template)
     if "[" in outside or "]" in outside:
         raise ValueError(f"{key} has a bracket too many, or one within another: {template!r}")
     return outside
 
 
-def _plain(text: str) -> str:
-    """One line; item text must not be able to smuggle in a placeholder."""
+def _one_line(text: str) -> str:
+    """Item text that cannot smuggle in a placeholder."""
     return " ".join(text.replace("{", "(").replace("}", ")").split())
 
 

@@ -4,15 +4,12 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from safetensors.torch import save
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from recbole_lea.engine.attention import last_hidden, next_word_logits
 from recbole_lea.engine.llm import LLM
@@ -21,43 +18,31 @@ from recbole_lea.engine.packing import PackedBatch, pack
 from recbole_lea.engine.processes import collected, processes
 from recbole_lea.engine.progress import PromptBar
 from recbole_lea.equations import le_state, reward
+from recbole_lea.le.adapter import with_adapter
 from recbole_lea.le.heads import STATE_HEADS
 from recbole_lea.le.prompts import Prompts, title_ids
 from recbole_lea.le.settings import LESettings
-from recbole_lea.store.files import read_tensors, write_bytes
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-HEADS = ("score_head", "state_head")
-
 # Quantization methods whose integer weights are no parameters, and into which peft cannot merge.
 UNMERGED = ("gptq", "awq")
 
-# peft is imported where it is used: it imports bitsandbytes where that is installed, which looks
-# for GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does not name.
 
-
-class Reads(NamedTuple):
-    """What the LLM has at the end of each prompt.
-
-    Attributes:
-        hidden: last hidden state there, float32 [N, d].
-        items: the item that stands there, negative for a word [N].
-        actions: the newest item up to there: a reward prompt's action [N].
-        before: last hidden state at the item before the action, x_t; float32 [N, d].
-        before_items: that item [N].
+class PromptEnds(NamedTuple):
+    """What the LLM has at the end of each of N prompts.
 
     The last three are None unless ``reward_head`` is ``state``. Where a prompt has no such items,
     what they hold means nothing.
     """
 
-    hidden: Tensor
-    items: Tensor
-    actions: Tensor | None = None
-    before: Tensor | None = None
-    before_items: Tensor | None = None
+    hidden: Tensor  # last hidden state there [N, d], float32
+    items: Tensor  # the item that stands there [N], negative for a word
+    actions: Tensor | None = None  # the newest item up to there: a reward prompt's action [N]
+    before: Tensor | None = None  # last hidden state at the item before the action, x_t [N, d]
+    before_items: Tensor | None = None  # that item [N]
 
 
 class Environment(nn.Module):
@@ -70,13 +55,9 @@ class Environment(nn.Module):
         adapted: add the LoRA adapter and train it; item tokenization needs none.
         titles: of all items, with ``prompt_items: title``; the item tokens are then what states
             are compared with, and the LLM reads words alone.
-
-    Attributes:
-        item_tokens: what the LLM reads where an item ends [n_items, d]: its token, or its title's
-            last word.
     """
 
-    item_tokens: Tensor
+    item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
 
     def __init__(
         self,
@@ -97,26 +78,10 @@ class Environment(nn.Module):
         self.adapted = adapted
         self._fitting_tokens = sys.maxsize  # of a forward pass, as far as one has failed
         if adapted:
-            from peft import LoraConfig, get_peft_model
-
-            targets = settings.lora_targets
-            config = LoraConfig(
-                r=settings.lora_r,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=settings.lora_dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-            )
-            torch.manual_seed(settings.seed)
-            try:
-                self.llm = get_peft_model(llm.model, config)
-            except ValueError as error:
-                raise ValueError(
-                    f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use "
-                    f"all-linear, or names among {', '.join(_linear_layers(llm.model))}"
-                ) from error
+            self.llm = with_adapter(llm.model, settings)
         self.decoder = llm.model.get_decoder()
-        read = item_tokens if words is None else self.words()[[ids[-1] for ids in words]]
-        self.register_buffer("item_tokens", read.to(llm.model.device), persistent=False)
+        ends = item_tokens if words is None else self.words()[[ids[-1] for ids in words]]
+        self.register_buffer("item_tokens", ends.to(llm.model.device), persistent=False)
         self.score_head = nn.Linear(llm.width, 1, device=llm.model.device)
         self.state_head = STATE_HEADS[settings.state_head](item_tokens).to(llm.model.device)
 
@@ -133,10 +98,8 @@ class Environment(nn.Module):
         return torch.where(is_item[..., None], items, words)
 
     def words(self) -> Tensor:
-        """Embeddings of the vocabulary as the decoder gets them [vocab_size, d], float32, CPU.
-
-        Gemma scales them after the look-up: the matrix itself would be too small.
-        """
+        """Embeddings of the vocabulary as the decoder gets them [vocab_size, d], float32, CPU."""
+        # Gemma scales them after the look-up: the matrix itself would be too small
         embedding = self.llm.get_input_embeddings()
         ids = torch.arange(self.vocab_size, device=self.llm.device).split(4096)
         with torch.no_grad():
@@ -148,30 +111,26 @@ class Environment(nn.Module):
         with self.precision():
             embedded = self.embed(torch.from_numpy(batch.ids).to(self.device), table)
             hidden = last_hidden(self.decoder, embedded, batch)
-        # a device_map may end on another device
-        return hidden.flatten(0, 1).to(self.device)
+        return hidden.flatten(0, 1).to(self.device)  # a device_map may end on another one
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """The adapter's weights are float32 for the optimiser and multiply in the LLM's dtype.
-
-        By default peft casts every layer's input up to float32, which took a quarter of a step.
-        """
+        """The adapter's weights are float32 for the optimiser and multiply in the LLM's dtype."""
         dtype = self.llm.dtype
         if not self.adapted or dtype == torch.float32:
             yield
             return
+        # peft casts every layer's input up to float32, which took a quarter of a step
         from peft.helpers import disable_input_dtype_casting
 
         with disable_input_dtype_casting(self.llm), torch.autocast(self.device.type, dtype):
             yield
 
     def merge(self) -> "Environment":
-        """Fold the trained adapter into the LLM's weights, for reading only.
+        """Fold the trained adapter, which triples the matrix products, into the LLM's weights.
 
-        An unmerged adapter triples the number of matrix products. An LLM whose weights are
-        stored as integers is left as it is. (``is_quantized`` does not tell: a GGUF file is, but
-        its weights are floats once loaded.)
+        An LLM whose weights are stored as integers is left as it is. (``is_quantized`` is also
+        true of a GGUF file, whose weights are floats once loaded.)
         """
         floats = all(p.is_floating_point() for p in self.llm.parameters())
         if self.adapted and floats and getattr(self.llm, "quantization_method", "") not in UNMERGED:
@@ -182,50 +141,47 @@ class Environment(nn.Module):
             torch.compiler.reset()
         return self.eval()
 
-    def reads(self, batch: PackedBatch, hidden: Tensor) -> Reads:
+    def ends(self, batch: PackedBatch, hidden: Tensor) -> PromptEnds:
         """What stands at the end of each prompt of a batch, of ``hidden``'s states [B * L, d]."""
 
         def at(nodes: np.ndarray) -> tuple[Tensor, Tensor]:
             items = torch.from_numpy(batch.ids.flat[nodes] - self.vocab_size).to(self.device)
             return le_state(hidden, torch.from_numpy(nodes).to(self.device)).float(), items
 
-        ends = batch.ends
+        last = batch.ends
         if self.settings.reward_head == "none":
-            return Reads(*at(ends))
-        is_item = batch.ids.flat[ends] >= self.vocab_size
-        actions = np.where(is_item, ends, batch.item_above(ends, self.vocab_size))
+            return PromptEnds(*at(last))
+        is_item = batch.ids.flat[last] >= self.vocab_size
+        actions = np.where(is_item, last, batch.item_above(last, self.vocab_size))
         before, before_items = at(batch.item_above(actions, self.vocab_size))
-        return Reads(*at(ends), at(actions)[1], before, before_items)
+        return PromptEnds(*at(last), at(actions)[1], before, before_items)
 
-    def reward_of(self, reads: Reads) -> Tensor:
-        """Score head (Eq. 1): rewards [N].
+    def reward_of(self, ends: PromptEnds) -> Tensor:
+        """Score head (Eq. 1 and 5): rewards [N].
 
-        With ``reward_head: state``, how near the action is to the state s'_t is added: the score
-        head then learns what the state model does not say.
+        ``reward_head: state`` adds how near the action is to the state s'_t: the score head then
+        learns what the state model does not say.
         """
-        rewards = reward(reads.hidden, self.score_head.weight, self.score_head.bias)
+        rewards = reward(ends.hidden, self.score_head.weight, self.score_head.bias)
         if self.settings.reward_head == "none":
             return rewards
-        assert reads.before is not None and reads.before_items is not None
-        assert reads.actions is not None
-        states = self.state_head(reads.before, reads.before_items.clamp(min=0))
-        keys = self.state_head.keys[reads.actions.clamp(min=0)]
+        assert ends.before is not None and ends.before_items is not None
+        assert ends.actions is not None
+        states = self.state_head(ends.before, ends.before_items.clamp(min=0))
+        keys = self.state_head.keys[ends.actions.clamp(min=0)]
         return rewards + (self.state_head.query(states) * keys).sum(-1)
 
-    def state_of(self, reads: Reads) -> Tensor:
-        """State head: states s'_t [N, d] of prompts that end at x_t (Eq. 3).
-
-        Where a word stands, the result means nothing.
-        """
-        return self.state_head(reads.hidden, reads.items.clamp(min=0))
+    def state_of(self, ends: PromptEnds) -> Tensor:
+        """State head: states s'_t [N, d] of prompts that end at x_t, not at a word (Eq. 3)."""
+        return self.state_head(ends.hidden, ends.items.clamp(min=0))
 
     def state_scores(self, states: Tensor) -> Tensor:
         """How near every item is to states s'_t: [N, d] -> [N, n_items] (Eq. 2)."""
         return self.state_head.query(states) @ self.state_head.keys.T
 
-    def label_scores_of(self, reads: Reads) -> Tensor:
+    def label_scores_of(self, ends: PromptEnds) -> Tensor:
         """Log-probabilities of the label words as the next token [N, n_labels]."""
-        logits = self.next_word_logits(reads.hidden).float()
+        logits = self.next_word_logits(ends.hidden).float()
         return logits.log_softmax(-1)[:, self.prompts.labels]
 
     def next_word_logits(self, hidden: Tensor) -> Tensor:
@@ -237,12 +193,8 @@ class Environment(nn.Module):
     ) -> list[Result]:
         """Work on a batch, in halves and their halves where memory does not suffice.
 
-        The size that fits is kept for the batches to come. With several processes each has its
-        own; they stay in step, as the results together are those of the whole batch.
-
-        Args:
-            batch: rows.
-            work: of one part; where it fails, it must not have changed anything.
+        The size that fits is kept for the batches to come. Work that fails must not have changed
+        anything.
 
         Returns:
             The result of each part, in the order of the rows.
@@ -275,84 +227,39 @@ class Environment(nn.Module):
         return [result for half in halves for result in self.within_memory(half, work)]
 
     @torch.inference_mode()
-    def read(
+    def answer(
         self,
         groups: Iterable[Sequence[Sequence[int]]],
-        readout: Callable[[Reads], Tensor],
+        head: Callable[[PromptEnds], Tensor],
         progress: PromptBar | None = None,
     ) -> np.ndarray:
-        """Run prompts and apply ``readout`` to what the LLM has at the end of each.
+        """Run prompts and apply a head to what the LLM has at the end of each.
 
         With several processes, each runs its share of the batches and gets all results.
 
         Args:
             groups: groups of prompts; those of one group share a row.
-            readout: of N prompts -> [N, ...].
+            head: such as ``reward_of``: of N prompts -> [N, ...].
             progress: advanced by each batch.
 
         Returns:
             One row per prompt, in the given order, float32.
         """
 
-        def values(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-            found = readout(self.reads(batch, self.hidden(batch)))
-            return batch.prompts, found.float().cpu().numpy()
+        def answers(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+            values = head(self.ends(batch, self.hidden(batch)))
+            return batch.prompts, values.float().cpu().numpy()
 
         self.eval()
-        state, read = processes(), []
+        state, parts = processes(), []
         packed = pack(groups, self.settings.row_length, self.settings.batch_rows)
         for number, batch in enumerate(packed):
             if number % state.num_processes == state.process_index:
-                read += self.within_memory(batch, values)
+                parts += self.within_memory(batch, answers)
             if progress is not None:
                 progress.advance(len(batch.prompts), batch.n_tokens)
-        read = collected(read)
-        if not read:
+        parts = collected(parts)
+        if not parts:
             return np.zeros((0,), dtype=np.float32)
-        order = np.concatenate([prompts for prompts, _ in read]).argsort()
-        return np.concatenate([values for _, values in read])[order]
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Adapter and heads, the tensors that fine-tuning changes."""
-        from peft import get_peft_model_state_dict
-
-        state = {f"adapter.{k}": v for k, v in get_peft_model_state_dict(self.llm).items()}
-        for head in HEADS:
-            state |= {f"{head}.{k}": v for k, v in getattr(self, head).state_dict().items()}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``trained_state``.
-
-        Raises:
-            KeyError: a tensor is missing.
-        """
-        adapter = {
-            name.removeprefix("adapter."): tensor
-            for name, tensor in state.items()
-            if name.startswith("adapter.")
-        }
-        expected = set(self.trained_state())
-        missing = expected - set(state)
-        if missing:
-            raise KeyError(f"the saved LE lacks {sorted(missing)[0]} ({len(missing)} tensors)")
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(self.llm, adapter)
-        for head in HEADS:
-            module = getattr(self, head)
-            module.load_state_dict({name: state[f"{head}.{name}"] for name in module.state_dict()})
-
-    def save(self, path: Path) -> None:
-        """Adapter and heads together, as safetensors, atomically."""
-        write_bytes(path, save(self.trained_state()))
-
-    def load(self, path: Path) -> None:
-        """Read what ``save`` wrote."""
-        self.load_trained_state(read_tensors(path))
-
-
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Last parts of the names of the decoder's matrices that LoRA can adapt."""
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-    return sorted({name.rpartition(".")[2] for name in names if "." in name})
+        order = np.concatenate([prompts for prompts, _ in parts]).argsort()
+        return np.concatenate([values for _, values in parts])[order]

@@ -1,9 +1,9 @@
 """Fine-tune the LE: reward model (Eq. 1) and state model (Eq. 2) share one adapter."""
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from recbole_lea.equations import (
     state_pairwise_loss,
     state_softmax_loss,
 )
-from recbole_lea.le.environment import Environment, Reads
-from recbole_lea.le.feedback import choose
-from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
+from recbole_lea.le.adapter import load_trained_state, trained_state
+from recbole_lea.le.environment import Environment, PromptEnds
+from recbole_lea.le.quality import Pairs, comparisons, evaluate, selection_accuracy, selections
+from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.files import read_record, read_tensors, write_bytes, write_record
 
@@ -35,41 +36,13 @@ SEGMENT = 5
 
 CHECKPOINT = "checkpoint.json"
 
-# Held-out states whose scores of all items are in memory at a time.
-RANKED = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The LE on held-out training sequences.
-
-    Attributes:
-        accuracy: share of (next item, uniform negative) pairs that the reward model ranks right.
-        margin: mean reward difference of the pairs.
-        hit_10: share of states whose next item is among the 10 nearest of all items.
-        ndcg_10: their NDCG@10.
-        n: transitions measured.
-    """
-
-    accuracy: float
-    margin: float
-    hit_10: float
-    ndcg_10: float
-    n: int
-
-
-def better_than_chance(accuracy: float, n: int) -> bool:
-    """Whether an accuracy on n pairs is above 1/2 by more than 1.645 standard errors (p < .05)."""
-    return accuracy - 0.5 > 1.645 * math.sqrt(0.25 / n)
-
 
 def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[int], list[int]]:
-    """Draw the sequences the LE learns from and those it is measured on.
+    """Draw the sequences the LE learns from and those it is measured on; their indices.
 
-    Returns:
-        Sequence indices: ``lea_finetune_fraction`` of all (at least one), and from the rest as
-        many as give ``lea_finetune_eval`` transitions. A fraction above .9 learns from nine
-        tenths, so that there is something to measure (deviation 19).
+    ``lea_finetune_fraction`` of all (at least one), and from the rest as many as give
+    ``lea_finetune_eval`` transitions. A fraction above .9 learns from nine tenths, so that there
+    is something to measure (deviation 19).
     """
     rng = np.random.default_rng([settings.seed, 1])
     order = [s for s in rng.permutation(len(sequences)) if len(sequences.items[s]) > 1]
@@ -88,7 +61,7 @@ def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[in
 
 def epoch_batches(
     sequences: Sequences, learned: list[int], batch_size: int, rng: np.random.Generator
-) -> list[list[tuple[int, int]]]:
+) -> list[Pairs]:
     """Shuffled batches of transitions (sequence, t), in segments that share their history."""
     segments = []
     for s in learned:
@@ -120,48 +93,57 @@ def finetune(
     )  # fmt: skip
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr, fused=True)
-    rngs = [np.random.default_rng([settings.seed, 2, e]) for e in range(settings.finetune_epochs)]
-    n = sum(len(sequences.items[s]) - 1 for s in learned)
-    n_steps = settings.finetune_epochs * math.ceil(n / settings.finetune_batch_size)
-    step, history = _load_checkpoint(environment, optimizer, folder)
+    history = _load_checkpoint(environment, optimizer, folder)
     from_main(None)  # the main process deletes the checkpoint when all is done: all have read it
     pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
     pairs = pairs[: settings.finetune_eval]
-
     for epoch in range(len(history), settings.finetune_epochs):
-        totals = np.zeros(3)
-        batches = epoch_batches(sequences, learned, settings.finetune_batch_size, rngs[epoch])
-        bar = tqdm(batches, desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar)
-        # the same stream of dropout masks, whether or not the run was interrupted before
-        torch.manual_seed((settings.seed * 1000 + epoch) * 1000 + processes().process_index)
-        for batch in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.finetune_lr * _schedule(step, n_steps, settings)
-            losses = _train_step(environment, optimizer, sequences, batch, rngs[epoch], settings)
-            totals += np.array(losses) * len(batch)
-            step += 1
-            bar.set_postfix(reward=f"{losses[0]:.3f}", state=f"{losses[1]:.3f}")
-        record = {"epoch": epoch, "reward_loss": totals[0] / n, "state_loss": totals[1] / n}
-        record["train_accuracy"] = totals[2] / n
+        rng = np.random.default_rng([settings.seed, 2, epoch])
+        batches = epoch_batches(sequences, learned, settings.finetune_batch_size, rng)
+        record = _epoch(environment, optimizer, sequences, batches, rng, epoch, progress_bar)
         if pairs:
-            with PromptBar(f"LE evaluation {epoch}", 3 * len(pairs), progress_bar) as bar:
-                evaluation = evaluate(environment, sequences, pairs, settings.seed, bar)
-            record |= dataclasses.asdict(evaluation)
-            logger.info(
-                "LE epoch %d: reward loss %.4f, state loss %.4f; held out (%d transitions): "
-                "reward accuracy %.3f, margin %.3f, state hit@10 %.4f, ndcg@10 %.4f",
-                epoch, record["reward_loss"], record["state_loss"], evaluation.n,
-                evaluation.accuracy, evaluation.margin, evaluation.hit_10, evaluation.ndcg_10,
-            )  # fmt: skip
-            if settings.selection_weight:
-                with PromptBar(f"LE selection {epoch}", len(pairs), progress_bar) as bar:
-                    right = selection_accuracy(environment, sequences, pairs, settings, bar)
-                record["selection_accuracy"] = right
-                logger.info("LE epoch %d: selection accuracy %.3f", epoch, right)
+            record |= _measure(environment, sequences, pairs, record, progress_bar)
         history.append(record)
         if processes().is_main_process:
+            step = (epoch + 1) * len(batches)
             _save_checkpoint(environment, optimizer, step, history, folder)
     return history
+
+
+def _epoch(environment, optimizer, sequences, batches, rng, epoch, progress_bar) -> dict:
+    """All steps of an epoch; its mean losses."""
+    settings, totals = environment.settings, np.zeros(3)
+    n_steps = settings.finetune_epochs * len(batches)
+    bar = tqdm(batches, desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar)
+    # the same stream of dropout masks, whether or not the run was interrupted before
+    torch.manual_seed((settings.seed * 1000 + epoch) * 1000 + processes().process_index)
+    for step, batch in enumerate(bar, epoch * len(batches)):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.finetune_lr * _schedule(step, n_steps, settings)
+        losses = _train_step(environment, optimizer, sequences, batch, rng, settings)
+        totals += np.array(losses) * len(batch)
+        bar.set_postfix(reward=f"{losses[0]:.3f}", state=f"{losses[1]:.3f}")
+    means = totals / sum(map(len, batches))
+    names = ("reward_loss", "state_loss", "train_accuracy")
+    return {"epoch": epoch} | dict(zip(names, means, strict=True))
+
+
+def _measure(environment, sequences, pairs, record, progress_bar) -> dict:
+    """The LE on held-out transitions, after an epoch with this record."""
+    settings, epoch = environment.settings, record["epoch"]
+    with PromptBar(f"LE evaluation {epoch}", 3 * len(pairs), progress_bar) as bar:
+        found = evaluate(environment, sequences, pairs, settings.seed, bar)
+    logger.info(
+        "LE epoch %(epoch)d: reward loss %(reward_loss).4f, state loss %(state_loss).4f; held out "
+        "(%(n)d transitions): reward accuracy %(accuracy).3f, margin %(margin).3f, "
+        "state hit@10 %(hit_10).4f, ndcg@10 %(ndcg_10).4f", record | found,
+    )  # fmt: skip
+    if settings.selection_weight:
+        with PromptBar(f"LE selection {epoch}", len(pairs), progress_bar) as bar:
+            right = selection_accuracy(environment, sequences, pairs, settings, bar)
+        logger.info("LE epoch %d: selection accuracy %.3f", epoch, right)
+        found["selection_accuracy"] = right
+    return found
 
 
 def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
@@ -174,64 +156,53 @@ def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 
+class _Lesson(NamedTuple):
+    """What a step learns from."""
+
+    items: Tensor  # the next items [B]
+    prompts: list[list[list[int]]]  # of each transition: 1 + K rewards, state, selection if wanted
+    places: Tensor | None  # where the next items stand in the lists of the selection prompts [B]
+
+
+def _lesson(environment, sequences, batch, rng, settings) -> _Lesson:
+    positives = np.array([sequences.action(s, t) for s, t in batch])
+    shape = (len(batch), settings.finetune_negatives)
+    negatives = uniform_except(rng, positives[:, None], len(environment.item_tokens), shape)
+    prompts = comparisons(environment, sequences, batch, positives, negatives)
+    device, places = environment.device, None
+    if settings.selection_weight:
+        lists, asked = selections(environment, sequences, batch, positives, rng)
+        places = torch.from_numpy((lists == positives[:, None]).argmax(1)).to(device)
+        prompts = [[*group, prompt] for group, prompt in zip(prompts, asked, strict=True)]
+    return _Lesson(torch.from_numpy(positives).to(device), prompts, places)
+
+
 def _train_step(
     environment: Environment,
     optimizer: torch.optim.Optimizer,
     sequences: Sequences,
-    batch: list[tuple[int, int]],
+    batch: Pairs,
     rng: np.random.Generator,
     settings: LESettings,
-) -> tuple[float, float, float]:
+) -> tuple[float, ...]:
     """One optimiser step; returns mean reward loss, state loss and pairwise accuracy."""
     environment.train()
-    table, head = environment.item_tokens, environment.state_head
-    positives = np.array([sequences.action(s, t) for s, t in batch])
-    n_negatives = settings.finetune_negatives
-    negatives = uniform_except(rng, positives[:, None], len(table), (len(batch), n_negatives))
+    lesson = _lesson(environment, sequences, batch, rng, settings)
     own = own_part(range(len(batch)))
-    groups = _prompts(environment, sequences, batch, positives, negatives)
-    size = n_negatives + 2  # prompts of a transition
-    places = None
-    if settings.selection_weight:
-        lists, asked = _selections(environment, sequences, batch, positives, rng)
-        places = torch.from_numpy((lists == positives[:, None]).argmax(1)).to(table.device)
-        groups = [[*group, prompt] for group, prompt in zip(groups, asked, strict=True)]
-        size += 1
-    groups = groups[own.start : own.stop]
-    items = torch.from_numpy(positives).to(table.device)
+    prompts = lesson.prompts[own.start : own.stop]
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
-    totals = torch.zeros(3, device=table.device)
 
     def learn(packed: PackedBatch) -> Tensor:
         """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
-        reads = environment.reads(packed, environment.hidden(packed))
-        rewards = environment.reward_of(reads).view(-1, size)  # [N, 1 + K + ...]
-        positive, negative = rewards[:, :1], rewards[:, 1 : 1 + n_negatives]
-        rows = own.start + packed.prompts[0::size] // size
-        target = items[rows]
-        reward = reward_loss(positive, negative).mean(1)  # [N]
-
-        def prompts(place: int) -> Reads:
-            return Reads(reads.hidden[place::size], reads.items[place::size])
-
-        states = head.query(environment.state_of(prompts(1 + n_negatives)))
-        if settings.state_loss == "pairwise":
-            state = state_pairwise_loss(states, head.keys, target, items)
-        else:
-            state = state_softmax_loss(states, head.keys, target)
-        loss = (reward + settings.state_weight * state).sum() / len(batch)
-        if places is not None:
-            scores = environment.label_scores_of(prompts(size - 1))[:, : lists.shape[1]]
-            selection = selection_loss(scores, places[rows])
-            loss = loss + settings.selection_weight * selection.sum() / len(batch)
+        loss, sums = _losses(environment, lesson, packed, own.start, settings)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
         add_gradients(loss, parameters)
-        right = (positive > negative).float().mean(1).sum()
-        return torch.stack([reward.sum(), state.sum(), right]).detach()
+        return sums.detach()
 
-    for packed in pack(groups, settings.row_length, settings.batch_rows, snug=True):
+    totals = torch.zeros(3, device=environment.device)
+    for packed in pack(prompts, settings.row_length, settings.batch_rows, snug=True):
         totals += sum(environment.within_memory(packed, learn))
     totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:
@@ -240,99 +211,37 @@ def _train_step(
     return tuple((totals / len(batch)).tolist())
 
 
-def _prompts(environment, sequences, pairs, positives, negatives) -> list[list[list[int]]]:
-    """For each transition, in one row: the reward prompts of its actions, then its state input."""
-    groups, prompts = [], environment.prompts
-    for (s, t), positive, others in zip(pairs, positives, negatives, strict=True):
-        history = sequences.history(s, t)
-        rewards = [prompts.reward(history, action) for action in (positive, *others)]
-        groups.append([*rewards, prompts.state(history)])
-    return groups
+def _losses(environment, lesson, packed, first, settings) -> tuple[Tensor, Tensor]:
+    """The loss of some rows, whose transitions count from ``first``; and sums for the log [3]."""
+    ends = environment.ends(packed, environment.hidden(packed))
+    size, k = len(lesson.prompts[0]), settings.finetune_negatives  # prompts of a transition
+    rows = first + packed.prompts[0::size] // size
+    target = lesson.items[rows]  # [N]
 
+    def prompts(place: int) -> PromptEnds:
+        return PromptEnds(ends.hidden[place::size], ends.items[place::size])
 
-def evaluate(
-    environment: Environment,
-    sequences: Sequences,
-    pairs: list[tuple[int, int]],
-    seed: int,
-    progress: PromptBar | None = None,
-) -> Evaluation:
-    """Reward accuracy and margin, state hit@10 and NDCG@10 over all items (history included)."""
-    table = environment.item_tokens
-    positives = np.array([sequences.action(s, t) for s, t in pairs])
-    rng = np.random.default_rng([seed, 3])
-    negatives = uniform_except(rng, positives, len(table), (len(pairs),))
-    groups = _prompts(environment, sequences, pairs, positives, negatives[:, None])
-
-    def readout(reads: Reads) -> Tensor:
-        reward = environment.reward_of(reads)[:, None]
-        return torch.cat([reward, environment.state_of(reads)], dim=1)  # [N, 1 + d]
-
-    read = environment.read(groups, readout, progress)
-    margin = read[0::3, 0] - read[1::3, 0]
-    states = torch.from_numpy(read[2::3, 1:]).to(environment.device)
-    parts = zip(states.split(RANKED), torch.from_numpy(positives).split(RANKED), strict=True)
-    rank = np.concatenate([_rank(environment, *part) for part in parts])
-    hit = rank < 10
-    return Evaluation(
-        accuracy=float((margin > 0).mean()),
-        margin=float(margin.mean()),
-        hit_10=float(hit.mean()),
-        ndcg_10=float(np.where(hit, 1 / np.log2(rank + 2.0), 0).mean()),
-        n=len(pairs),
-    )
-
-
-def selection_lists(
-    rng: np.random.Generator, positives: np.ndarray, n_items: int, k: int
-) -> np.ndarray:
-    """Lists of the next item [N] and uniform others in random order [N, k], k <= n_items."""
-    lists = np.empty((len(positives), k), dtype=np.int64)
-    for row, positive in zip(lists, positives, strict=True):
-        others = rng.choice(n_items - 1, size=k - 1, replace=False)
-        row[:] = rng.permutation([positive, *leave_out(positive, others)])
-    return lists
-
-
-def _selections(
-    environment, sequences, pairs, positives, rng
-) -> tuple[np.ndarray, list[list[int]]]:
-    """Lists that hold the next item [N, k], and the selection prompt of each."""
-    n_items = len(environment.item_tokens)
-    k = min(len(environment.settings.selection_labels), n_items)
-    lists = selection_lists(rng, positives, n_items, k)
-    select = environment.prompts.select
-    rows = zip(pairs, lists, strict=True)
-    return lists, [select(sequences.history(s, t), listed) for (s, t), listed in rows]
-
-
-def selection_accuracy(
-    environment: Environment,
-    sequences: Sequences,
-    pairs: list[tuple[int, int]],
-    settings: LESettings,
-    progress: PromptBar | None = None,
-) -> float:
-    """Share of lists of the next item and uniform others from which the LE picks the next item."""
-    positives = np.array([sequences.action(s, t) for s, t in pairs])
-    rng = np.random.default_rng([settings.seed, 4])
-    lists, asked = _selections(environment, sequences, pairs, positives, rng)
-    groups = [[prompt] for prompt in asked]
-    scores = environment.read(groups, environment.label_scores_of, progress)[:, : lists.shape[1]]
-    chosen, _ = choose(scores, lists, settings.selection_calibration)
-    return float((chosen == positives).mean())
-
-
-@torch.inference_mode()
-def _rank(environment: Environment, states: Tensor, items: Tensor) -> np.ndarray:
-    """Place of items [N] among all by their nearness to states [N, d]; 0 is first."""
-    scores = environment.state_scores(states)  # [N, n_items]
-    own = scores.gather(1, items[:, None].to(scores.device))
-    return (scores > own).sum(1).cpu().numpy()
+    rewards = environment.reward_of(ends).view(-1, size)  # [N, 1 + K + ...]
+    positive, negative = rewards[:, :1], rewards[:, 1 : 1 + k]
+    reward = reward_loss(positive, negative).mean(1)  # [N]
+    head = environment.state_head
+    states = head.query(environment.state_of(prompts(1 + k)))  # [N, d]
+    if settings.state_loss == "pairwise":
+        state = state_pairwise_loss(states, head.keys, target, lesson.items)
+    else:
+        state = state_softmax_loss(states, head.keys, target)
+    loss = (reward + settings.state_weight * state).sum() / len(lesson.items)
+    if lesson.places is not None:
+        n_items = len(environment.item_tokens)
+        scores = environment.label_scores_of(prompts(size - 1))[:, :n_items]
+        selection = selection_loss(scores, lesson.places[rows])
+        loss = loss + settings.selection_weight * selection.sum() / len(lesson.items)
+    right = (positive > negative).float().mean(1).sum()
+    return loss, torch.stack([reward.sum(), state.sum(), right])
 
 
 def _save_checkpoint(environment, optimizer, step: int, history: list[dict], folder: Path) -> None:
-    state = environment.trained_state()
+    state = trained_state(environment)
     for i, moments in optimizer.state_dict()["state"].items():
         for name in ("exp_avg", "exp_avg_sq"):
             state[f"optimizer.{i}.{name}"] = moments[name].cpu().contiguous()
@@ -344,26 +253,22 @@ def _save_checkpoint(environment, optimizer, step: int, history: list[dict], fol
             older.unlink()
 
 
-def _load_checkpoint(environment, optimizer, folder: Path) -> tuple[int, list[dict]]:
-    """Restore the last finished epoch; (0, []) if there is none, or it was altered."""
+def _load_checkpoint(environment, optimizer, folder: Path) -> list[dict]:
+    """Restore the last finished epoch; the records so far: none if it was altered."""
     record = read_record(folder / CHECKPOINT)
     if record is None:
-        return 0, []
+        return []
     (name,) = record["files"]
     state = read_tensors(folder / name)
-    environment.load_trained_state(
-        {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
+    load_trained_state(
+        environment, {k: v for k, v in state.items() if not k.startswith("optimizer.")}
     )
     restored = optimizer.state_dict()
-    step, history = record["step"], record["history"]
     restored["state"] = {
-        i: {
-            "step": torch.tensor(float(step)),
-            "exp_avg": state[f"optimizer.{i}.exp_avg"],
-            "exp_avg_sq": state[f"optimizer.{i}.exp_avg_sq"],
-        }
+        i: {"step": torch.tensor(float(record["step"]))}
+        | {moment: state[f"optimizer.{i}.{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
         for i in range(len(restored["param_groups"][0]["params"]))
     }
     optimizer.load_state_dict(restored)
-    logger.info("LE fine-tuning goes on after epoch %d", len(history) - 1)
-    return step, history
+    logger.info("LE fine-tuning goes on after epoch %d", len(record["history"]) - 1)
+    return record["history"]

@@ -1,31 +1,16 @@
-"""The state model's head (paper section 3.2, Eq. 2 and 3), and ``state_dim``'s projection."""
+"""The state model's head (``equations.py``: Eq. 2 and 3)."""
 
-import logging
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import IncrementalPCA
 from torch import Tensor, nn
-
-from recbole_lea.store.arrays import ArrayStore, release
-
-logger = logging.getLogger(__name__)
 
 
 class LastHidden(nn.Module):
-    """The paper's state: the last hidden state itself, compared by dot products.
+    """The paper's state: the last hidden state itself, compared by dot products."""
 
-    Args:
-        tokens: item tokens [n_items, d].
-
-    Attributes:
-        keys: what ``query`` is multiplied with for the scores of all items [n_items, d].
-    """
-
-    keys: Tensor
+    keys: Tensor  # item tokens [n_items, d]; ``query`` times them are the scores of all items
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -36,7 +21,7 @@ class LastHidden(nn.Module):
         return hidden
 
     def query(self, states: Tensor) -> Tensor:
-        """States [N, d] -> [N, d]."""
+        """States [N, d] -> [N, d], to be multiplied with ``keys``."""
         return states
 
 
@@ -47,18 +32,11 @@ class Residual(nn.Module):
     at zero and ``g`` at one, so that the untrained state is that of the last item: its nearest
     items are those with the most similar text, and fine-tuning starts from there. Scores are
     cosines times a learned factor (deviation 40).
-
-    Args:
-        tokens: item tokens [n_items, d].
-
-    Attributes:
-        keys: as ``LastHidden.keys``.
     """
 
-    # Near the best factor of the untrained cosines on Industrial and Scientific.
-    START = 6.0
+    START = 6.0  # near the best factor of the untrained cosines on Industrial and Scientific
 
-    keys: Tensor
+    keys: Tensor  # evened item tokens of length 1 [n_items, d]
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -76,7 +54,7 @@ class Residual(nn.Module):
         return F.normalize(state, dim=-1) * math.sqrt(width)
 
     def query(self, states: Tensor) -> Tensor:
-        """As ``LastHidden.query``."""
+        """States [N, d] -> [N, d], to be multiplied with ``keys``."""
         return F.normalize(states, dim=-1) * self.log_factor.exp()
 
 
@@ -96,33 +74,3 @@ STATE_HEADS: dict[str, type[Residual] | type[LastHidden]] = {
     "residual": Residual,
     "none": LastHidden,
 }
-
-
-def projection_bounds(n: int, dim: int) -> list[int]:
-    """Rows at which the parts of ``n`` states start, and the end."""
-    step = max(4096, dim)
-    # the last part is never smaller than the number of components
-    return [*range(0, max(1, n - step), step), n]
-
-
-def _part(full: np.ndarray, bounds: Sequence[int], number: int) -> np.ndarray:
-    values = np.array(full[slice(*bounds[number : number + 2])], dtype=np.float32)
-    release(full)
-    return values
-
-
-def fit_projection(full: np.ndarray, bounds: Sequence[int], dim: int) -> IncrementalPCA:
-    """The first ``dim`` principal components of ``full`` [n, d], part by part."""
-    pca = IncrementalPCA(dim)
-    for number in range(len(bounds) - 1):
-        pca.partial_fit(_part(full, bounds, number))
-    return pca
-
-
-def project(full: np.ndarray, store: ArrayStore) -> None:
-    """Fill ``states`` with the first principal components of ``full`` [n, d], shard by shard."""
-    pca = fit_projection(full, store.bounds, store.arrays["states"][0][1])
-    kept = 100 * pca.explained_variance_ratio_.sum()
-    logger.info("state_dim %d keeps %.1f %% of the states' variance", pca.n_components, kept)
-    for shard in store.missing():
-        store.write(shard, {"states": pca.transform(_part(full, store.bounds, shard))})

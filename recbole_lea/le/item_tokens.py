@@ -4,6 +4,8 @@ The LLM stays as it is. For each item, a vector in the place of ``{item}`` is op
 that the LLM, given only that vector, generates the rest of the item's sentence.
 """
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,78 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.memory import add_gradients
 from recbole_lea.engine.packing import PackedBatch, pack
+from recbole_lea.engine.processes import collected, own_part, processes
 from recbole_lea.equations import sentence_loss
 from recbole_lea.le.environment import Environment
-from recbole_lea.le.prompts import AT_ONCE, bos_ids, following_all, ids_of_all
+from recbole_lea.le.prompts import AT_ONCE, bos_ids, following, ids_of
 from recbole_lea.le.settings import LESettings
+from recbole_lea.store.arrays import ArrayStore, pieces
+from recbole_lea.store.files import write_array
+
+logger = logging.getLogger(__name__)
+
+# Items that are tokenized together: what a kill can lose, against the optimiser's batch.
+BUCKET = 256
+
+
+def tokenize(
+    llm: LLM, sentences: list[str], settings: LESettings, folder: Path, key: str, progress_bar: bool
+) -> list[float] | None:
+    """Write ``tokens.npy`` [n_items, d] into the stage's folder, under its key.
+
+    Returns:
+        The mean sentence loss before and after, in the main process; None without iterations.
+    """
+    environment = Environment(llm, torch.zeros(1, llm.width), settings, adapted=False)
+    ids, cut = sentence_ids(sentences, environment, llm.tokenizer)
+    if cut:
+        logger.info("%d item sentences were cut to %d tokens", cut, settings.item_max_tokens)
+    start = initial_tokens(ids, environment, settings)
+    if settings.item_iterations == 0:  # measuring the losses alone would take minutes
+        if processes().is_main_process:
+            write_array(folder / "tokens.npy", start.numpy())
+        return None
+    # items of similar length together; the order decides nothing else
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    bounds = [*range(0, len(ids), BUCKET), len(ids)]
+    arrays = {"ordered": ((len(ids), llm.width), "float32"), "losses": ((len(ids), 2), "float32")}
+    store = ArrayStore(folder, arrays, bounds, key)
+    _fill(store, environment, ids, order, start, settings, progress_bar)
+    if not processes().is_main_process:
+        return None
+    losses = store.array("losses").mean(0)
+    text = "item tokenization: mean sentence loss %.3f -> %.3f over %d items"
+    logger.info(text, *losses, len(ids))
+    tokens = np.empty((len(ids), llm.width), dtype=np.float32)
+    for part, place in zip(pieces(store.array("ordered")), pieces(np.array(order)), strict=True):
+        tokens[place] = part
+    write_array(folder / "tokens.npy", tokens)
+    return losses.tolist()
+
+
+def _fill(store, environment, ids, order, start, settings, progress_bar) -> None:
+    """Tokenize the missing buckets, one in each process at a time."""
+    vocab_size, missing = environment.vocab_size, store.missing()
+    n_items = sum(int(np.diff(store.bounds)[bucket]) for bucket in missing)
+    total, at_once = n_items * (settings.item_iterations + 1), processes().num_processes
+    title, unit = "item tokenization", " item-steps"
+    with tqdm(desc=title, unit=unit, total=total, disable=not progress_bar) as bar:
+
+        def tokenized(bucket: int) -> tuple[int, np.ndarray, np.ndarray]:
+            members = order[slice(*store.bounds[bucket : bucket + 2])]
+            local = [
+                [vocab_size + i if t >= vocab_size else t for t in ids[item]]
+                for i, item in enumerate(members)
+            ]
+            return bucket, *tokenize_bucket(environment, local, start[members], settings, bar)
+
+        for first in range(0, len(missing), at_once):
+            own = own_part(missing[first : first + at_once])
+            for bucket, vectors, losses in collected([tokenized(b) for b in own]):
+                store.write(bucket, {"ordered": vectors, "losses": losses})
 
 
 def sentence_ids(
@@ -24,8 +92,7 @@ def sentence_ids(
 ) -> tuple[list[list[int]], int]:
     """Token ids of each sentence, the item being the virtual token of its position.
 
-    Returns:
-        The ids, and how many sentences were cut to ``lea_item_max_tokens``.
+    Longer ones than ``lea_item_max_tokens`` are cut; also returned is how many were.
     """
     limit, bos = environment.settings.item_max_tokens, bos_ids(tokenizer)
     ids: list[list[int]] = []
@@ -33,10 +100,8 @@ def sentence_ids(
     for first in range(0, len(sentences), AT_ONCE):
         parts = [sentence.partition("{item}") for sentence in sentences[first : first + AT_ONCE]]
         # as in ``Template``: a word after the item carries its own leading space
-        befores = ids_of_all(
-            tokenizer, [before.rstrip(" ") for before, _, _ in parts], foreign=True
-        )
-        afters = following_all(tokenizer, [after for _, _, after in parts], foreign=True)
+        befores = ids_of(tokenizer, [before.rstrip(" ") for before, _, _ in parts], foreign=True)
+        afters = following(tokenizer, [after for _, _, after in parts], foreign=True)
         for before, after in zip(befores, afters, strict=True):
             full = [*bos, *before, environment.vocab_size + len(ids), *after]
             cut += len(full) > limit
@@ -49,9 +114,8 @@ def sentence_ids(
 def initial_tokens(ids: list[list[int]], environment: Environment, settings: LESettings) -> Tensor:
     """Start vectors [n_items, d], float32.
 
-    ``text``: the mean of the sentence's token embeddings, minus what all items share, scaled
-    to the vocabulary's mean norm (deviation 21). ``random``: normal with the vocabulary's
-    deviation (the paper).
+    ``text``: the mean of the sentence's token embeddings, minus what all items share, scaled to the
+    vocabulary's mean norm (deviation 21). ``random``: normal with its deviation (the paper).
     """
     vocabulary = environment.words()
     if settings.item_init == "random":
@@ -79,7 +143,7 @@ def tokenize_bucket(
 
     Args:
         environment: the LLM without adapter.
-        ids: sentence ids, items numbered 0..n-1 within the bucket.
+        ids: sentence ids, items numbered from 0 within the bucket.
         start: initial vectors [n, d].
         settings: iterations, learning rate and patience.
         progress: advanced by one per item and iteration.
@@ -90,28 +154,25 @@ def tokenize_bucket(
     table = start.to(environment.device).clone().requires_grad_()
     optimizer = torch.optim.Adam([table], lr=settings.item_lr)
     best = start.clone()
-    first_loss = torch.full((len(ids),), torch.nan)
-    best_loss = torch.full((len(ids),), torch.inf)
-    stale = torch.zeros(len(ids), dtype=torch.long)
-    active = list(range(len(ids)))
-    patience = settings.item_patience
+    first_loss, best_loss = torch.full((2, len(ids)), torch.inf)
+    stale = torch.zeros(len(ids), dtype=torch.long)  # steps without a lower loss
+    active, patience = torch.arange(len(ids)), settings.item_patience
     for iteration in range(settings.item_iterations + 1):
         last = iteration == settings.item_iterations
         optimizer.zero_grad()
-        values = _losses(environment, [ids[i] for i in active], table, backward=not last)[active]
-        current = table.detach().cpu()
+        losses = _losses(environment, [ids[i] for i in active], table, backward=not last)
+        values = losses[active]
+        if iteration == 0:
+            first_loss[active] = values
         improved = values < best_loss[active] * (1 - 1e-3)
-        for i, value, better in zip(active, values, improved, strict=True):
-            if iteration == 0:
-                first_loss[i] = value
-            if value < best_loss[i]:
-                best_loss[i], best[i] = value, current[i]
-            stale[i] = 0 if better else stale[i] + 1
+        stale[active] = torch.where(improved, 0, stale[active] + 1)
+        lower = active[values < best_loss[active]]
+        best_loss[lower], best[lower] = losses[lower], table.detach().cpu()[lower]
         if progress is not None:
             progress.update(len(active))
         if patience is not None:
-            active = [i for i in active if stale[i] < patience]
-        if last or not active:
+            active = active[stale[active] < patience]
+        if last or not len(active):
             break
         optimizer.step()
     return best.numpy(), torch.stack([first_loss, best_loss], dim=1).numpy()
@@ -122,8 +183,8 @@ def _losses(
 ) -> Tensor:
     """Mean next-token loss per item [len(table)], on the CPU; NaN for items not in ``ids``.
 
-    With ``backward``, the gradient of their sum is left in ``table.grad``, one batch at a
-    time: the logits of a whole bucket would not fit into a laptop's memory.
+    With ``backward``, the gradient of their sum is left in ``table.grad``, one batch at a time: the
+    logits of a whole bucket would not fit into a laptop's memory.
     """
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)

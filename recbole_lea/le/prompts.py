@@ -2,8 +2,7 @@
 
 An item is one virtual token: item ``i`` has the id ``vocab_size + i``. Where items stand as their
 titles (section 5.4.2), that is the id of the title's last word, after the words before it: so an
-item ends at a token of its own in both. Text around the placeholders is tokenized once per
-template.
+item ends at a token of its own in both. Text around the placeholders is tokenized once.
 """
 
 import re
@@ -27,37 +26,28 @@ class Template:
     """One template, tokenized once; ``fill`` only concatenates.
 
     Args:
-        text: text with the placeholders in ``names``, each exactly once.
-        names: the placeholders that the template must have, in any order.
+        text: text with the placeholders in ``names``, each exactly once, in any order.
+        names: see there.
         key: the YAML key, for error messages.
         tokenizer: a Hugging Face tokenizer.
-        first: whether the template starts the prompt (and so gets the BOS token of
-            tokenizers that add one).
+        first: whether it starts the prompt, and so gets the BOS token of tokenizers that add one.
 
     Raises:
         ValueError: a placeholder is missing, repeated or unknown.
     """
 
     def __init__(
-        self,
-        text: str,
-        names: Sequence[str],
-        key: str,
-        tokenizer: Any,
-        first: bool,
+        self, text: str, names: Sequence[str], key: str, tokenizer: Any, first: bool
     ) -> None:
         check_placeholders(text, names, key)
         parts = _PLACEHOLDER.split(text)
         self.names = parts[1::2]
-        self.pieces = []
-        for i, part in enumerate(parts[::2]):
-            # A BPE word carries its own leading space; a space left before a virtual token
-            # would become a token of its own.
-            piece = part.rstrip(" ") if i < len(self.names) else part
-            read = ids_of if i == 0 and first else following
-            self.pieces.append(read(tokenizer, piece))
+        # A BPE word carries its own leading space; a space left before a virtual token would
+        # become a token of its own.
+        texts = [part.rstrip(" ") for part in parts[:-1:2]] + [parts[-1]]
+        self.pieces = following(tokenizer, texts)
         if first:
-            self.pieces[0] = bos_ids(tokenizer) + self.pieces[0]
+            self.pieces[0] = bos_ids(tokenizer) + ids_of(tokenizer, texts[:1])[0]
 
     def fill(self, **values: Sequence[int]) -> list[int]:
         """The token ids with the placeholders replaced by the given token ids."""
@@ -85,25 +75,14 @@ class Prompts:
         settings: LESettings,
         titles: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.vocab_size = vocab_size
-        self.titles = titles
-        self.separator = following(tokenizer, ",") if titles is not None else []
-        self.max_history = settings.max_history
-        self.history_hop = settings.history_hop
-        self.state_input = settings.state_input
-        self.user = Template(
-            settings.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True
-        )
-        text, key = action_prompt(settings)
-        self.action = Template(text, ["item"], key, tokenizer, first=False)
-        self.selection = Template(
-            settings.selection_prompt + settings.selection_suffix,
-            ["list"],
-            "lea_selection_prompt",
-            tokenizer,
-            first=False,
-        )
-        self.labels = label_ids(tokenizer, settings.selection_labels)
+        self.vocab_size, self.titles, self.settings = vocab_size, titles, settings
+        self.separator = following(tokenizer, [","])[0] if titles is not None else []
+        s, (action, key) = settings, action_prompt(settings)
+        self.user = Template(s.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True)
+        self.action = Template(action, ["item"], key, tokenizer, first=False)
+        selection, key = s.selection_prompt + s.selection_suffix, "lea_selection_prompt"
+        self.selection = Template(selection, ["list"], key, tokenizer, first=False)
+        self.labels = label_ids(tokenizer, s.selection_labels)
 
     def item_ids(self, items: Items) -> list[int]:
         """Token ids of LE item indices: one each, or their titles, separated by commas."""
@@ -121,9 +100,9 @@ class Prompts:
         The newest ``max_history`` items; with a ``history_hop`` of h, the first of them moves
         on only every h steps, so that the prompts in between share all but their last item.
         """
-        start = max(0, len(history) - self.max_history)
-        if self.history_hop:
-            start -= start % self.history_hop
+        start = max(0, len(history) - self.settings.max_history)
+        if hop := self.settings.history_hop:
+            start -= start % hop
         return history[start:]
 
     def _user_prompt(self, history: Items) -> list[int]:
@@ -139,11 +118,10 @@ class Prompts:
         ``state_input: items`` is the bare item tokens (the paper); ``prompt`` is the user
         prompt up to x_t, so that the state costs no tokens beside the reward's.
         """
-        if self.state_input == "prompt":
-            prompt = self._user_prompt(history)
-            tail = len(self.user.pieces[-1])
-            return prompt[: len(prompt) - tail] if tail else prompt
-        return self.item_ids(self.window(history))
+        if self.settings.state_input == "items":
+            return self.item_ids(self.window(history))
+        prompt = self._user_prompt(history)
+        return prompt[: len(prompt) - len(self.user.pieces[-1])]
 
     def select(self, history: Items, items: Items) -> list[int]:
         """Augmentation prompt "p_t p_l"; the label is read after its last token."""
@@ -155,9 +133,6 @@ def action_prompt(settings: LESettings) -> tuple[str, str]:
 
     ``reward_prompt: paper`` is the paper's wording; ``item_last`` says the same with the item
     as the last token, so that the text before it is shared and an action costs one token.
-
-    Raises:
-        ValueError: the item is not the last token of the ``item_last`` wording.
     """
     if settings.reward_prompt == "paper":
         return settings.action_prompt, "lea_action_prompt"
@@ -166,60 +141,39 @@ def action_prompt(settings: LESettings) -> tuple[str, str]:
 
 
 def check_placeholders(text: str, names: Sequence[str], key: str) -> None:
-    """Make sure that a template has each of its placeholders once, and no other.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """Raise a ValueError unless a template has each of its placeholders once, and no other."""
     if sorted(_PLACEHOLDER.findall(text)) != sorted(names):
         wanted = " and ".join(f"{{{name}}}" for name in names)
         raise ValueError(f"`{key}` needs exactly the placeholder {wanted}, but is {text!r}")
 
 
 def check_item_last(text: str) -> None:
-    """Make sure that the ``item_last`` wording ends with its only placeholder.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raise a ValueError unless the ``item_last`` wording ends with its only placeholder."""
     key = "lea_action_prompt_item_last"
     check_placeholders(text, ["item"], key)
     if not text.endswith("{item}"):
         raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
 
 
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, nothing added."""
-    return ids_of_all(tokenizer, [text])[0]
+def ids_of(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
+    """Token ids of each text, nothing added; together they take a fraction of the time.
 
-
-def ids_of_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
-    """``ids_of`` of each text; together they take a fraction of the time.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        texts: any number.
-        foreign: whether they come from data, where ``</s>`` is text and no special token.
+    ``foreign`` texts come from data, where ``</s>`` is text and no special token.
     """
     options = {"split_special_tokens": True} if foreign else {}
     return tokenizer(texts, add_special_tokens=False, **options)["input_ids"] if texts else []
 
 
-def following(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text as it follows a word.
+def following(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
+    """Token ids of each text as it follows a word; ``foreign`` as for ``ids_of``.
 
     Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
     would start with a token for nothing but that space.
     """
-    return following_all(tokenizer, [text])[0]
-
-
-def following_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
-    """``following`` of each text; arguments as those of ``ids_of_all``."""
-    before = ids_of(tokenizer, "the")
+    (before,) = ids_of(tokenizer, ["the"])
     n, found = len(before), []
-    alones = ids_of_all(tokenizer, texts, foreign)
-    boths = ids_of_all(tokenizer, [f"the{text}" for text in texts], foreign)
+    alones = ids_of(tokenizer, texts, foreign)
+    boths = ids_of(tokenizer, [f"the{text}" for text in texts], foreign)
     for text, alone, both in zip(texts, alones, boths, strict=True):
         apart = not text[:1].isalnum() and both[:n] == before
         found.append(both[n:] if apart else alone)
@@ -227,26 +181,21 @@ def following_all(tokenizer: Any, texts: list[str], foreign: bool = False) -> li
 
 
 def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
-    """Word ids of each title as it follows a word; "unknown" where the tokenizer leaves nothing.
+    """Word ids of each title from data as it follows a word, cut to ``limit``.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        titles: texts from data.
-        limit: longer titles are cut to so many.
+    A title of which the tokenizer leaves nothing is "unknown".
     """
     ids: list[list[int]] = []
-    unknown = following(tokenizer, " unknown")
+    (unknown,) = following(tokenizer, [" unknown"])
     for first in range(0, len(titles), AT_ONCE):
         texts = [f" {title}" for title in titles[first : first + AT_ONCE]]
-        found = following_all(tokenizer, texts, foreign=True)
-        ids += [(words or unknown)[:limit] for words in found]
+        ids += [(words or unknown)[:limit] for words in following(tokenizer, texts, foreign=True)]
     return ids
 
 
 def bos_ids(tokenizer: Any) -> list[int]:
     """``[bos]`` where the tokenizer adds it by itself, else nothing."""
-    ids = tokenizer("x")["input_ids"]
-    bos = tokenizer.bos_token_id
+    ids, bos = tokenizer("x")["input_ids"], tokenizer.bos_token_id
     return [bos] if bos is not None and ids and ids[0] == bos else []
 
 
@@ -256,7 +205,7 @@ def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     Raises:
         ValueError: two labels share their first token, so their scores could not differ.
     """
-    ids = [following(tokenizer, f" {label}")[0] for label in labels]
+    ids = [words[0] for words in following(tokenizer, [f" {label}" for label in labels])]
     for i, label in enumerate(labels):
         if ids[i] in ids[:i]:
             other = labels[ids.index(ids[i])]

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ class Sequences:
     """Users' item sequences in a fixed order (sorted by user token).
 
     A sequence x_1..x_T has the states of its prefixes x_{1:t}, t = 1..T, and the transitions
-    (x_{1:t} -> x_{t+1}), t = 1..T-1. Both are numbered consecutively over all sequences.
+    (x_{1:t} -> x_{t+1}), t = 1..T-1. Both are numbered consecutively over all sequences, from
+    ``state_starts`` and ``transition_starts`` [n_sequences + 1] on.
 
     Args:
         tokens: user token -> item tokens in time order.
@@ -45,19 +46,11 @@ class Sequences:
         lengths = np.array([len(items) for items in self.items], dtype=np.int64)
         self.state_starts = np.concatenate([[0], np.cumsum(lengths)])
         self.transition_starts = np.concatenate([[0], np.cumsum(lengths - 1)])
+        self.n_states = int(self.state_starts[-1])
+        self.n_transitions = int(self.transition_starts[-1])
 
     def __len__(self) -> int:
         return len(self.users)
-
-    @property
-    def n_states(self) -> int:
-        """States of all prefixes."""
-        return int(self.state_starts[-1])
-
-    @property
-    def n_transitions(self) -> int:
-        """Transitions of all sequences."""
-        return int(self.transition_starts[-1])
 
     @property
     def actions(self) -> np.ndarray:
@@ -73,6 +66,16 @@ class Sequences:
         """Transition numbers [B] to sequences and t, [B] each."""
         sequence = np.searchsorted(self.transition_starts, transitions, side="right") - 1
         return sequence, transitions - self.transition_starts[sequence] + 1
+
+    def histories(
+        self, first: int, end: int, whole: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and history of each transition of some sequences; ``whole``: of each state."""
+        row = int((self.state_starts if whole else self.transition_starts)[first])
+        for items in self.items[first:end]:
+            for t in range(1, len(items) + whole):
+                yield row, items[:t]
+                row += 1
 
     def history(self, sequence: int, t: int) -> np.ndarray:
         """x_{1:t}."""
@@ -91,8 +94,13 @@ class Sequences:
             digest.update(items.tobytes())
         return digest.hexdigest()
 
+    @property
+    def name(self) -> str:
+        """Of the folder that a cache keeps them in."""
+        return f"sequences-{self.fingerprint[:16]}"
+
     def save(self, folder: Path) -> None:
-        """Write the sequences in open formats; ``store.py`` says how to read them."""
+        """Write the sequences in open formats; ``store/__init__.py`` says how to read them."""
         write_json(folder / "users.json", self.users)
         write_json(folder / "items.json", self.item_tokens)
         write_array(folder / "offsets.npy", self.state_starts)
@@ -103,10 +111,9 @@ class Sequences:
 
 
 def sample_negatives(sequences: Sequences, n_items: int, pool: int, seed: int) -> np.ndarray:
-    """Uniform negatives that differ from the positive; history items are allowed (row 7).
+    """Uniform negatives that differ from the positive; history items are allowed (deviation 7).
 
-    Each sequence has its own random stream, so the draw does not depend on how sequences are
-    split into shards.
+    Each sequence has its own random stream, whatever the other sequences are.
 
     Returns:
         LE item indices [n_transitions, pool].

@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from recbole_lea.yaml_files import find_config_file
 
 
 @dataclasses.dataclass(frozen=True)
 class LESettings:
-    """What the LE is built from. Field ``x`` is the YAML key ``lea_x``.
+    """What the LE is built from. Field ``x`` is the YAML key ``lea_x``, or ``x`` (``BARE_KEYS``).
 
-    The bare keys (``negative_pool`` ... ``state_dim``) keep the names of
-    ``docs/deviations.md``.
+    ``properties/lea.yaml`` says what each means.
     """
 
     llm: str
@@ -86,6 +90,19 @@ class LESettings:
             value = config[key]
             values[field.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+    @classmethod
+    def for_dataset(cls, dataset: str, **changes: Any) -> "LESettings":
+        """The settings of ``properties/lea.yaml`` and ``properties/dataset/NAME.yaml``.
+
+        ``changes`` are fields with other values, such as ``llm="/path/to/llm"``. An unknown dataset
+        is a FileNotFoundError.
+        """
+        keys: dict[str, Any] = {}
+        for name in ("lea.yaml", f"dataset/{dataset}.yaml"):
+            path = Path(find_config_file(f"properties/{name}"))
+            keys |= yaml.safe_load(path.read_text(encoding="utf-8"))
+        return dataclasses.replace(cls.from_config(keys), **changes)
 
 
 BARE_KEYS = (

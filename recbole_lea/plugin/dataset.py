@@ -250,7 +250,7 @@ class LEADataset(SequentialDataset):
         else:
             live = transform == "lea_live" and chosen.needs_le  # item tokens alone need no LLM
             make = pipeline.live if live else pipeline.precomputed
-            train.lea_feedback = make(chosen.le_state, chosen.le_reward)
+            train.lea_feedback = make(chosen.le_state, chosen.le_reward, train.lea_item_ids.numpy())
         # states come first: what they need shows before the training, not after its warm-up
         if chosen.augmented and (stop == "feedback" or (stop is None and by_state)):
             pipeline.prepare_selection()

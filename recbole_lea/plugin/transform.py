@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from recbole.data.interaction import Interaction
 
 from recbole_lea.model.fields import FIELD_PREFIX, ROW
@@ -23,10 +22,7 @@ class FeedbackTransform:
         pass
 
     def __call__(self, dataset: Any, interaction: Interaction) -> Interaction:
-        """Add the feedback's fields (``le/feedback.py``, ``lookup``) as ``lea_NAME`` [B, ...].
-
-        Items become RecBole's ids.
-        """
+        """Add the feedback's fields (``le/feedback.py``, ``lookup``) as ``lea_NAME`` [B, ...]."""
         feedback = getattr(dataset, "lea_feedback", None)
         if feedback is None:
             return interaction
@@ -34,8 +30,6 @@ class FeedbackTransform:
         if (rows < 0).any():
             raise ValueError("a training batch holds a row that is no training transition")
         for name, value in feedback.lookup(rows).items():
-            if value.dtype == torch.int64:
-                value = dataset.lea_item_ids[value]
             interaction.interaction[FIELD_PREFIX + name] = value
         return interaction
 

@@ -299,12 +299,12 @@ class Inspector:
         for history, actions in zip(histories, items, strict=True):
             seen = self._indices(history)
             groups.append([self.prompts.reward(seen, item) for item in self._indices(actions)])
-        return self.environment.read(groups, self.environment.reward_of)
+        return self.environment.answer(groups, self.environment.reward_of)
 
     def states(self, histories: Sequence[list[str]]) -> np.ndarray:
         """The LE's state after each history [n, d]."""
         groups = [[self.prompts.state(self._indices(history))] for history in histories]
-        return self.environment.read(groups, self.environment.state_of)
+        return self.environment.answer(groups, self.environment.state_of)
 
     def _q_values(self, history: list[str]) -> torch.Tensor | None:
         """Q of all items after a history [n_items] (Eq. 9); the padding item has -inf."""
@@ -338,7 +338,7 @@ class Inspector:
             [self.prompts.select(self._indices(seen), self._indices(items))]
             for seen, items in lists
         ]
-        read = self.environment.read(groups, self.environment.label_scores_of)[:, : len(listed)]
+        read = self.environment.answer(groups, self.environment.label_scores_of)[:, : len(listed)]
         if len(lists) == 1:
             return read[0], "log-probability of the item's label word"
         return read[0] - read[1:].mean(0), (

@@ -1,15 +1,15 @@
-"""Which of an LE's stages a cache folder holds, and who computes the others.
-
-``store.py`` says what the files look like and writes them. Here a stage is found by its key, held
-against other runs and processes while it is computed, and declared finished.
-"""
+"""An LE's stages in a cache folder: ``Cache.run`` reuses, resumes, computes and checks any."""
 
 import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -22,30 +22,53 @@ from recbole_lea.store.files import (
     MANIFEST,
     ReadOnly,
     clear_errors_at,
-    read_array,
     read_record,
     write_record,
 )
 
 logger = logging.getLogger(__name__)
 
-# Stages that end in files; the others fill an ArrayStore.
-FILES = {"items": ("tokens.npy",), "environment": ("adapter.safetensors", "history.json")}
+
+class Layout(NamedTuple):
+    """How a stage's array lies on disk."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bounds: Sequence[int]  # rows at which its shards start, and the end
+    beside: Mapping[str, np.ndarray] = {}  # known beforehand, stored beside it
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of an LE: it ends in files, or in an array that is filled shard by shard.
+
+    ``needs`` is called before the stage's clock starts, so that no stage counts another. What it
+    gave is handed to ``compute``, with the folder, into which that writes the files, and returns
+    what joins their record; or with the missing shards, of which it yields each with its values.
+    """
+
+    name: str  # with the key, the name of its folder
+    title: str  # its name in the log
+    made_of: Mapping[str, Any]  # all that it depends on
+    needs: Callable[[], Any]
+    compute: Callable[[Any, Any], Any]
+    files: tuple[str, ...] = ()
+    array: str = ""  # its name
+    layout: Callable[[], Layout] | None = None  # asked for when it runs: a width may take the LLM
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hex digest of all that the stage depends on."""
+        text = json.dumps(self.made_of, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Cache:
-    """The stages of one LE.
-
-    Its methods are called by all processes, in the same order; the main one alone writes.
-
-    Attributes:
-        folder: of the dataset; other LEs may share it.
-        keys: stage -> key of all that it depends on.
-        used: the same for the stages that this run has asked for.
+    """The stages of one LE; all processes call its methods in the same order, the main one writes.
 
     Args:
-        folder: see above.
-        keys: see above; they may grow.
+        folder: of the dataset; other LEs may share it.
+        table: the stages by name; each one that is run joins it.
         origin: what a stage's record tells about where it comes from.
         log: seconds and memory of the stages that are computed.
     """
@@ -53,13 +76,13 @@ class Cache:
     def __init__(
         self,
         folder: Path,
-        keys: Mapping[str, str],
+        table: dict[str, Stage],
         origin: Callable[[str], dict[str, Any]],
         log: StageLog,
     ) -> None:
         self.folder = folder
-        self.keys = keys
-        self.used: dict[str, str] = {}
+        self.table = table
+        self.used: dict[str, str] = {}  # stage -> key of the stages that this run has asked for
         self._origin = origin
         self._log = log
         self._checked: set[str] = set()
@@ -67,97 +90,53 @@ class Cache:
 
     def path(self, stage: str) -> Path:
         """The stage's folder."""
-        return stage_folder(self.folder, stage, self.keys[stage])
+        return stage_folder(self.folder, stage, self.table[stage].key)
 
-    @contextlib.contextmanager
-    def stage(
-        self,
-        stage: str,
-        title: str,
-        needs: Callable[[], Any],
-        finished: Callable[[], bool] | None = None,
-    ) -> Iterator[Path | None]:
-        """Yield the stage's folder if there is work to do, None if it is finished.
+    def run(self, stage: Stage) -> Path:
+        """Have a stage finished: reuse it, or compute what it lacks. Files are checked once.
 
-        Files are checked once, by the main process.
-
-        Args:
-            stage: its name.
-            title: its name in the log.
-            needs: called before the stage's clock starts, so that no stage counts another.
-            finished: whether it is; for a stage of ``FILES``, its record says so.
+        Returns:
+            Its folder.
 
         Raises:
             ReadOnly: there is work to do, and the folder cannot be written to.
         """
-        self.used[stage] = self.keys[stage]
-        folder = self.path(stage)
-        if folder.name in self._checked:
-            yield None
+        self.table[stage.name] = stage
+        self.used[stage.name] = stage.key
+        folder = self.path(stage.name)
+        if folder.name not in self._checked:
+            with self._locked(folder) as writable:
+                self._finish(stage, folder, writable)
+            from_main(None)  # nobody goes on before the files are there
+            self._checked.add(folder.name)
+        return folder
+
+    def _finish(self, stage: Stage, folder: Path, writable: bool) -> None:
+        # opened under the lock: until then, another run may be filling it
+        store = None
+        if stage.layout:
+            layout, origin = stage.layout(), self._origin(stage.name)
+            arrays = {stage.array: (layout.shape, layout.dtype)}
+            store = ArrayStore(folder, arrays, layout.bounds, stage.key, origin, layout.beside)
+        done = self.is_built(stage.name) if store is None else not store.missing()
+        if done:
+            logger.info("%s: reused from %s", stage.title, folder)
+            if stage.files and self._main and writable:
+                _tidy(folder, stage.files)
             return
-        with self._locked(folder) as writable:
-            if finished() if finished else self._is_done(stage):
-                if stage in FILES and self._main and writable:
-                    _tidy(folder, FILES[stage])
-                logger.info("%s: reused from %s", title, folder)
-                yield None
-            elif not writable:
-                raise ReadOnly(folder, title)
-            else:
-                needs()
-                logger.info("%s: computing into %s", title, folder)
-                with self._log.stage(title):
-                    yield folder
-        from_main(None)  # nobody goes on before the files are there
-        self._checked.add(folder.name)
-
-    def finish(self, stage: str, **more: Any) -> None:
-        """Declare a stage of ``FILES`` finished; ``more`` joins its record."""
-        if not self._main:
-            return
-        folder = self.path(stage)
-        write_record(folder / DONE, self._origin(stage) | more, FILES[stage])
-        _tidy(folder, FILES[stage])
-
-    def filled(
-        self,
-        stage: str,
-        title: str,
-        array: str,
-        shape: tuple[int, ...],
-        dtype: str,
-        bounds: Sequence[int],
-        needs: Callable[[], Any],
-        fill: Callable[[ArrayStore], None],
-        given: dict[str, np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """A stage's array, memory-mapped.
-
-        Args:
-            stage: its name.
-            title: its name in the log.
-            array: the array's name.
-            shape: of the array.
-            dtype: of the array.
-            bounds: rows at which its shards start, and the end.
-            needs: see ``stage``.
-            fill: writes the missing shards.
-            given: arrays that are stored beside it.
-        """
-        folder = self.path(stage)
-        store: ArrayStore | None = None
-
-        def finished() -> bool:
-            nonlocal store  # opened under the lock: another run may be filling it until then
-            arrays = {array: (shape, dtype)}
-            store = ArrayStore(folder, arrays, bounds, self.keys[stage], self._origin(stage), given)
-            return not store.missing()
-
-        with self.stage(stage, title, needs, finished) as work:
-            if work is not None:
-                assert store is not None
-                fill(store)
-        return read_array(folder / f"{array}.npy", mapped=True)
+        if not writable:
+            raise ReadOnly(folder, stage.title)
+        needed = stage.needs()
+        logger.info("%s: computing into %s", stage.title, folder)
+        with self._log.stage(stage.title):
+            if store:
+                for shard, values in stage.compute(needed, store.missing()):
+                    store.write(shard, {stage.array: values})
+                return
+            more = stage.compute(needed, folder)
+            if self._main:
+                write_record(folder / DONE, self._origin(stage.name) | more, stage.files)
+                _tidy(folder, stage.files)
 
     def stores(self, arrays: set[str], **origin: Any) -> Iterator[ArrayStore]:
         """Finished and unaltered stores of these arrays and origin, in the order of their names."""
@@ -173,50 +152,39 @@ class Cache:
                 yield store
 
     def keep(self, name: str, save: Callable[[Path], None], lacks: str) -> None:
-        """Have a folder that depends on no stage written once.
-
-        Args:
-            name: of the folder.
-            save: writes it, its record last.
-            lacks: its name in the error.
+        """Have a folder that depends on no stage; ``save`` writes it, its record last.
 
         Raises:
-            ReadOnly: it is not there, and cannot be written.
+            ReadOnly: it is not there, and cannot be written; the error calls it ``lacks``.
         """
         folder = self.folder / name
-        if name not in self._checked:
-            with self._locked(folder) as writable:
-                if self._main and read_record(folder / DONE) is None:
-                    if not writable:
-                        raise ReadOnly(folder, lacks)
-                    save(folder)
-            self._checked.add(name)
+        if name in self._checked:
+            return
+        with self._locked(folder) as writable:
+            if self._main and read_record(folder / DONE) is None:
+                if not writable:
+                    raise ReadOnly(folder, lacks)
+                save(folder)
+        self._checked.add(name)
 
     def is_recorded(self, stage: str) -> bool:
-        """Whether a stage of ``FILES`` was finished; its files are not read."""
+        """Whether a stage with files was finished; they are not read."""
         return from_main((self.path(stage) / DONE).is_file())
 
     def is_built(self, stage: str) -> bool:
-        """Whether a stage (``items``, ``environment``, ``states``) is finished."""
-        if stage in FILES:
-            return self._is_done(stage)
-        record = read_record(self.path(stage) / MANIFEST)
-        if record is None:
-            return False
-        return record.get("key") == self.keys[stage] and all(record["shards"])
-
-    def _is_done(self, stage: str) -> bool:
-        if self.path(stage).name in self._checked:
-            return True
-        return from_main(self._main and self.made(stage) is not None)
+        """Whether a stage is finished; files, unlike an array, are held against their checksums."""
+        checked = self.path(stage).name in self._checked
+        return checked or from_main(self._main and self.made(stage) is not None)
 
     def made(self, stage: str) -> dict[str, Any] | None:
-        """The record of a stage of ``FILES``; None unless it is finished and unaltered."""
-        record = read_record(self.path(stage) / DONE)
-        return record if record and record.get("key") == self.keys[stage] else None
+        """The record of a stage; None unless it is finished."""
+        name = MANIFEST if self.table[stage].layout else DONE
+        record = read_record(self.path(stage) / name) or {}
+        finished = record.get("key") == self.table[stage].key and all(record.get("shards", ()))
+        return record if finished else None
 
     def _locked(self, folder: Path) -> contextlib.AbstractContextManager[bool]:
-        # the main process holds it for all of this run
+        # the main process holds it for all processes of this run
         return locked(folder) if self._main else contextlib.nullcontext(True)
 
 
@@ -230,8 +198,7 @@ def locked(folder: Path) -> Iterator[bool]:
     """Hold a cache folder, made if needed; the operating system frees a killed run's lock.
 
     Yields:
-        Whether it can be written to; one that cannot (a read-only disk, another user's) is read
-        without a lock.
+        Whether it can be written to; one that cannot is read without a lock.
     """
     with contextlib.suppress(ReadOnly), clear_errors_at(folder):
         folder.mkdir(parents=True, exist_ok=True)

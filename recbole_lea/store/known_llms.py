@@ -17,17 +17,10 @@ logger = logging.getLogger(__name__)
 def identify_llm(
     spec: str, dtype: str, options: Mapping[str, Any] | None, folder: Path, device: torch.device
 ) -> tuple[str, str, str | None]:
-    """What ``lea_llm`` and ``lea_llm_dtype`` stand for, here or where the cache was made.
+    """What ``lea_llm``, ``lea_llm_dtype`` and ``lea_llm_options`` stand for.
 
-    ``llm.json`` remembers it, so that a copied cache is recognised on a machine without the LLM,
-    or where ``auto`` is another dtype.
-
-    Args:
-        spec: ``lea_llm``.
-        dtype: ``lea_llm_dtype``.
-        options: ``lea_llm_options``.
-        folder: the dataset's cache.
-        device: where the LLM would run.
+    ``llm.json`` in the dataset's cache ``folder`` remembers it, so that a copied cache is
+    recognised on a machine without the LLM, or where ``auto`` is another dtype.
 
     Returns:
         Fingerprint and dtype, and what is wrong where the LLM is not on this machine.
@@ -38,8 +31,7 @@ def identify_llm(
     path = folder / "llm.json"
     revision = (options or {}).get("revision")
     name = {"llm": f"{spec}@{revision}" if revision else spec, "llm_dtype": dtype}
-    known = _known_llms(path)
-    recorded = next((entry for entry in known if entry | name == entry), None)
+    recorded = next((entry for entry in _known_llms(path) if entry | name == entry), None)
     here = str(pick_dtype(dtype, device)).removeprefix("torch.")
     try:
         found = fingerprint(spec, f"torch.{here}", revision)
@@ -59,8 +51,7 @@ def identify_llm(
     entry = name | {"dtype": here, "fingerprint": found}
     if entry != recorded:
         with locked(folder) as writable:
-            known = _known_llms(path)
-            others = [other for other in known if other | name != other]
+            others = [other for other in _known_llms(path) if other | name != other]
             if writable:  # else this machine is not remembered
                 write_record(path, {"known": [*others, entry]})
     return found, here, None

@@ -12,7 +12,7 @@ from recbole_lea.engine import attention
 from recbole_lea.engine.attention import attention_masks, check_packing, position_limit
 from recbole_lea.engine.llm import load_llm
 from recbole_lea.engine.packing import pack
-from recbole_lea.le.environment import Reads
+from recbole_lea.le.environment import PromptEnds
 from recbole_lea.le.prompts import label_ids
 from tests.le.helpers import SEQUENCES, environment
 from tests.le.llms import ARCHITECTURES, WIDTHS, make_llm
@@ -56,18 +56,18 @@ def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, ke
     torch.nn.init.normal_(env.state_head.weight)
     prompts = all_prompts(env)[-40:]
     groups = [[p] for p in prompts]
-    hidden = env.read(groups, lambda reads: reads.hidden)
-    rewards, states = env.read(groups, env.reward_of), env.read(groups, env.state_of)
-    labels = env.read(groups, env.label_scores_of)
+    hidden = env.answer(groups, lambda ends: ends.hidden)
+    rewards, states = env.answer(groups, env.reward_of), env.answer(groups, env.state_of)
+    labels = env.answer(groups, env.label_scores_of)
     assert max(map(len, prompts)) > 12  # beyond twice the window
     for i, prompt in enumerate(prompts):
         state, logits = alone(env, prompt)
-        reads = Reads(state[None], torch.tensor([prompt[-1] - env.vocab_size]))
+        ends = PromptEnds(state[None], torch.tensor([prompt[-1] - env.vocab_size]))
         with torch.inference_mode():
             expected = [
                 (hidden[i], state),
-                (rewards[i], env.reward_of(reads)[0]),
-                (states[i], env.state_of(reads)[0]),
+                (rewards[i], env.reward_of(ends)[0]),
+                (states[i], env.state_of(ends)[0]),
                 (labels[i], logits.log_softmax(-1)[env.prompts.labels]),
             ]
         for found, wanted in expected:
@@ -82,7 +82,7 @@ def test_tied_and_untied_heads(settings, tmp_path, tied):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     prompt = env.prompts.select(SEQUENCES.history(3, 2), [0, 1, 2, 3, 4])
     expected = alone(env, prompt)[1].log_softmax(-1)[env.prompts.labels]
-    found = env.read([[prompt]], env.label_scores_of)[0]
+    found = env.answer([[prompt]], env.label_scores_of)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -148,8 +148,8 @@ def test_without_the_windowed_mask_it_is_refused(tmp_path, monkeypatch):
 def test_a_prompt_longer_than_the_llm_reads_is_an_error(settings, tmp_path):
     env = environment(settings(llm=make_llm(tmp_path / "llm", "gpt2"), **KEYS))
     with pytest.raises(ValueError, match="129 tokens.* at most 128: lower lea_max_history"):
-        env.read([[[5] * 129]], env.reward_of)
-    assert env.read([[[5] * 128]], env.reward_of).shape == (1,)
+        env.answer([[[5] * 129]], env.reward_of)
+    assert env.answer([[[5] * 128]], env.reward_of).shape == (1,)
 
 
 def test_positions_that_depend_on_the_batch_are_a_limit():

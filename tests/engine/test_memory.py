@@ -62,9 +62,9 @@ def test_reading_goes_on_with_fewer_rows(settings, monkeypatch, caplog, kind):
     env = environment(settings(row_length=96, batch_rows=8, max_history=4))
     prompts = [[p] for p in all_prompts(env)]
     assert max(len(p) for (p,) in prompts) <= 96
-    whole = env.read(prompts, env.reward_of)
+    whole = env.answer(prompts, env.reward_of)
     tried = limit(env, monkeypatch, 3, ERRORS[kind])
-    np.testing.assert_allclose(env.read(prompts, env.reward_of), whole, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(env.answer(prompts, env.reward_of), whole, rtol=1e-5, atol=1e-7)
     assert tried[:4] == [8, 4, 2, 2]
     assert set(tried[4:]) == {2}  # the size that fits is kept
     assert "out of memory with 8 rows of 96 tokens: going on with 4" in caplog.text
@@ -76,14 +76,14 @@ def test_what_does_not_fit_row_by_row_is_an_error(settings, monkeypatch):
     env = environment(settings(row_length=48, batch_rows=4, reward_prompt="paper"))
     limit(env, monkeypatch, 0)
     with pytest.raises(ValueError, match="one row of 48 tokens: lower lea_row_length.*2.00 GiB"):
-        env.read([[p] for p in all_prompts(env)], env.reward_of)
+        env.answer([[p] for p in all_prompts(env)], env.reward_of)
 
 
 def test_other_errors_are_not_taken_for_it(settings, monkeypatch):
     env = environment(settings(row_length=48, batch_rows=4, reward_prompt="paper"))
     tried = limit(env, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
-        env.read([[p] for p in all_prompts(env)], env.reward_of)
+        env.answer([[p] for p in all_prompts(env)], env.reward_of)
     assert tried == [4]
 
 

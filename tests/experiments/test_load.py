@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from recbole_lea.experiments import load
+from recbole_lea.le import answers
 from recbole_lea.le import item_tokens as tokenization
-from recbole_lea.le import pipeline
-from recbole_lea.le.feedback import Computation
 
 
 @pytest.fixture
@@ -25,10 +24,10 @@ def here(monkeypatch, tiny_llm):
 
 
 def test_every_stage_of_both_is_reported(here, monkeypatch):
-    monkeypatch.setattr(pipeline, "BUCKET", 8)
-    monkeypatch.setattr(pipeline.fb, "SHARD", 10)
+    monkeypatch.setattr(tokenization, "BUCKET", 8)
+    monkeypatch.setattr(answers, "SHARD", 10)
     asked = []
-    for owner, name in ((tokenization, "tokenize_bucket"), (Computation, "_fill")):
+    for owner, name in ((tokenization, "tokenize_bucket"), (answers, "by_shard")):
         original = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, f=original, n=name: (asked.append(n), f(*a))[1])
     report = load.run("", items=60, transitions=400, steps=2)
@@ -47,7 +46,7 @@ def test_every_stage_of_both_is_reported(here, monkeypatch):
     assert le <= set(report["LEA"])
     # of 8 batches of items the LLM has seen three; of each stage's 40 shards it is asked for three
     assert asked.count("tokenize_bucket") == load.ASKED
-    assert asked.count("_fill") == 3
+    assert asked.count("by_shard") == 3
 
 
 def test_too_few_interactions_for_the_items_are_an_error():

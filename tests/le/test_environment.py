@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers.utils.quantization_config import QuantizationMethod
 
 from recbole_lea.engine.llm import compile_layers, load_llm
 from recbole_lea.engine.packing import pack
+from recbole_lea.le.adapter import load_trained_state, trained_state
+from recbole_lea.store.files import read_tensors
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 
@@ -44,7 +47,7 @@ def test_packed_equals_one_prompt_at_a_time(settings, attention, window):
     env = environment(settings(row_length=32, batch_rows=3, **WINDOWS[window]))
     env.decoder.set_attn_implementation(attention)
     prompts = all_prompts(env)
-    packed = env.read([[p] for p in prompts], lambda reads: reads.hidden)
+    packed = env.answer([[p] for p in prompts], lambda ends: ends.hidden)
     for prompt, state in zip(prompts, packed, strict=True):
         expected = alone(env, prompt).numpy()
         assert np.abs(state - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -59,7 +62,7 @@ def test_titles_are_read_as_plain_words(settings):
     ids = load_llm(env.settings.llm, "float32", env.device).tokenizer(text)["input_ids"]
     with torch.inference_mode():
         hidden = env.decoder(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-    read = env.read([[env.prompts.reward(history, action)]], lambda reads: reads.hidden)
+    read = env.answer([[env.prompts.reward(history, action)]], lambda ends: ends.hidden)
     np.testing.assert_allclose(read[0], hidden.numpy(), rtol=1e-4, atol=1e-6)
 
 
@@ -73,14 +76,14 @@ def test_reward_head_state_adds_how_near_the_action_is_to_the_state(
     env = environment(settings(reward_head="state", **keys))
     torch.nn.init.normal_(env.state_head.weight)
     plain = environment(settings(reward_head="none", **keys))
-    plain.load_trained_state(env.trained_state())
+    load_trained_state(plain, trained_state(env))
     history, action = SEQUENCES.history(7, 6), 3
     reward = [[env.prompts.reward(history, action)]]
-    state = env.read([[env.prompts.state(history)]], env.state_of)
+    state = env.answer([[env.prompts.state(history)]], env.state_of)
     near = env.state_scores(torch.from_numpy(state))[0, action].item()
-    expected = plain.read(reward, plain.reward_of) + near
+    expected = plain.answer(reward, plain.reward_of) + near
     assert abs(near) > 0.1
-    np.testing.assert_allclose(env.read(reward, env.reward_of), expected, rtol=1e-4)
+    np.testing.assert_allclose(env.answer(reward, env.reward_of), expected, rtol=1e-4)
 
 
 def test_reward_head_state_wants_the_state_in_the_prompt(settings):
@@ -93,7 +96,7 @@ def test_rewards_do_not_depend_on_batch_size_or_row_length(settings):
     for row_length, batch_rows in ((96, 4), (64, 1), (200, 2)):
         env = environment(settings(row_length=row_length, batch_rows=batch_rows))
         prompts = [[p] for p in all_prompts(env)]
-        rewards.append(env.read(prompts, env.reward_of))
+        rewards.append(env.answer(prompts, env.reward_of))
     np.testing.assert_allclose(rewards[1], rewards[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(rewards[2], rewards[0], rtol=1e-4, atol=1e-6)
 
@@ -102,7 +105,7 @@ def test_bfloat16_stays_near_float32_and_ranks_alike(settings):
     exact = environment(settings())
     rough = environment(settings(llm_dtype="bfloat16"))
     prompts = [[p] for p in all_prompts(exact)]
-    a, b = exact.read(prompts, exact.reward_of), rough.read(prompts, rough.reward_of)
+    a, b = exact.answer(prompts, exact.reward_of), rough.answer(prompts, rough.reward_of)
     assert np.abs(a - b).max() < 0.05 * a.std() + 0.02
     apart = np.abs(a[:, None] - a[None, :]) > 0.1 * a.std()
     same = np.sign(a[:, None] - a[None, :]) == np.sign(b[:, None] - b[None, :])
@@ -122,20 +125,20 @@ def test_trained_state_survives_saving_bit_for_bit(settings, tmp_path):
     env = environment(settings())
     torch.nn.init.normal_(env.score_head.weight)
     prompts = [[p] for p in all_prompts(env)]
-    before = env.read(prompts, env.reward_of)
-    env.save(tmp_path / "adapter.safetensors")
+    before = env.answer(prompts, env.reward_of)
+    save_file(trained_state(env), tmp_path / "adapter.safetensors")
     other = environment(settings())
-    assert not np.array_equal(other.read(prompts, other.reward_of), before)
-    other.load(tmp_path / "adapter.safetensors")
-    np.testing.assert_array_equal(other.read(prompts, other.reward_of), before)
+    assert not np.array_equal(other.answer(prompts, other.reward_of), before)
+    load_trained_state(other, read_tensors(tmp_path / "adapter.safetensors"))
+    np.testing.assert_array_equal(other.answer(prompts, other.reward_of), before)
 
 
 def test_a_saved_le_without_a_tensor_is_refused(settings):
     env = environment(settings())
-    state = env.trained_state()
+    state = trained_state(env)
     del state["score_head.bias"]
     with pytest.raises(KeyError, match="score_head.bias"):
-        env.load_trained_state(state)
+        load_trained_state(env, state)
 
 
 def test_only_adapter_and_heads_are_trained(settings):
@@ -149,7 +152,7 @@ def test_only_adapter_and_heads_are_trained(settings):
 def test_label_scores_are_log_probabilities_of_the_label_words(settings):
     env = environment(settings())
     prompt = env.prompts.select(SEQUENCES.history(3, 2), [0, 1, 2, 3, 4])
-    scores = env.read([[prompt]], env.label_scores_of)[0]
+    scores = env.answer([[prompt]], env.label_scores_of)[0]
     logits = env.llm.get_output_embeddings()(alone(env, prompt)).detach()
     expected = logits.log_softmax(-1)[env.prompts.labels]
     np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4)
@@ -163,7 +166,7 @@ def test_pad_and_eos_ids_within_a_prompt_are_ordinary_tokens(settings):
     plain = env.prompts.state([3, 4, 5])
     for odd in (pad, eos):
         prompt = [*plain[:1], odd, *plain[1:]]
-        found = env.read([[prompt], [plain]], lambda reads: reads.hidden)
+        found = env.answer([[prompt], [plain]], lambda ends: ends.hidden)
         np.testing.assert_allclose(found[0], alone(env, prompt).numpy(), rtol=1e-3, atol=1e-5)
         assert np.abs(found[0] - found[1]).max() > 1e-3
 
@@ -171,10 +174,10 @@ def test_pad_and_eos_ids_within_a_prompt_are_ordinary_tokens(settings):
 def test_merged_adapter_gives_the_same_rewards(settings):
     env = environment(settings())
     prompts = [[p] for p in all_prompts(env)]
-    before = env.read(prompts, env.reward_of)
+    before = env.answer(prompts, env.reward_of)
     merged = env.merge()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
-    np.testing.assert_allclose(merged.read(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(merged.answer(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_that_peft_cannot_merge_into_are_left_as_they_are(settings):
@@ -187,8 +190,8 @@ def test_weights_that_peft_cannot_merge_into_are_left_as_they_are(settings):
 def test_adapter_learns_in_float32_under_a_bfloat16_llm(settings):
     env = environment(settings(llm_dtype="bfloat16")).train()
     prompts = all_prompts(env)[:4]
-    reads = env.reads(batch := next(pack([prompts], 96, 1)), env.hidden(batch))
-    env.reward_of(reads).sum().backward()
+    ends = env.ends(batch := next(pack([prompts], 96, 1)), env.hidden(batch))
+    env.reward_of(ends).sum().backward()
     trained = [p for name, p in env.named_parameters() if "lora_" in name]
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
@@ -197,13 +200,13 @@ def test_adapter_learns_in_float32_under_a_bfloat16_llm(settings):
 def test_compiled_layers_give_the_same_rewards(settings, caplog):
     env = environment(settings())
     prompts = [[p] for p in all_prompts(env)[:12]]
-    before = env.read(prompts, env.reward_of)
+    before = env.answer(prompts, env.reward_of)
     compile_layers(env.llm.base_model.model)
     if "torch.compile does not work here" in caplog.text:
         pytest.skip(caplog.text)
     layers = env.decoder.layers
     assert all(layer._compiled_call_impl is not None for layer in layers)
-    np.testing.assert_allclose(env.read(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(env.answer(prompts, env.reward_of), before, rtol=1e-4, atol=1e-6)
 
 
 def test_after_many_shapes_the_merged_layers_are_still_compiled(settings):

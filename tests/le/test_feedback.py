@@ -1,20 +1,11 @@
-"""Feedback rows, the choice among the top-5, and reward scales."""
+"""Feedback rows and reward scales."""
 
 import numpy as np
 import pytest
 import torch
 
-from recbole_lea.le import feedback
-from recbole_lea.le.feedback import (
-    LiveFeedback,
-    PrecomputedFeedback,
-    RewardScale,
-    choose,
-    shard_bounds,
-)
-from recbole_lea.le.sequences import Sequences
-from recbole_lea.store.arrays import pieces
-from tests.le.helpers import CATALOGUE, SEQUENCES, environment, needs_smaps, resident
+from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
+from tests.le.helpers import SEQUENCES, environment, needs_smaps, resident
 
 
 def planted(**more):
@@ -86,6 +77,36 @@ def test_augmented_actions_join_the_lookup():
     assert found["augmented_reward"].tolist() == [2.5, 1.0]
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_items_come_in_the_caller_s_numbers(shuffle):
+    """The same draws as by LE index; what a checkpoint keeps are LE indices."""
+    ids, rows = np.random.default_rng(3).permutation(12) + 5, np.arange(SEQUENCES.n_transitions)
+    lists = (rows[:, None] + np.arange(5)) % 12
+    told, plain = planted(shuffle=shuffle, item_ids=ids), planted(shuffle=shuffle)
+    for feedback in (told, plain):
+        feedback.augment(lists[:, 2], rows.astype(np.float32), lists)
+    np.testing.assert_array_equal(told.augmented[0], plain.augmented[0])
+    for _ in range(3):
+        seen, expected = told.lookup(rows), plain.lookup(rows)
+        for name, values in expected.items():
+            by_id = torch.from_numpy(ids)[values] if values.dtype == torch.int64 else values
+            assert torch.equal(seen[name], by_id), name
+    restored = planted(shuffle=shuffle, item_ids=ids)
+    restored.augment(*told.augmented)
+    assert torch.equal(restored.lookup(rows)["augmented"], told.lookup(rows)["augmented"])
+
+
+def test_live_negatives_come_in_the_caller_s_numbers(settings):
+    env, ids, rows = environment(settings()), np.arange(12)[::-1] + 100, np.arange(6)
+    options = {"sequences": SEQUENCES, "n_items": 12, "seed": 0, "scale": RewardScale("raw"),
+               "state_dim": None}  # fmt: skip
+    told, plain = (
+        LiveFeedback(env, **options, **more).lookup(rows) for more in ({"item_ids": ids}, {})
+    )
+    assert told["negative"].tolist() == ids[plain["negative"]].tolist()
+    assert torch.equal(told["negative_reward"], plain["negative_reward"])
+
+
 def test_reward_scales():
     scores = np.array([[1.0, 3.0], [5.0, 7.0]])
     values = torch.tensor([4.0, 4.0 + 5**0.5])
@@ -94,59 +115,6 @@ def test_reward_scales():
     )
     torch.testing.assert_close(RewardScale.fit("raw", scores)(values), values)
     torch.testing.assert_close(RewardScale.fit("sigmoid", scores)(values), values.sigmoid())
-
-
-def test_calibration_takes_out_a_label_s_head_start():
-    # label 0 always scores 5 higher; row 0 prefers position 1, row 1 position 0 beyond that
-    scores = np.array([[5.0, 1.0], [6.0, 0.0]])
-    candidates = np.array([[10, 11], [20, 21]])
-    chosen, share = choose(scores, candidates, "prior")
-    assert chosen.tolist() == [11, 20]
-    assert share.tolist() == [0.5, 0.5]
-    chosen, share = choose(scores, candidates, "none")
-    assert chosen.tolist() == [10, 20]
-    assert share.tolist() == [1.0, 0.0]
-
-
-@pytest.mark.parametrize("calibration", ["prior", "none"])
-def test_many_choices_are_made_in_pieces(monkeypatch, calibration):
-    rng = np.random.default_rng(0)
-    scores = rng.standard_normal((100, 5)).astype(np.float32) + np.arange(5, dtype=np.float32)
-    candidates = rng.integers(0, 50, (100, 5))
-    sizes = []
-
-    def seven_rows(array):
-        for part in pieces(array, rows=7):
-            sizes.append(len(part))
-            yield part
-
-    monkeypatch.setattr(feedback, "pieces", seven_rows)
-    chosen, share = choose(scores, candidates, calibration)
-    position = (scores - (calibration == "prior") * scores.mean(0)).argmax(1)
-    assert chosen.tolist() == candidates[np.arange(100), position].tolist()
-    assert share.tolist() == (np.bincount(position, minlength=5) / 100).tolist()
-    assert max(sizes) == 7
-
-
-def test_shards_cover_all_sequences():
-    many = Sequences({f"u{i:04}": ["i00"] * (1 + i % 9) for i in range(900)}, CATALOGUE)
-    bounds = shard_bounds(many)
-    assert bounds[0] == 0
-    assert bounds[-1] == 900
-    sizes = np.diff(many.transition_starts[bounds])
-    assert len(sizes) == 4
-    assert (sizes[:-1] >= 1024).all()
-    assert (sizes < 1024 + 9).all()
-
-
-def test_shards_are_not_more_than_their_most(monkeypatch):
-    monkeypatch.setattr(feedback, "SHARD", 1)
-    monkeypatch.setattr(feedback, "SHARDS", 5)
-    many = Sequences({f"u{i:04}": ["i00"] * (1 + i % 9) for i in range(90)}, CATALOGUE)
-    bounds = shard_bounds(many)
-    assert len(bounds) - 1 <= 5
-    assert (bounds[0], bounds[-1]) == (0, 90)
-    assert np.diff(many.transition_starts[bounds]).max() < 360 / 5 + 9
 
 
 @pytest.mark.parametrize(("state_input", "reward_head"), [("items", "none"), ("prompt", "state")])
@@ -163,12 +131,12 @@ def test_live_feedback_equals_the_model_asked_directly(settings, state_input, re
             env.prompts.reward(SEQUENCES.history(s, t), SEQUENCES.action(s, t)),
             env.prompts.reward(SEQUENCES.history(s, t), int(found["negative"][row])),
         ]
-        rewards = env.read([prompts], env.reward_of)
+        rewards = env.answer([prompts], env.reward_of)
         np.testing.assert_allclose(found["reward"][row], rewards[0], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found["negative_reward"][row], rewards[1], rtol=1e-4, atol=1e-6)
         for name, length in (("state", t), ("next_state", t + 1)):
             prompt = env.prompts.state(SEQUENCES.history(s, length))
-            alone = env.read([[prompt]], env.state_of)
+            alone = env.answer([[prompt]], env.state_of)
             np.testing.assert_allclose(found[name][row], alone[0], rtol=1e-3, atol=1e-5)
 
 

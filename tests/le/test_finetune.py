@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from recbole_lea.le import finetune as ft
+from recbole_lea.le import quality
+from recbole_lea.le.adapter import trained_state
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.heads import evened
+from recbole_lea.le.quality import better_than_chance
 from recbole_lea.le.sequences import Sequences, uniform_except
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
@@ -135,18 +138,18 @@ def test_reward_model_learns_a_preference(settings, tmp_path, state_loss):
     history = ft.finetune(environment(s), sequences, s, tmp_path, progress_bar=False)
     assert history[-1]["reward_loss"] < history[0]["reward_loss"]
     assert history[-1]["state_loss"] < history[0]["state_loss"]
-    assert ft.better_than_chance(history[-1]["accuracy"], history[-1]["n"])
+    assert better_than_chance(history[-1]["accuracy"], history[-1]["n"])
 
 
 def test_lists_hold_the_next_item_once_at_any_place():
     rng, positives = np.random.default_rng(0), np.arange(300) % 12
-    lists = ft.selection_lists(rng, positives, 12, 5)
+    lists = quality.selection_lists(rng, positives, 12, 5)
     assert all(len(set(row)) == 5 for row in lists.tolist())
     places = (lists == positives[:, None]).argmax(1)
     assert (lists[np.arange(300), places] == positives).all()
     assert np.bincount(places, minlength=5).min() > 40
     assert set(lists.ravel().tolist()) == set(range(12))
-    assert set(ft.selection_lists(rng, positives, 12, 12)[0].tolist()) == set(range(12))
+    assert set(quality.selection_lists(rng, positives, 12, 12)[0].tolist()) == set(range(12))
 
 
 def test_the_joint_loss_teaches_the_selection_prompt(settings, tmp_path):
@@ -169,7 +172,7 @@ def test_the_joint_loss_teaches_the_selection_prompt(settings, tmp_path):
         assert ("selection_accuracy" in history[-1]) == (weight > 0)
         _, measured = ft.split_sequences(sequences, s)
         pairs = [(m, t) for m in measured for t in range(1, 6)][:80]
-        right.append(ft.selection_accuracy(env, sequences, pairs, s))
+        right.append(quality.selection_accuracy(env, sequences, pairs, s))
         if weight:
             assert history[-1]["selection_accuracy"] == right[0]
     assert right[0] > 0.65 > right[1]
@@ -202,13 +205,13 @@ def test_resumed_equals_uninterrupted(settings, tmp_path, selection_weight):
     resumed = environment(s)
     history = ft.finetune(resumed, SEQUENCES, s, folders[1], progress_bar=False)
     assert history == expected
-    for name, tensor in whole.trained_state().items():
-        assert torch.equal(tensor, resumed.trained_state()[name]), name
+    for name, tensor in trained_state(whole).items():
+        assert torch.equal(tensor, trained_state(resumed)[name]), name
 
 
 def test_chance_is_judged_with_its_standard_error():
-    assert not ft.better_than_chance(0.6, 20)  # noise
-    assert ft.better_than_chance(0.6, 500)
+    assert not better_than_chance(0.6, 20)  # noise
+    assert better_than_chance(0.6, 500)
 
 
 @pytest.mark.parametrize("state_head", ["residual", "none"])
@@ -224,26 +227,26 @@ def test_evaluation_is_that_of_plain_readings(settings, state_head):
     for (s, t), *actions in zip(pairs, positives, negatives, strict=True):
         history = SEQUENCES.history(s, t)
         prompts = [[env.prompts.reward(history, action)] for action in actions]
-        margin.append(-np.diff(env.read(prompts, env.reward_of))[0])
-        scores = tokens.numpy() @ env.read([[env.prompts.state(history)]], env.state_of)[0]
+        margin.append(-np.diff(env.answer(prompts, env.reward_of))[0])
+        scores = tokens.numpy() @ env.answer([[env.prompts.state(history)]], env.state_of)[0]
         rank.append(int((scores > scores[actions[0]]).sum()))
-    found = ft.evaluate(env, SEQUENCES, pairs, seed=0)
-    assert found.n == len(pairs)
-    assert 0 < found.accuracy == np.mean(np.array(margin) > 0) < 1
-    assert found.margin == pytest.approx(np.mean(margin), rel=1e-3)
-    assert 0 < found.hit_10 == np.mean([r < 10 for r in rank]) < 1
+    found = quality.evaluate(env, SEQUENCES, pairs, seed=0)
+    assert found["n"] == len(pairs)
+    assert 0 < found["accuracy"] == np.mean(np.array(margin) > 0) < 1
+    assert found["margin"] == pytest.approx(np.mean(margin), rel=1e-3)
+    assert 0 < found["hit_10"] == np.mean([r < 10 for r in rank]) < 1
     ndcg = np.mean([1 / math.log2(r + 2) if r < 10 else 0 for r in rank])
-    assert found.ndcg_10 == pytest.approx(ndcg)
+    assert found["ndcg_10"] == pytest.approx(ndcg)
 
 
 def test_evaluation_holds_the_scores_of_a_few_states_alone(settings, monkeypatch):
     env, sizes = environment(settings()), []
     pairs = [(s, t) for s in range(len(SEQUENCES)) for t in range(1, len(SEQUENCES.items[s]))]
-    whole = ft.evaluate(env, SEQUENCES, pairs, seed=0)
+    whole = quality.evaluate(env, SEQUENCES, pairs, seed=0)
     scores = env.state_scores
     monkeypatch.setattr(env, "state_scores", lambda s: (sizes.append(len(s)), scores(s))[1])
-    monkeypatch.setattr(ft, "RANKED", 3)
-    assert ft.evaluate(env, SEQUENCES, pairs, seed=0) == whole
+    monkeypatch.setattr(quality, "RANKED", 3)
+    assert quality.evaluate(env, SEQUENCES, pairs, seed=0) == whole
     assert sum(sizes) == len(pairs)
     assert max(sizes) == 3
 

@@ -3,19 +3,24 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
+from recbole_lea.le import answers, quality, selection
 from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.le import pipeline as pipeline_module
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.feedback import choose
+from recbole_lea.le.environment import Environment
 from recbole_lea.le.pipeline import Pipeline
+from recbole_lea.le.selection import choose
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
+from recbole_lea.store.arrays import ArrayStore
 from tests.conftest import ROOT
 from tests.le.helpers import CATALOGUE, SEQUENCES, computed, pipeline
 
@@ -104,7 +109,11 @@ def test_random_item_tokens_are_those_of_their_seed(settings):
 
 
 def test_keys_of_a_selection(settings, monkeypatch):
-    monkeypatch.setattr(Pipeline, "_computed", lambda *a, **k: np.zeros(a[4], dtype=np.float32))
+    def nothing(self, stage):
+        self.cache.table[stage.name] = stage
+        return np.zeros(stage.layout().shape, dtype=np.float32)
+
+    monkeypatch.setattr(Pipeline, "array", nothing)
     lists = np.tile(np.arange(5), (SEQUENCES.n_transitions, 1))
 
     def keys(lists=lists, **changes):
@@ -134,9 +143,7 @@ def test_other_sequences_or_texts_are_another_le(settings):
 
 
 def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, monkeypatch):
-    import recbole_lea.le.feedback as fb
-
-    monkeypatch.setattr(fb, "SHARD", 5)
+    monkeypatch.setattr(answers, "SHARD", 5)
     whole = pipeline(settings(cache_dir=str(tmp_path / "whole"))).rewards()
     killed = pipeline(settings(cache_dir=str(tmp_path / "killed")))
     killed.environment()
@@ -144,7 +151,7 @@ def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, mon
     class Killed(Exception):
         pass
 
-    write, calls = fb.ArrayStore.write, []
+    write, calls = ArrayStore.write, []
 
     def write_and_die(self, shard, values):
         write(self, shard, values)
@@ -152,10 +159,10 @@ def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, mon
         if len(calls) == 3:
             raise Killed
 
-    monkeypatch.setattr(fb.ArrayStore, "write", write_and_die)
+    monkeypatch.setattr(ArrayStore, "write", write_and_die)
     with pytest.raises(Killed):
         killed.rewards()
-    monkeypatch.setattr(fb.ArrayStore, "write", lambda *a: (calls.append(a[1]), write(*a)))
+    monkeypatch.setattr(ArrayStore, "write", lambda *a: (calls.append(a[1]), write(*a)))
     resumed = pipeline(settings(cache_dir=str(tmp_path / "killed"))).rewards()
     assert sorted(calls) == list(range(len(calls)))  # every shard once
     np.testing.assert_array_equal(resumed, whole)
@@ -206,7 +213,7 @@ def test_rewards_belong_to_their_transition_and_negative(settings):
     k = int(SEQUENCES.transition_starts[4]) + 2  # sequence 4, t = 3
     history = SEQUENCES.history(4, 3)
     actions = [SEQUENCES.action(4, 3), *negatives[k]]
-    alone = [env.read([[env.prompts.reward(history, a)]], env.reward_of)[0] for a in actions]
+    alone = [env.answer([[env.prompts.reward(history, a)]], env.reward_of)[0] for a in actions]
     np.testing.assert_allclose(rewards[k], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -252,7 +259,7 @@ def test_selection_by_reward_is_the_listed_item_with_the_highest(settings, log):
     env, first = p.environment(), int(SEQUENCES.transition_starts[7])
     for k, t in enumerate(range(1, len(SEQUENCES.items[7])), first):
         prompts = [[env.prompts.reward(SEQUENCES.history(7, t), a)] for a in candidates[k]]
-        alone = env.read(prompts, env.reward_of)
+        alone = env.answer(prompts, env.reward_of)
         assert scores[k] == pytest.approx(alone.max(), rel=1e-4)
         (position,) = np.flatnonzero(
             candidates[k] == chosen[k]
@@ -268,14 +275,14 @@ def test_rewards_that_the_cache_holds_are_not_computed_again(settings, tmp_path,
 
     p = pipeline(settings(selection_by="reward", negative_pool=2))
     logged = p.rewards()
-    read, asked = p.environment().read, []
+    answer, asked = p.environment().answer, []
 
     def counting(groups, *more):
         groups = list(groups)
         asked.extend(len(group) for group in groups)
-        return read(groups, *more)
+        return answer(groups, *more)
 
-    monkeypatch.setattr(p.environment(), "read", counting)
+    monkeypatch.setattr(p.environment(), "answer", counting)
     p.select(lists[:, :4], want_rewards=True)
     positives = np.concatenate([items[1:] for items in SEQUENCES.items])
     judged = np.concatenate([positives[:, None], p.negatives], axis=1)
@@ -285,23 +292,23 @@ def test_rewards_that_the_cache_holds_are_not_computed_again(settings, tmp_path,
     _, found = p.select(lists[:, 1:], want_rewards=True)
     assert sum(asked) == (lists[:, 4, None] != judged).all(1).sum()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(p._known_rewards(judged), logged)
+    np.testing.assert_array_equal(p.known_rewards(judged), logged)
 
 
 def test_rewards_of_another_le_or_of_an_altered_file_are_not_reused(settings):
     p = pipeline(settings())
     p.rewards()
     judged = np.concatenate([items[1:] for items in SEQUENCES.items])[:, None]
-    assert np.isfinite(p._known_rewards(judged)).all()
+    assert np.isfinite(p.known_rewards(judged)).all()
     other = pipeline(settings(finetune_lr=0.01))
-    assert np.isnan(other._known_rewards(judged)).all()
+    assert np.isnan(other.known_rewards(judged)).all()
     path = p.cache.path("rewards") / "rewards.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 64
     path.write_bytes(content)
-    assert np.isnan(p._known_rewards(judged)).all()
+    assert np.isnan(p.known_rewards(judged)).all()
     path.write_bytes(content[:-1])
-    assert np.isnan(p._known_rewards(judged)).all()
+    assert np.isnan(p.known_rewards(judged)).all()
     assert path.read_bytes() == content[:-1]  # another stage's file is left to that stage
 
 
@@ -313,7 +320,7 @@ def test_rewards_of_other_choices_from_the_same_lists_are_not_reused(settings, m
     candidates = np.stack([logged, own.negatives[:, 0]], axis=1)
     for column in (0, 1):
         chosen = np.ascontiguousarray(candidates[:, column])
-        monkeypatch.setattr(pipeline_module.fb, "choose", lambda *_: (chosen, np.ones(2) / 2))  # noqa: B023
+        monkeypatch.setattr(selection, "choose", lambda *_: (chosen, np.ones(2) / 2))  # noqa: B023
         _, scores = pipeline(settings(selection_by="state")).select(candidates, want_rewards=True)
         np.testing.assert_array_equal(scores, rewards[:, column])
 
@@ -342,12 +349,12 @@ def test_selection_by_state_is_the_listed_item_nearest_to_the_state(settings, he
     env, first = p.environment(), int(SEQUENCES.transition_starts[7])
     for k, t in enumerate(range(1, len(SEQUENCES.items[7])), first):
         history = SEQUENCES.history(7, t)
-        state = torch.from_numpy(env.read([[env.prompts.state(history)]], env.state_of))
+        state = torch.from_numpy(env.answer([[env.prompts.state(history)]], env.state_of))
         near = env.state_scores(state)[0, candidates[k]].detach().numpy()
         near[candidates[k] == history[-1]] = -np.inf
         (position,) = np.flatnonzero(candidates[k] == chosen[k])
         assert near[position] == pytest.approx(near.max(), rel=1e-2)  # states are kept in 16 bits
-        alone = env.read([[env.prompts.reward(history, int(chosen[k]))]], env.reward_of)
+        alone = env.answer([[env.prompts.reward(history, int(chosen[k]))]], env.reward_of)
         assert scores[k] == pytest.approx(alone[0], rel=1e-4)
 
 
@@ -456,21 +463,50 @@ def test_a_setting_that_is_missing_is_named(defaults):
         LESettings.from_config(defaults)
 
 
-def test_the_readme_s_example_runs(tiny_llm):
+def readme_example(llm):
+    """README's example of the LE, with the tests' LLM."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Pipeline(" in b]
-    keys = f"keys |= {{'lea_llm': {tiny_llm!r}, 'lea_finetune_fraction': 0.5}}\nitems ="
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    (code,) = [block for block in blocks if "recbole_lea.le import" in block]
+    before, call, after = code.partition('LESettings.for_dataset("ml-100k"')
+    assert call
+    return f"{before}{call}, llm={llm!r}, finetune_fraction=0.5{after}"
+
+
+def test_the_readme_s_example_runs(tiny_llm):
     scope = {}
-    exec(code.replace("items =", keys, 1), scope)
+    exec(readme_example(tiny_llm), scope)
     assert scope["states"].shape == (7, 32)
     assert scope["rewards"].shape == (4, 2)
+    assert scope["le"].settings.title == "{movie_title}"  # of the dataset's YAML file
+
+
+def test_the_readme_s_example_runs_where_recbole_cannot_be_imported(tiny_llm):
+    code = f"""
+import sys
+sys.modules["recbole"] = None  # importing it fails, and find_spec finds nothing
+{readme_example(tiny_llm)}
+print(states.shape, rewards.shape)
+assert sys.modules["recbole"] is None
+assert not [name for name in sys.modules if name.startswith("recbole.")]
+assert not [name for name in sys.modules if name.startswith("recbole_lea.plugin.")]
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "(7, 32) (4, 2)"
+
+
+def test_a_dataset_without_yaml_file_is_an_error():
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        LESettings.for_dataset("nowhere")
 
 
 def test_item_tokens_without_iterations_are_their_start(settings, log, monkeypatch):
     s = settings(item_iterations=0)
-    monkeypatch.setattr(pipeline_module.Environment, "hidden", None)  # no forward pass
+    monkeypatch.setattr(Environment, "hidden", None)  # no forward pass
     p = pipeline(s)
-    plain = pipeline_module.Environment(p.llm(), torch.zeros(2, p.llm().width), s, adapted=False)
+    plain = Environment(p.llm(), torch.zeros(2, p.llm().width), s, adapted=False)
     ids, _ = tokenization.sentence_ids(p.sentences, plain, p.llm().tokenizer)
     start = tokenization.initial_tokens(ids, plain, s)
     np.testing.assert_array_equal(p.item_tokens(), start.numpy())
@@ -482,11 +518,11 @@ def test_correlation_of_rewards_with_popularity(settings):
     counts = np.bincount(np.concatenate(SEQUENCES.items), minlength=len(CATALOGUE))
     positive = np.zeros((SEQUENCES.n_transitions, 1))
     popular = np.hstack([positive, counts[le.negatives]])
-    assert le._popularity_correlation(popular) == pytest.approx(1)
-    assert le._popularity_correlation(-popular) == pytest.approx(-1)
-    assert le._popularity_correlation(np.zeros_like(popular)) is None
+    assert quality.popularity_correlation(le, popular) == pytest.approx(1)
+    assert quality.popularity_correlation(le, -popular) == pytest.approx(-1)
+    assert quality.popularity_correlation(le, np.zeros_like(popular)) is None
     le.precomputed(want_states=False, want_rewards=True)
-    assert le.diagnostics()["reward_popularity"] == le._popularity_correlation(le.rewards())
+    assert le.diagnostics()["reward_popularity"] == quality.popularity_correlation(le, le.rewards())
 
 
 def test_correlation_of_many_rewards_is_that_of_a_sample(settings, monkeypatch):
@@ -495,13 +531,13 @@ def test_correlation_of_many_rewards_is_that_of_a_sample(settings, monkeypatch):
     rewards = np.random.default_rng(0).standard_normal((n, 3))
     seen = []
     monkeypatch.setattr(
-        pipeline_module,
+        quality,
         "spearmanr",
         lambda a, b, axis: seen.append((a, b)) or spearmanr(a, b, axis),
     )
-    le._popularity_correlation(rewards)
-    monkeypatch.setattr(pipeline_module, "CORRELATED", 20)
-    le._popularity_correlation(rewards)
+    quality.popularity_correlation(le, rewards)
+    monkeypatch.setattr(quality, "CORRELATED", 20)
+    quality.popularity_correlation(le, rewards)
     assert [a.shape for a, _ in seen] == [(n, 2), (10, 2)]
     pairs = set(zip(*(values.ravel().tolist() for values in seen[0]), strict=True))
     assert pairs.issuperset(zip(*(values.ravel().tolist() for values in seen[1]), strict=True))

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from recbole_lea.le.prompts import (
     Prompts,
     Template,
-    following_all,
-    ids_of_all,
+    following,
+    ids_of,
     label_ids,
     title_ids,
 )
@@ -151,7 +151,7 @@ def test_tokenizers_that_put_a_space_before_every_text(settings):
 def test_special_tokens_in_foreign_text_are_text(tokenizer):
     texts = ["red <eos> star", "<eos>", "red star", ""]
     end = tokenizer.eos_token_id
-    for read in (ids_of_all, following_all):
+    for read in (ids_of, following):
         own, foreign = read(tokenizer, texts), read(tokenizer, texts, foreign=True)
         assert [ids.count(end) for ids in own] == [1, 1, 0, 0]
         assert not any(end in ids for ids in foreign)

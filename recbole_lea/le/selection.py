@@ -1,0 +1,126 @@
+"""The positive-action model (section 3.4): which of a list the user would like best."""
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from recbole_lea.engine.progress import PromptBar
+from recbole_lea.le import answers, stages
+from recbole_lea.le.heads import STATE_HEADS
+from recbole_lea.store.arrays import pieces, take
+from recbole_lea.store.cache import Stage
+
+if TYPE_CHECKING:
+    from recbole_lea.le.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+
+def choose(
+    scores: np.ndarray, candidates: np.ndarray, calibration: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted positive action a^e: the listed item with the highest score.
+
+    Args:
+        scores: log-probabilities of the label words, rewards, or nearness to the state [n, k].
+        candidates: listed items [n, k].
+        calibration: ``prior`` subtracts each label's mean over all prompts, because a small
+            LLM leans to one position whatever the items (deviation 14b); ``none`` is the paper.
+
+    Returns:
+        The chosen item [n] and the share each position won [k].
+    """
+    n, k = scores.shape
+    prior = np.zeros(k, dtype=np.float32)
+    if calibration == "prior":
+        prior[:] = sum(part.sum(0, dtype=np.float64) for part in pieces(scores)) / n
+    position = np.concatenate([(part - prior).argmax(1) for part in pieces(scores)])
+    share = np.bincount(position, minlength=k) / n
+    return np.take_along_axis(candidates, position[:, None], axis=1)[:, 0], share
+
+
+def label_scores(sequences, candidates, bar, environment, missing) -> answers.Filled:
+    """Log-probability of each label word, for lists [n_transitions, k]: [n, k] a shard."""
+
+    def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+        prompts = (
+            [environment.prompts.select(history, candidates[row])]
+            for row, history in sequences.histories(first, end)
+        )
+        scores = environment.answer(prompts, environment.label_scores_of, progress)
+        return scores[:, : candidates.shape[1]]
+
+    return answers.by_shard(sequences, sequences.transition_starts, 1, missing, bar, of)
+
+
+def nearness(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
+    """How near each candidate is to the transition's state, up to a factor [n_transitions, k].
+
+    x_t itself, which by the skip connection is near whatever the user wants, comes last.
+    """
+    head = STATE_HEADS[le.settings.state_head](torch.from_numpy(le.item_tokens()))
+    states = le.full_states()
+    # a user's last state has no transition
+    rows = np.delete(np.arange(len(states)), le.sequences.state_starts[1:] - 1)
+    newest = np.concatenate([own[:-1] for own in le.sequences.items])
+    scores = np.empty(candidates.shape, dtype=np.float32)
+    parts = (pieces(array, 2**12) for array in (scores, rows, candidates, newest))
+    for part, own, listed, last in zip(*parts, strict=True):
+        query = head.query(torch.from_numpy(take(states, own).astype(np.float32)))  # [m, d]
+        near = head.keys[torch.from_numpy(listed)] @ query[:, :, None]  # [m, k, 1]
+        part[:] = near.squeeze(2).detach().numpy()
+        part[listed == last[:, None]] = -np.inf
+    return scores
+
+
+def select(
+    le: "Pipeline", candidates: np.ndarray, want_rewards: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``Pipeline.select`` in each process."""
+    s, truth = le.settings, le.actions[:, 0]
+    scores = _scores(le, candidates)
+    calibration = s.selection_calibration if s.selection_by == "label" else "none"
+    chosen, share = choose(scores, candidates, calibration)
+    listed = float((candidates == truth[:, None]).any(1).mean())
+    right = float((chosen == truth).mean())
+    labels = zip(s.selection_labels, share, strict=False)
+    logger.info(
+        "augmentation: share of positions chosen: %s; the true next item is in %.3f of the "
+        "lists and is chosen in %.3f",
+        ", ".join(f"{label} {part:.2f}" for label, part in labels), listed, right,
+    )  # fmt: skip
+    le.measured |= {
+        "positions_chosen": share.tolist(), "true_item_listed": listed, "true_item_chosen": right,
+    }  # fmt: skip
+    if not want_rewards:
+        return chosen, None
+    if s.selection_by == "reward":
+        return chosen, np.max(scores, axis=1)
+    title = "rewards of the chosen actions"
+    made_of = stages.parts(environment=le.keys["environment"], actions=stages.digest(chosen))
+    stage = stages.rewards_of(le, chosen[:, None], "selection_rewards", title, made_of)
+    return chosen, le.array(stage)[:, 0]
+
+
+def _scores(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
+    """What the LE picks from candidates by [n_transitions, k]."""
+    s, title = le.settings, "augmentation"
+    if s.selection_by == "state":
+        with le.stages.stage(title):
+            return nearness(le, candidates)
+    by_label = s.selection_by == "label"
+    made_of = stages.parts(
+        environment=le.keys["environment"],
+        candidates=stages.digest(candidates),
+        **(stages.question(s) if by_label else {"by": s.selection_by}),
+    )
+    if not by_label:
+        return le.array(stages.rewards_of(le, candidates, "selection", title, made_of))
+    compute = partial(label_scores, le.sequences, candidates, le.bar(title))
+    return le.array(Stage(
+        "selection", title, made_of, le.environment, compute, array="label_scores",
+        layout=lambda: stages.about_transitions(le, candidates),
+    ))  # fmt: skip
