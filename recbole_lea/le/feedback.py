@@ -182,6 +182,10 @@ class RewardScale:
         return scores.sigmoid() if self.kind == "sigmoid" else scores
 
 
+# Of the looked-up feedback, what holds items
+ITEMS = ("negative", "augmented")
+
+
 class Feedback:
     """What training looks up: rows of transitions to tensors.
 
@@ -195,6 +199,7 @@ class Feedback:
             the item at the place that was chosen in the other's (a control).
         scale: reward scale; None where rewards are not wanted.
         state_dim: width of a state; None where states are not wanted.
+        item_ids: what ``lookup`` gives for each LE item index [n_items]; None for the index.
     """
 
     def __init__(
@@ -205,7 +210,9 @@ class Feedback:
         scale: RewardScale | None,
         state_dim: int | None,
         shuffle: bool = False,
+        item_ids: Tensor | None = None,
     ) -> None:
+        self.item_ids = item_ids
         self.sequences = sequences
         self.n_items = n_items
         self.scale = scale
@@ -267,6 +274,9 @@ class Feedback:
             found["augmented"] = torch.from_numpy(np.asarray(actions[rows], dtype=np.int64))
             if scores is not None and self.scale is not None:
                 found["augmented_reward"] = self.scale(_float(scores[judged]))
+        if self.item_ids is not None:
+            items = {name: self.item_ids[value] for name, value in found.items() if name in ITEMS}
+            found |= items
         return found
 
     def _pairs(self, rows: np.ndarray) -> list[tuple[int, int]]:

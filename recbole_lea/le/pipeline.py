@@ -528,7 +528,9 @@ class Pipeline:
             stage, title, array, shape, dtype, rows, needs or self.environment, fill, given
         )  # fmt: skip
 
-    def precomputed(self, want_states: bool, want_rewards: bool) -> fb.PrecomputedFeedback:
+    def precomputed(
+        self, want_states: bool, want_rewards: bool, item_ids: torch.Tensor | None = None
+    ) -> fb.PrecomputedFeedback:
         """Feedback read from disk, computed first where it is not there."""
         states = self.states() if want_states else None
         rewards = self.rewards() if want_rewards else None
@@ -543,7 +545,7 @@ class Pipeline:
             self.measured["reward_popularity"] = self._popularity_correlation(rewards)
         return fb.PrecomputedFeedback(
             states, rewards, self.negatives, scale=scale,
-            state_dim=None if states is None else states.shape[1], **self._common(),
+            state_dim=None if states is None else states.shape[1], **self._common(item_ids),
         )  # fmt: skip
 
     def _popularity_correlation(self, rewards: np.ndarray) -> float | None:
@@ -562,7 +564,9 @@ class Pipeline:
         )
         return None if np.isnan(correlation) else correlation
 
-    def live(self, want_states: bool, want_rewards: bool) -> fb.LiveFeedback:
+    def live(
+        self, want_states: bool, want_rewards: bool, item_ids: torch.Tensor | None = None
+    ) -> fb.LiveFeedback:
         """Feedback computed by the LLM during training."""
         if self.settings.state_dim is not None:
             raise ValueError("state_dim needs all states beforehand: use transform lea_feedback")
@@ -570,14 +574,15 @@ class Pipeline:
         environment = self.environment()
         live = fb.LiveFeedback(
             environment, scale=None, state_dim=self.llm().width if want_states else None,
-            **self._common(),
+            **self._common(item_ids),
         )  # fmt: skip
         if want_rewards:
             live.fit_scale(self.settings.reward_scale)
         return live
 
-    def _common(self) -> dict[str, Any]:
+    def _common(self, item_ids: torch.Tensor | None) -> dict[str, Any]:
         return {
+            "item_ids": item_ids,
             "sequences": self.sequences,
             "n_items": len(self.catalogue),
             "seed": self.settings.seed,

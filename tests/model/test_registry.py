@@ -12,11 +12,12 @@ from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer, init_seed
 from torch import nn
 
+from recbole_lea.console import main
+from recbole_lea.keys import RULES, backbone_keys
 from recbole_lea.model import lea_model
 from recbole_lea.model import registry as backbones
 from recbole_lea.model.recommender import append_item
-from recbole_lea.plugin.keys import RULES, backbone_keys
-from recbole_lea.plugin.quick_start import backbone_config, main
+from recbole_lea.plugin.quick_start import backbone_config
 from recbole_lea.plugin.trainer import LEATrainer
 from tests.conftest import ROOT, tiny_keys
 from tests.model.test_recommender import force, one_batch

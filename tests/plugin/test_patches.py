@@ -15,9 +15,10 @@ from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.trainer import HyperTuning, Trainer
 from recbole.utils import get_model, get_trainer
 
+from recbole_lea.keys import METRICS, built_in_types
 from recbole_lea.model import MODELS, SASRecSA2CLEA
-from recbole_lea.plugin import patches
-from recbole_lea.plugin.keys import METRICS, plain, restored_config
+from recbole_lea.plugin import distributed
+from recbole_lea.plugin.checkpoints import restored_config
 from recbole_lea.plugin.quick_start import prepare
 from recbole_lea.plugin.trainer import LEATrainer
 from tests.conftest import Payload, tiny_keys
@@ -91,7 +92,7 @@ def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
         "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "mode": "uni5"},
     }
     config = Config(name, "tiny", config_dict=keys)
-    saved = plain(config.final_config_dict) | {"device": "cuda:7"}
+    saved = built_in_types(config.final_config_dict) | {"device": "cuda:7"}
     again = restored_config(saved)
     assert again.final_config_dict == config.final_config_dict
     monkeypatch.setattr(sys, "argv", ["x", "--data_path=elsewhere", "--topk=[3]"])
@@ -101,7 +102,7 @@ def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
 
 
 def test_plain_makes_built_in_types():
-    value = plain({"a": (1, 2.5, None), "b": {3}, "c": torch.device("cpu"), "d": True})
+    value = built_in_types({"a": (1, 2.5, None), "b": {3}, "c": torch.device("cpu"), "d": True})
     assert value == {"a": [1, 2.5, None], "b": [3], "c": "cpu", "d": True}
 
 
@@ -139,7 +140,7 @@ def test_gpu_id_chooses_unless_a_launcher_has(tiny_config, monkeypatch, launched
         monkeypatch.setenv("LOCAL_RANK", "1")
     seen = []
     monkeypatch.setattr(
-        patches, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        distributed, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
     )
     tiny_config(gpu_id="5")
     assert seen == ([visible] if launched else [])

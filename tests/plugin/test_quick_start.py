@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from recbole_lea.console import console
 from recbole_lea.model import MODELS
-from recbole_lea.plugin.quick_start import console
 from tests.conftest import ROOT, tiny_keys
 
 
@@ -105,6 +105,7 @@ def test_without_recbole_the_script_names_the_remedy():
         "find = PathFinder.find_spec\n"
         "PathFinder.find_spec = lambda n, *a: None if n == 'recbole' else find(n, *a)\n"
         "import run_recbole_lea\n"
+        "run_recbole_lea.console()\n"
     )
     code, output = run(launcher=("-c", absent))
     assert code != 0
