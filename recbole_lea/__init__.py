@@ -1,12 +1,13 @@
 """recbole_lea: a large language model as user environment for RL recommenders in RecBole.
 
-Importing this package registers its models, so that
+After ``import recbole_lea``, RecBole knows its models, so that
 ``run_recbole(model='SASRecSA2CLEA', dataset='ml-100k')`` works. ``recbole_lea.le`` is the LE
 alone; it needs no RecBole. ``recbole_lea.recommend`` serves a trained model.
 """
 
-import importlib.util
 import os
+import sys
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,11 +16,42 @@ __version__ = "0.1.0"
 # the variable counts only before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if importlib.util.find_spec("recbole") is not None:
+
+def _register() -> None:
     from recbole_lea.plugin.patches import register
 
     register()
-    del register
+
+
+class _WithRecBole(MetaPathFinder):
+    """Finds RecBole as the other finders do; once its package is executed, registers with it.
+
+    RecBole takes seconds to import, so this package does not import it. By then none of its
+    modules is loaded.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        """The spec of ``recbole``; None for all other names."""
+        if name != "recbole":
+            return None
+        found = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
+        spec = next(filter(None, found), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: Any) -> None:
+            execute(module)
+            _register()
+
+        spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if "recbole" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _WithRecBole())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """``python -m recbole_lea.export``: see ``recbole_lea.serve.export``."""
 
-from recbole_lea.plugin.quick_start import console
+from recbole_lea.console import console
 from recbole_lea.serve.export import main
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """``python -m recbole_lea.inspect``: see ``recbole_lea.serve.inspect``."""
 
-from recbole_lea.plugin.quick_start import console
+from recbole_lea.console import console
 from recbole_lea.serve.inspect import main
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ import torch
 from recbole.config import Config
 from recbole.trainer import trainer as trainer_module
 
+from recbole_lea.console import console
 from recbole_lea.le import answers, finetune, item_tokens
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.plugin import record
-from recbole_lea.plugin.quick_start import console, prepare
+from recbole_lea.plugin.quick_start import prepare
 from recbole_lea.store.arrays import ArrayStore
 from recbole_lea.store.files import DONE, MANIFEST, read_record
 from tests.conftest import tiny_settings

@@ -94,7 +94,7 @@ def _reproduce(options: argparse.Namespace, arguments: list[str], command: str) 
     """Do the runs and write the report; returns how many runs failed."""
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
-    from recbole_lea.plugin.keys import given_keys
+    from recbole_lea.arguments import given_keys
     from recbole_lea.yaml_files import find_config_file, find_config_files
 
     given = given_keys(arguments)

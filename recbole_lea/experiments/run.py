@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from recbole.config import Config
+from recbole.data import data_preparation
 from recbole.utils import init_seed
 
 from recbole_lea.engine.versions import code_version
+from recbole_lea.keys import absolute_paths, built_in_types
 from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.evaluation import evaluate_rows
-from recbole_lea.plugin.keys import absolute_paths, plain
 from recbole_lea.plugin.quick_start import backbone_config, prepare
 from recbole_lea.store.files import replacing
 
@@ -97,7 +98,7 @@ class Spec:
 
 def lasting(values: dict[str, Any]) -> dict[str, Any]:
     """The keys that can change a result, in built-in types."""
-    return {key: value for key, value in plain(values).items() if key not in VOLATILE}
+    return {key: value for key, value in built_in_types(values).items() if key not in VOLATILE}
 
 
 def main() -> None:
@@ -118,7 +119,7 @@ def execute(spec: Spec, folder: Path) -> None:
     start, folder = time.perf_counter(), folder.absolute()
     code = code_version()  # before the training: the files may change meanwhile
     config = spec.config()
-    given = plain(config.final_config_dict)
+    given = built_in_types(config.final_config_dict)
     for key, path in absolute_paths(config).items():
         config[key] = path
     # RecBole leaves checkpoints and TensorBoard's files where it works
@@ -138,11 +139,12 @@ def execute(spec: Spec, folder: Path) -> None:
 def _le(config: Config, code: dict[str, Any]) -> dict[str, Any]:
     """Build the feedback that the config asks for, and what the augmentation needs of the LE."""
     init_seed(config["seed"], config["reproducibility"])
-    splits = LEADataset(config).build()
+    splits = [loader._dataset for loader in data_preparation(config, LEADataset(config))]
+    pipeline = splits[0].lea_pipeline
     if config["lea_augmentation"] != "none":
-        splits[0].lea_pipeline.prepare_selection()
-    stages = splits[0].lea_stages
-    return record.start(config, splits[0], stages, code) | {"data": _counts(splits)}
+        pipeline.prepare_selection()
+    content = record.start(config, splits[0], pipeline, splits[0].lea_stages, code)
+    return content | {"data": _counts(splits)}
 
 
 def _training(config: Config, code: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
@@ -168,7 +170,8 @@ def _training(config: Config, code: dict[str, Any], kind: str, folder: Path) -> 
         content["data"]["test users"] = len(users["users"])
         with replacing(folder / "users.npz") as stream:
             np.savez_compressed(stream, **users)
-    return record.start(config, train._dataset, stages, code) | content
+    dataset = train._dataset
+    return record.start(config, dataset, dataset.lea_pipeline, stages, code) | content
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:

@@ -29,7 +29,7 @@ from recbole.quick_start import objective_function
 from recbole.trainer import HyperTuning
 from recbole.utils import dict2str
 
-from recbole_lea.plugin.keys import RECBOLE_RULES, RULES, absolute_paths, nearest
+from recbole_lea.keys import RECBOLE_RULES, RULES, absolute_paths, nearest
 from recbole_lea.store.files import write_bytes
 from recbole_lea.yaml_files import find_config_file, find_config_files
 

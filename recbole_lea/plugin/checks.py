@@ -1,15 +1,23 @@
-"""Our YAML keys: where their defaults stand, and what values they take."""
+"""How the values of our keys, and of RecBole's, have to go together."""
 
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from recbole_lea.keys import (
+    RECBOLE_RULES,
+    REFUSED,
+    RULES,
+    TRANSFORMS,
+    check_values,
+    nearest,
+    parts_of,
+    short,
+)
 from recbole_lea.le.catalogue import check_sentence, check_title
 from recbole_lea.le.prompts import check_item_last, check_placeholders
 from recbole_lea.le.settings import LESettings
 from recbole_lea.methods import needs_warmup, switches
-from recbole_lea.plugin.keys import RECBOLE_RULES, REFUSED, RULES, nearest, parts_of, short
-from recbole_lea.plugin.transform import TRANSFORMS
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +36,10 @@ def validate(config: Mapping[str, Any], given: Iterable[str], model: Any = None)
         ValueError: an unknown ``lea_*`` key, a value of the wrong type or range, or values
             that contradict each other. The message names the key.
     """
-    given = set(given)
-    for key in given:
-        if not isinstance(key, str):
-            raise ValueError(f"`{key}` is no key: keys are texts")
-        if key.startswith("lea_") and key not in RULES:
-            raise ValueError(f"unknown key `{key}`{nearest(key, RULES)}")
-    rules = RULES | {key: rule for key, rule in RECBOLE_RULES.items() if key in config}
-    for key, (check, wanted) in rules.items():
-        value = config.get(key)
-        if not check(value):
-            raise ValueError(f"`{key}` is {short(value)}, but has to be {wanted}")
-    for key, why in REFUSED.items():
-        if config.get(key):
-            raise ValueError(f"`{key}` is {short(config[key])}, but has to be left out: {why}")
+    check_values(config)
     _check_prompts(config)
     LESettings.from_config(config)  # checks how its values go together
-    _check_protocol(config, given)
+    _check_protocol(config, set(given))
     transform = config.get("transform")
     if transform and transform.startswith("lea_") and transform not in TRANSFORMS:
         raise ValueError(f"unknown `transform: {transform}`{nearest(transform, TRANSFORMS)}")

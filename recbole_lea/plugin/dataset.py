@@ -1,8 +1,8 @@
-"""A RecBole sequential dataset that knows which training transition each row is."""
+"""A RecBole sequential dataset that knows which of the LE's transitions each training row is."""
 
 import csv
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +12,36 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_lea.engine.processes import processes
 from recbole_lea.engine.stagelog import StageLog
+from recbole_lea.keys import parts_of
 from recbole_lea.le import Catalogue, LESettings, Pipeline
+from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
-from recbole_lea.methods import Switches, switches
-from recbole_lea.model.fields import DONE, ROW
-from recbole_lea.plugin import record
+from recbole_lea.model.fields import DONE, ROW, TRANSITION
 from recbole_lea.plugin.item_text import not_encoded, read_item_texts
-from recbole_lea.plugin.keys import parts_of
 
 logger = logging.getLogger(__name__)
 
 # float32 tells integers apart up to here
 EXACT_FLOAT32 = 2**24
 
-# What builds the LE up to a value of lea_stop_after
-BUILDERS: dict[str, Callable[[Pipeline], Any]] = {
-    "items": Pipeline.item_tokens,
-    "finetune": Pipeline.environment,
-    "states": Pipeline.states,
-    "rewards": Pipeline.rewards,
-}
-
-
-class StoppedAfter(SystemExit):
-    """The end of a run with ``lea_stop_after``: exit code 0."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
-
 
 class LEADataset(SequentialDataset):
-    """Sequential dataset with exact time order, row numbers and, once built, LE feedback.
+    """Sequential dataset with exact time order, whose rows and transitions are numbered.
 
     Attributes:
-        lea_feedback: on the training split, what the transform looks up; else None.
-        lea_pipeline: on the training split, the LE behind it.
-        lea_transitions: row number -> number of the LE's transition, -1 if not training.
-        lea_item_ids: LE item index -> RecBole item id, int64 tensor.
-        lea_item_tokens: under ``item_embedding_init: le``, the LE's item tokens [n, d] by LE index.
         lea_stages: seconds and memory of the stages of this run.
+        lea_pipeline: on the training split, the LE; None where ``attach`` found no use for it.
+        lea_feedback: on the training split, what the LE says of the transitions, or None.
+        lea_item_ids: with ``lea_pipeline``, RecBole's item ids by LE index, int64 tensor.
+        lea_item_tokens: under ``item_embedding_init: le``, the LE's item tokens [n, d] by LE index.
     """
 
-    lea_feedback = None
-    lea_pipeline = None
-
     inter_feat: Any
+    lea_pipeline: Pipeline | None = None
+    lea_feedback: Feedback | None = None
+    lea_item_ids: torch.Tensor
+    lea_item_tokens: np.ndarray
 
     def __init__(self, config) -> None:
         self.lea_stages = StageLog()
@@ -174,34 +157,25 @@ class LEADataset(SequentialDataset):
         return [self.copy(self.inter_feat[index]) for index in rows]
 
     def build(self) -> list:
-        """RecBole's splits; the training split gets its end-of-session marks and LE feedback."""
-        datasets, sequences = self.splits()
-        train = datasets[0]
-        rl_loss = getattr(self.config.model_class, "rl_loss", None)  # None: a stock model
-        if rl_loss:
-            chosen = switches(self.config, rl_loss)
-            stop = self.config["lea_stop_after"]
-            from_items = self.config["item_embedding_init"] == "le"
-            if stop is not None or chosen.needs_le or from_items:
-                self._attach_feedback(train, sequences, chosen)
-            if from_items:
-                train.lea_item_tokens = train.lea_pipeline.item_tokens()
-            if not processes().is_main_process and not self.config["ranks"]:
-                # under accelerate the recommender trains in the main process alone
-                if train.lea_pipeline is not None:
-                    train.lea_pipeline.assist()
-                raise SystemExit(0)
-        return datasets
-
-    def splits(self) -> tuple[list, dict[str, list[str]]]:
-        """RecBole's splits without the LE, and the training items of each user in time order."""
+        """RecBole's splits; training rows have transition numbers and end-of-session marks."""
         datasets = super().build()
         self._check_parts(datasets)
         train = datasets[0]
-        sequences, train.lea_transitions = self._training_sequences(train)
+        train.inter_feat[TRANSITION] = self._transitions(train)
         train.inter_feat[DONE] = self._ends(train)
+        train.inter_feat.drop(ROW)  # one number is enough
+        train.set_field_property(TRANSITION, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
         train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
-        return datasets, sequences
+        return datasets
+
+    def splits(self) -> tuple[list, dict[str, list[str]]]:
+        """RecBole's splits, and the training items of each user in time order."""
+        datasets = self.build()
+        return datasets, datasets[0].training_sequences()
+
+    @property
+    def _history_field(self) -> str:
+        return self.iid_field + self.config["LIST_SUFFIX"]
 
     @property
     def _inter_path(self) -> str:
@@ -227,87 +201,49 @@ class LEADataset(SequentialDataset):
                 "lower it, and `valid_metric` with it"
             )
 
-    def _attach_feedback(self, train, sequences: dict[str, list[str]], chosen: Switches) -> None:
-        """Run the LE's stages, as far as the method wants them and the cache lacks them."""
-        transform = self.config["transform"]
-        if transform == "lea_live" and processes().num_processes > 1:
-            raise ValueError(
-                "transform: lea_live asks the LLM within the recommender's training, which then "
-                "has to run in one process: set transform: lea_feedback, or start without "
-                "accelerate and nproc"
-            )
-        pipeline = train.lea_pipeline = self.pipeline(sequences)
-        ids = self.field2token_id[self.iid_field]
-        train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
-        stop = self.config["lea_stop_after"]
-        by_state = self.config["selection_by"] == "state"
-        if stop is None and chosen.augmented and (chosen.le_reward or not by_state):
-            pipeline.require_llm(
-                f"lea_augmentation: {chosen.augmentation} (it asks the LLM after the warm-up)"
-            )
-        if stop in BUILDERS:
-            BUILDERS[stop](pipeline)
-        else:
-            live = transform == "lea_live" and chosen.needs_le  # item tokens alone need no LLM
-            make = pipeline.live if live else pipeline.precomputed
-            train.lea_feedback = make(chosen.le_state, chosen.le_reward, train.lea_item_ids.numpy())
-        # states come first: what they need shows before the training, not after its warm-up
-        if chosen.augmented and (stop == "feedback" or (stop is None and by_state)):
-            pipeline.prepare_selection()
-        if stop is not None:
-            if processes().is_main_process:
-                content = record.start(self.config, train, self.lea_stages, pipeline.code)
-                record.write(content, record.new_folder(self.config))
-                logger.info(record.stage_report(self.lea_stages.stages))
-            logger.info(
-                "lea_stop_after: %s: finished: %s; to go on elsewhere, copy the folder %s to the "
-                "same place there", stop, ", ".join(pipeline.cache.used), pipeline.cache.folder,
-            )  # fmt: skip
-            raise StoppedAfter
-
-    def _training_sequences(self, train) -> tuple[dict[str, list[str]], np.ndarray]:
-        """Users' training items, and the map from row numbers to transitions."""
-        users = self.inter_feat[self.uid_field].numpy()
-        targets = self.inter_feat[self.iid_field].numpy()
-        firsts = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][:, 0].numpy()
-        # rows of a user stand together in time order; the k-th has the target x_{k+2}
+    def _transitions(self, train) -> torch.Tensor:
+        """The LE's number of each training row: users sorted by token, each in time order [n]."""
         numbers = self.inter_feat[ROW].numpy()
-        order = np.argsort(numbers)
-        users, targets, firsts = users[order], targets[order], firsts[order]
-        start_of = np.zeros(len(users), dtype=np.int64)
-        new_user = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-        start_of[new_user] = new_user
-        start_of = np.maximum.accumulate(start_of)
+        # rows of a user stand together in time order; the k-th has the target x_{k+2}
+        users = self.inter_feat[self.uid_field].numpy()[np.argsort(numbers)]
+        own = train.inter_feat[ROW].numpy()
         training = np.zeros(len(users), dtype=bool)
-        training[train.inter_feat[ROW].numpy()] = True
-        later = np.flatnonzero(training)
-        gap = later[(later > start_of[later]) & ~training[later - 1]]
+        training[own] = True
+        gap = np.flatnonzero(training[1:] & ~training[:-1] & (users[1:] == users[:-1]))
         if len(gap):
             user = self.id2token(self.uid_field, users[gap[0]])
             raise ValueError(
                 f"user {user!r} has training interactions after held-out ones: this split would "
                 "leak held-out items into the LE; use split LS or RS with group_by user"
             )
-        # one text an item, not one an interaction
-        item = [str(token) for token in self.field2id_token[self.iid_field]]
-        sequences: dict[str, list[str]] = {}
-        rows_of: dict[str, np.ndarray] = {}
-        for start, stop in zip(new_user, np.r_[new_user[1:], len(users)], strict=True):
-            rows = np.arange(start, stop)[training[start:stop]]
-            if len(rows):
-                user = str(self.id2token(self.uid_field, users[start]))
-                rows_of[user] = rows
-                sequences[user] = [item[i] for i in (firsts[start], *targets[rows].tolist())]
-        transitions = np.full(len(users), -1, dtype=np.int64)
-        in_le_order = np.concatenate([rows_of[user] for user in sorted(rows_of)])
-        transitions[in_le_order] = np.arange(len(in_le_order))
-        return sequences, transitions
+        tokens = self.field2id_token[self.uid_field]
+        place = np.empty(len(tokens), dtype=np.int64)
+        place[sorted(range(len(tokens)), key=lambda user: str(tokens[user]))] = range(len(tokens))
+        rows = np.flatnonzero(training)
+        transitions = np.empty(len(users), dtype=np.int64)
+        transitions[rows[np.argsort(place[users[rows]], kind="stable")]] = np.arange(len(rows))
+        return torch.from_numpy(transitions[own])
 
     def _ends(self, train) -> torch.Tensor:
         """1 for each user's last training row, else 0 (deviation 6) [n_rows]."""
-        rows, users = train.inter_feat[ROW], train.inter_feat[self.uid_field]
+        rows, users = train.inter_feat[TRANSITION], train.inter_feat[self.uid_field]
         last = torch.zeros(self.user_num, dtype=rows.dtype).scatter_reduce_(0, users, rows, "amax")
         return (rows == last[users]).float()
+
+    def training_sequences(self) -> dict[str, list[str]]:
+        """Of the training split: user token -> item tokens in time order."""
+        order = self.inter_feat[TRANSITION].argsort()
+        users = self.inter_feat[self.uid_field][order].numpy()
+        targets = self.inter_feat[self.iid_field][order].numpy()
+        firsts = self.inter_feat[self._history_field][order, 0].numpy()
+        names = self.field2id_token[self.uid_field]
+        # one text an item, not one an interaction
+        item = [str(token) for token in self.field2id_token[self.iid_field]]
+        starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        return {
+            str(names[users[start]]): [item[i] for i in (firsts[start], *targets[start:stop])]
+            for start, stop in zip(starts, [*starts[1:], len(users)], strict=True)
+        }
 
     def before(self, row: int) -> list[str]:
         """A user's items before the target of a row, held-out ones too, in time order.
@@ -322,17 +258,13 @@ class LEADataset(SequentialDataset):
         users = self.inter_feat[self.uid_field].numpy()
         own = np.flatnonzero((users == users[numbers == row]) & (numbers <= row))
         own = own[numbers[own].argsort()]
-        first = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][own[0], 0]
+        first = self.inter_feat[self._history_field][own[0], 0]
         items = self.field2id_token[self.iid_field]
         targets = self.inter_feat[self.iid_field][own[:-1]]
         return [str(items[i]) for i in (first, *targets)]
 
     def pipeline(self, tokens: dict[str, list[str]]) -> Pipeline:
-        """The LE on training sequences; nothing is computed yet.
-
-        Args:
-            tokens: user token -> item tokens, as ``splits`` gives them.
-        """
+        """The LE on training sequences, as ``training_sequences`` gives them; not computed yet."""
         config = self.config
         items = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         path = Path(config["data_path"]) / f"{self.dataset_name}.item"

@@ -5,42 +5,33 @@ Of RecBole 1.2.1's own way only the start of the processes is kept. The rest is 
 it gives every parameter a gradient of 0, so that Adam moves the copy that is not trained; it
 repeats rows where they do not come out even, weights metrics by the length of a tuple, and
 averages even those that are no mean over rows. Here the processes share each batch
-(``le.processes.Share``), torch averages their gradients, and metrics see all rows.
-``patches`` calls this from RecBole's classes.
+(``engine.processes.Share``), torch averages their gradients, and metrics see all rows.
+``patches`` puts these functions into RecBole's classes.
 """
 
+import functools
 import logging
 import os
+import types
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.evaluator.collector import Collector, DataStruct
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from recbole_lea.engine.processes import collected, from_main, processes
+from recbole_lea.console import MISTAKES, Mistake, mistake
+from recbole_lea.engine.processes import Share, collected, from_main, processes
+from recbole_lea.keys import N_PROCESSES
 from recbole_lea.plugin.trainer import StepTrainer
-
-# What a mistake in the input raises; all else is ours to find.
-MISTAKES = (ValueError, KeyError, OSError, ModuleNotFoundError)
-
-
-class Mistake(Exception):
-    """One of ``MISTAKES`` in one of the processes."""
-
-
-def mistake(error: BaseException) -> str:
-    """In one line what is wrong: the message of one of ``MISTAKES``."""
-    return str(error.args[0] if isinstance(error, KeyError) else error)
-
-
-def mistake_in(text: str) -> str | None:
-    """The message of a ``Mistake`` in the traceback of another process; None if it is none."""
-    _, marker, message = text.rpartition(f"{Mistake.__module__}.{Mistake.__qualname__}: ")
-    return message.strip() if marker else None
 
 
 def run_rank(local_rank: int, *arguments: Any) -> None:
@@ -74,37 +65,66 @@ def run_rank(local_rank: int, *arguments: Any) -> None:
     processes().destroy_process_group()
 
 
-def join(local_rank: int, nproc: int, offset: int, world_size: int, ip: str, port: Any) -> None:
-    """Make this process one of those that train together, for the LE's stages too.
+def init_device(original: Callable) -> Callable:
+    """RecBole's choice of the device, for a process of a launcher or of ``run(nproc=...)``.
 
-    Args:
-        local_rank: its number on this machine, and that of its GPU.
-        nproc: processes on this machine.
-        offset: processes on the machines before this one.
-        world_size: processes on all machines.
-        ip: address of the first machine.
-        port: a free one there.
+    A launcher has given each its GPU, but RecBole hides all but the one that ``gpu_id`` names. For
+    ``nproc`` RecBole hard-codes nccl and cuda; here the first GPUs serve without a ``gpu_id``.
+    """
+
+    @functools.wraps(original)
+    def init(self: Config) -> None:
+        values = self.final_config_dict
+        if values.get("local_rank") is not None:
+            return _join(self)
+        if "LOCAL_RANK" not in os.environ:
+            return original(self)
+        processes()  # takes its GPU
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        original(self)
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        os.environ |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        return None
+
+    return init
+
+
+def _join(config: Config) -> None:
+    """Make this process one of those that train together, for the LE's stages too.
 
     Raises:
         ValueError: there are fewer GPUs than processes; or the processes do not find each other.
     """
+    values = config.final_config_dict
+    if values.get("worker"):
+        raise ValueError("`worker` and nproc do not go together: leave out one of them")
+    if "gpu_id" in config.external_config_dict:
+        given = values["gpu_id"]
+        values["gpu_id"] = ",".join(map(str, given if isinstance(given, tuple) else [given]))
+        os.environ["CUDA_VISIBLE_DEVICES"] = values["gpu_id"]
+    number, nproc = values["local_rank"], values["nproc"]
     if torch.accelerator.is_available() and torch.accelerator.device_count() < nproc:
         raise ValueError(
             f"--nproc={nproc} needs as many GPUs, but {torch.accelerator.device_count()} can be "
             "seen: name them by --gpu_id=0,1,..., or choose CPUs by --gpu_id="
         )
+    ip, port = str(values["ip"]), str(values["port"])
     os.environ |= {
-        "LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(nproc),
-        "RANK": str(offset + local_rank), "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": str(ip), "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(nproc),
+        "RANK": str(values["offset"] + number), "WORLD_SIZE": str(values["world_size"]),
+        "MASTER_ADDR": ip, "MASTER_PORT": port,
     }  # fmt: skip
     try:
-        processes()
+        state = processes()
     except torch.distributed.DistError as error:
         raise ValueError(
             f"the processes do not find each other by --ip={ip} --port={port}: another run may "
             f"have that port, or a machine has not started its part ({error})"
         ) from error
+    device = state.device if state.device.type != "cpu" else torch.device("cpu")  # not cpu:1
+    values |= {"device": device, "single_spec": True, N_PROCESSES: state.num_processes}
+    if not state.is_main_process:
+        values |= {"show_progress": False, "log_wandb": False}
 
 
 class _Loss(nn.Module):
@@ -116,6 +136,18 @@ class _Loss(nn.Module):
 
     def forward(self, loss: Callable, interaction: Any) -> Any:
         return loss(interaction)
+
+
+def init_trainer(original: Callable) -> Callable:
+    """RecBole's ``Trainer.__init__``, then ``set_up`` where several processes train together."""
+
+    @functools.wraps(original)
+    def init(self: Trainer, config: Config, model: nn.Module) -> None:
+        original(self, config, model)
+        if config[N_PROCESSES]:
+            set_up(self)
+
+    return init
 
 
 def set_up(trainer: Trainer) -> None:
@@ -144,23 +176,79 @@ def set_up(trainer: Trainer) -> None:
     trainer.saved_model_file = from_main(trainer.saved_model_file)
 
 
-def train_epoch(
-    original: Callable, trainer: Trainer, data: Any, epoch: int, loss: Callable, progress: bool
-) -> float | tuple[float, ...]:
-    """RecBole's ``_train_epoch`` on this process's share of each batch.
+def train_epoch(original: Callable) -> Callable:
+    """RecBole's ``_train_epoch``, on this process's share of each batch where there are several.
 
-    Returns:
-        As RecBole's, over all processes: the losses of the whole batches.
+    It returns the losses of the whole batches, over all processes.
     """
 
-    def weighted(interaction: Any) -> Any:
-        losses = trainer.distributed_model(loss, interaction)
-        if isinstance(losses, tuple):
-            return tuple(term * data.share.weight for term in losses)
-        return losses * data.share.weight
+    @functools.wraps(original)
+    def train(
+        self: Trainer, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress=False
+    ) -> Any:
+        if not self.config[N_PROCESSES]:
+            return original(self, train_data, epoch_idx, loss_func, show_progress)
+        loss = loss_func or self.model.calculate_loss
 
-    total = original(trainer, data, epoch, weighted, progress)
-    parts = collected([total])
-    if isinstance(total, tuple):
-        return tuple(sum(terms) / len(parts) for terms in zip(*parts, strict=True))
-    return sum(parts) / len(parts)
+        def weighted(interaction: Any) -> Any:
+            losses = self.distributed_model(loss, interaction)
+            if isinstance(losses, tuple):
+                return tuple(term * train_data.share.weight for term in losses)
+            return losses * train_data.share.weight
+
+        total = original(self, train_data, epoch_idx, weighted, show_progress)
+        parts = collected([total])
+        if isinstance(total, tuple):
+            return tuple(sum(terms) / len(parts) for terms in zip(*parts, strict=True))
+        return sum(parts) / len(parts)
+
+    return train
+
+
+_all_batches = cast(Any, DataLoader._index_sampler).fget
+
+
+def share(self: AbstractDataLoader) -> Share | None:
+    """What of each batch is this process's; None in one process."""
+    if not self.config[N_PROCESSES]:
+        return None
+    if "_own_share" not in vars(self):
+        scores = isinstance(self, FullSortEvalDataLoader | NegSampleEvalDataLoader)
+        self._own_share = Share(_all_batches(self), even=not scores)
+    return self._own_share
+
+
+def index_sampler(self: AbstractDataLoader) -> Any:
+    """torch's batches of row numbers, or this process's share of them."""
+    return _all_batches(self) if self.share is None else self.share
+
+
+# What RecBole collects by rows, and forgets after each evaluation.
+ROWS = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+
+
+def get_data_struct(self: Collector) -> DataStruct:
+    """What an evaluation has collected, over the rows of all processes."""
+    data = self.data_struct._data_dict
+    own = {key: data.pop(key).cpu() for key in ROWS if key in data}  # [n_rows, ...] each
+    parts = collected([own]) if self.config[N_PROCESSES] else [own]
+    struct = DataStruct()
+    struct._data_dict |= data
+    for key in {key: None for part in parts for key in part}:
+        struct.set(key, torch.cat([part[key] for part in parts if key in part]))
+    return struct
+
+
+def get_tensorboard(original: Callable) -> Callable:
+    """RecBole's record for TensorBoard, of the main process alone."""
+
+    @functools.wraps(original)
+    def get(*arguments: Any) -> Any:
+        if processes().is_main_process:
+            return original(*arguments)
+
+        def nothing(*args: Any, **kwargs: Any) -> None: ...
+
+        return types.SimpleNamespace(add_scalar=nothing, add_hparams=nothing)
+
+    return get

@@ -11,28 +11,30 @@ from recbole.utils import get_local_time, set_color
 
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import versions
+from recbole_lea.keys import built_in_types
+from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
 
 
-def start(config: Any, dataset: Any, stages: StageLog, code: dict[str, Any]) -> dict[str, Any]:
+def start(
+    config: Any, dataset: Any, pipeline: Pipeline | None, stages: StageLog, code: dict[str, Any]
+) -> dict[str, Any]:
     """The record of a run without its test result.
 
     Args:
         config: RecBole's config.
         dataset: the training split.
+        pipeline: the LE; None if the run has none.
         stages: seconds and peak memory so far; the record follows it.
         code: ``code_version()`` from before the run.
     """
-    from recbole_lea.plugin.keys import plain
-
-    pipeline = getattr(dataset, "lea_pipeline", None)
     return {
         "model": config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
-        "config": plain(config.final_config_dict),
+        "config": built_in_types(config.final_config_dict),
         "code": code,
         "versions": versions(),
         "device": _device(torch.device(config["device"])),

@@ -1,26 +1,23 @@
 """RecBole's trainer with a warm-up, the LE's augmentation at its end, and a ``run.json``."""
 
-import copy
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 
-from recbole_lea.engine.processes import collected, from_main, processes
+from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
-from recbole_lea.model.fields import ROW
-from recbole_lea.plugin import checkpoints as resume
-from recbole_lea.plugin import record
-from recbole_lea.plugin.keys import warmup_steps
+from recbole_lea.keys import N_PROCESSES, warmup_steps
+from recbole_lea.model.fields import TRANSITION
+from recbole_lea.plugin import checkpoints, record
+from recbole_lea.plugin.top_items import top_items
 
 logger = logging.getLogger(__name__)
 
@@ -33,77 +30,65 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-class _Batches:
-    """The training loader; calls ``before_batch`` before each batch is collated.
+class Batches:
+    """The next ``n`` batches of passes through the training loader, which RecBole takes for it.
+
+    Args:
+        loader: the training loader.
+        n: batches of one iteration; the next iteration goes on with the pass.
+        before_batch: called before each batch is collated.
 
     Attributes:
         batch: the last one.
+        generator_state: of the loader's shuffling when the present pass began.
+        taken: batches of the present pass so far.
     """
 
-    def __init__(self, loader, before_batch) -> None:
-        self._loader = loader
+    def __init__(self, loader: Any, n: int, before_batch: Callable[[], None]) -> None:
+        self.loader = loader
+        self._n = n
         self._before_batch = before_batch
         self.batch: Any = None
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str):
-        return getattr(self._loader, name)
-
-    def __iter__(self) -> Iterator:
-        batches = iter(self._loader)
-        for _ in range(len(self._loader)):
-            self._before_batch()
-            self.batch = next(batches)
-            yield self.batch
-        next(batches, None)  # as RecBole's own loop: a sampler may draw once more as it ends
-
-
-class _Chunk:
-    """The next ``n`` batches of an endless run through the training loader.
-
-    Attributes:
-        generator_state: of the loader's shuffling when the present pass began.
-        taken: batches of this pass so far.
-    """
-
-    def __init__(self, loader, n: int) -> None:
-        self._loader = loader
-        self._n = n
         self._start_pass()
 
     def _start_pass(self) -> None:
-        self.generator_state = self._loader.generator.get_state()
+        self.generator_state = self.loader.generator.get_state()
         self.taken = 0
-        self._batches = iter(self._loader)
+        self._rest: Iterator | None = None
 
-    def skip(self, n: int) -> None:
-        """Go on after the first ``n`` batches of a pass, without the LE's feedback to them."""
-        transform = self._loader.transform
-        self._loader.transform = lambda dataset, interaction: interaction
+    def _end_pass(self, rest: Iterator) -> None:
+        if self.taken == len(self.loader):
+            next(rest, None)  # as RecBole's own loop: a sampler may draw once more as it ends
+            self._start_pass()
+
+    def go_on(self, generator_state: torch.Tensor, taken: int) -> None:
+        """Go on in a pass that began so; what it has taken is read without the LE's feedback."""
+        self.loader.generator.set_state(generator_state)
+        self._start_pass()
+        self._rest = iter(self.loader)
+        transform, self.loader.transform = self.loader.transform, lambda dataset, batch: batch
         try:
-            for _ in range(n):
-                next(self._batches)
+            for _ in range(taken):
+                next(self._rest)
         finally:
-            self._loader.transform = transform
-        self.taken = n
+            self.loader.transform = transform
+        self.taken = taken
+        self._end_pass(self._rest)
 
     def __len__(self) -> int:
         return self._n
 
-    def __getattr__(self, name: str):
-        return getattr(self._loader, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator:
         for _ in range(self._n):
-            try:
-                batch = next(self._batches)
-            except StopIteration:
-                self._start_pass()
-                batch = next(self._batches)
+            self._before_batch()
+            rest = self._rest = self._rest or iter(self.loader)
+            self.batch = next(rest)
             self.taken += 1
-            yield batch
+            yield self.batch
+            self._end_pass(rest)
 
 
 class StepTrainer(Trainer):
@@ -112,27 +97,27 @@ class StepTrainer(Trainer):
     Epochs, ``eval_step`` and ``stopping_step`` then count chunks of N steps.
     """
 
-    _chunk: _Chunk | None = None
+    _batches: Batches | None = None
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)
         # RecBole's name is the second by the clock: of two runs one would lose its model
         path = Path(self.saved_model_file)
         name = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
-        self.saved_model_file: str = from_main(name) if config["ranks"] else name
+        self.saved_model_file: str = from_main(name) if config[N_PROCESSES] else name
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        if self.config["lea_valid_steps"]:
-            train_data = self._open_chunk(train_data)
-        return super()._train_epoch(self._watched(train_data), epoch_idx, loss_func, show_progress)
+        batches = self._batches_of(train_data)
+        return super()._train_epoch(batches, epoch_idx, loss_func, show_progress)
 
-    def _open_chunk(self, train_data) -> _Chunk:
-        if self._chunk is None or self._chunk._loader is not train_data:
-            self._chunk = _Chunk(train_data, self.config["lea_valid_steps"])
-        return self._chunk
+    def _batches_of(self, loader) -> Batches:
+        if self._batches is None or self._batches.loader is not loader:
+            n = self.config["lea_valid_steps"] or len(loader)
+            self._batches = Batches(loader, n, self._before_batch)
+        return self._batches
 
-    def _watched(self, batches):
-        return batches
+    def _before_batch(self) -> None:
+        """Called before each training batch is collated."""
 
 
 class LEATrainer(StepTrainer):
@@ -156,11 +141,6 @@ class LEATrainer(StepTrainer):
         self._train_data: Any = None
         self._valid_data: Any = None
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is anything for ``resume_state`` to tell."""
-        return self._train_data is not None
-
     def _build_optimizer(self, **kwargs):
         optimizer = super()._build_optimizer(**kwargs)
         # under q_weight 0 every bit is RecBole's
@@ -181,15 +161,14 @@ class LEATrainer(StepTrainer):
         self.model.share = train_data.share
         if dataset.lea_feedback is not None:
             dataset.lea_feedback.share = train_data.share
-        self.stages = getattr(dataset, "lea_stages", self.stages)
+        self.stages = dataset.lea_stages
         try:
             self._prepare(train_data)
             with self.stages.stage("training"):
                 result = super().fit(train_data, valid_data, **kwargs)
         finally:
-            pipeline = getattr(dataset, "lea_pipeline", None)
-            if pipeline and not self.config["ranks"]:
-                pipeline.release()
+            if dataset.lea_pipeline and not self.config[N_PROCESSES]:
+                dataset.lea_pipeline.release()
         if not self.model.warmed_up:
             self.logger.warning(
                 "training ended before the warm-up (%s): raise `epochs` or lower `warmup`",
@@ -200,7 +179,7 @@ class LEATrainer(StepTrainer):
                 "the best validation result is from the warm-up: what is tested has seen neither "
                 "the advantage nor the augmentation"
             )
-        self.record = record.start(self.config, dataset, self.stages, code)
+        self.record = record.start(self.config, dataset, dataset.lea_pipeline, self.stages, code)
         self.record["best_valid_result"] = dict(result[1] or {})
         self.record["best_is_warmup"] = self._best_is_warmup
         if processes().is_main_process:
@@ -226,8 +205,9 @@ class LEATrainer(StepTrainer):
             and train_data._dataset.lea_feedback.augmented is None
         ):
             self._augment()
+        self._batches_of(train_data)
         if self._resumed:
-            self._go_on(train_data, self._resumed)
+            checkpoints.restore(self, self._resumed)
             self._resumed = None
 
     def resume_checkpoint(self, resume_file) -> None:
@@ -236,45 +216,11 @@ class LEATrainer(StepTrainer):
         content = torch.load(self.saved_model_file, map_location=self.device, weights_only=True)
         self._resumed = content.get("resume")
 
-    def resume_state(self) -> dict:
-        """What ``resume_checkpoint`` needs beside RecBole's checkpoint; within a ``fit``.
-
-        With ``nproc`` all processes have to call it.
-        """
-        random = [resume.random_state(self)]
-        state = {
-            "warm_epoch": self._warm_epoch,
-            "best_is_warmup": self._best_is_warmup,
-            "best_valid_result": self._best_result,
-            "random": collected(random) if self.config["ranks"] else random,
-            "loader": self._train_data.generator.get_state(),
-            "taken": 0,
-        }
-        if self._chunk is not None:
-            state |= {"loader": self._chunk.generator_state, "taken": self._chunk.taken}
-        if chosen := resume.augmentation(self):
-            state["augmentation"] = chosen
-        return state
-
-    def _go_on(self, train_data, state: dict) -> None:
-        here, there = self.config["ranks"] or 1, len(state["random"])
-        if here != there:
-            raise ValueError(
-                f"{self.saved_model_file} was written by a training in {there} processes, this is "
-                f"one in {here}: resume it with --nproc (or nodes) for {there}"
-            )
-        self._warm_epoch = state["warm_epoch"]
-        self._best_is_warmup = state["best_is_warmup"]
-        # RecBole's checkpoint has its score alone
-        self._best_result = self.best_valid_result = state.get("best_valid_result")
-        train_data.generator.set_state(state["loader"].cpu())
-        if "augmentation" in state:
-            resume.set_augmentation(self, state["augmentation"])
-        if self.config["lea_valid_steps"]:
-            self._chunk = None
-            self._open_chunk(train_data).skip(state["taken"])
-        rank = processes().process_index if self.config["ranks"] else 0
-        resume.set_random_state(self, state["random"][rank])
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
+        # outside of a `fit` there is nothing to resume
+        resume = checkpoints.resume_state(self) if self._train_data is not None else None
+        path = kwargs.get("saved_model_file")
+        checkpoints.save(self, epoch, verbose, path, resume)
 
     def evaluate(
         self, eval_data: AbstractDataLoader, load_best_model: bool = True, **kwargs: Any
@@ -296,24 +242,22 @@ class LEATrainer(StepTrainer):
         self._epoch = epoch_idx
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
-    def _watched(self, batches):
-        self._batches = _Batches(batches, self._before_batch)
-        return self._batches
-
     def _check_nan(self, loss) -> None:
-        """RecBole's, for infinite losses too; says which rows made it, and what is left.
+        """RecBole's, for infinite losses too; says which transitions made it, and what is left.
 
         Raises:
             ValueError: the loss is not finite. No weight has been touched by it.
         """
         if torch.isfinite(loss):
             return
-        rows = self._batches.batch[ROW].tolist()
+        assert self._batches is not None
+        transitions = self._batches.batch[TRANSITION].tolist()
         saved = Path(self.saved_model_file)
         left = f"the best model so far is in {saved}" if saved.is_file() else "no model is saved"
         raise ValueError(
-            f"the training loss is {loss.item()} at step {self.steps}, in the batch of the data's "
-            f"rows {rows}; {left}. Lower `learning_rate` or `q_weight`, or set `clip_grad_norm`"
+            f"the training loss is {loss.item()} at step {self.steps}, in the batch of the "
+            f"transitions {transitions}; {left}. Lower `learning_rate` or `q_weight`, or set "
+            "`clip_grad_norm`"
         )
 
     def _before_batch(self) -> None:
@@ -345,55 +289,13 @@ class LEATrainer(StepTrainer):
         """The LE picks one of the model's top-5 for every training transition."""
         dataset = self._train_data._dataset
         with self.stages.stage("top-5 of the warm-up model"):
-            candidates = self._top_k(dataset)
+            candidates = top_items(self.model, self.config, dataset)
         # a run that builds the LE only here must go on with the same draws as one that reads it
         with torch.random.fork_rng():
             actions, scores = dataset.lea_pipeline.select(
                 candidates, want_rewards=self.model.switches.le_reward
             )
         dataset.lea_feedback.augment(actions, scores, candidates)
-
-    @torch.no_grad()
-    def _top_k(self, dataset, k: int = 5) -> np.ndarray:
-        """Top-k items in score order for each training transition, as LE item indices [n, k]."""
-        plain = copy.copy(dataset)
-        plain.lea_feedback = None  # scores need no feedback
-        loader = FullSortEvalDataLoader(self.config, plain, None)
-        item_ids = dataset.lea_item_ids
-        le_index = torch.zeros(int(item_ids.max()) + 1, dtype=torch.int64)
-        le_index[item_ids] = torch.arange(len(item_ids))
-        without_history = self.config["exclude_history"]
-        sequences = dataset.lea_pipeline.sequences
-        left = len(item_ids) - max(map(len, sequences.items))  # at least, and the next item
-        if without_history == "auto":
-            without_history = left >= k and not sequences.repeats
-        k = min(k, left if without_history else len(item_ids) - 1)
-        if k < 1:
-            raise ValueError(
-                f"`exclude_history: True`: a history may hold all {len(item_ids)} items: set it to "
-                "auto or False"
-            )
-        result = np.zeros((len(dataset), k), dtype=np.int64)
-        found = []
-        was_training = self.model.training
-        self.model.eval()
-        for interaction, _, _, target in loader:
-            scores = self.model.full_sort_predict(interaction.to(self.device))
-            scores[:, 0] = -torch.inf
-            rows = dataset.lea_transitions[interaction[ROW].cpu().numpy()]
-            if without_history:  # all of it: the model's window may have its newest part alone
-                pairs = zip(*sequences.locate(rows), strict=True)
-                histories = [sequences.history(s, t) for s, t in pairs]
-                owner = np.repeat(np.arange(len(rows)), [len(items) for items in histories])
-                scores[owner, item_ids[np.concatenate(histories)]] = -torch.inf
-            if self.config["exclude_target"]:
-                scores[torch.arange(len(target)), target.to(scores.device)] = -torch.inf
-            top = scores.topk(k, dim=1).indices.cpu()
-            found.append((rows, le_index[top].numpy()))
-        self.model.train(was_training)
-        for rows, top in collected(found) if self.config["ranks"] else found:
-            result[rows] = top
-        return result
 
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
         """RecBole's line, with the paper's names for the terms."""

@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from recbole_lea.keys import RULES
 from recbole_lea.methods import switches
 from recbole_lea.model.q_head import QHead
 from recbole_lea.model.recommender import LEARecommender
 from recbole_lea.model.registry import lea_model
 from recbole_lea.plugin.checkpoints import refuse_damaged
-from recbole_lea.plugin.keys import RULES
 
 # The files of ``recbole_lea.export``
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"

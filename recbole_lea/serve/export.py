@@ -24,7 +24,8 @@ import yaml
 from safetensors.torch import save
 from torch.serialization import DEFAULT_PROTOCOL
 
-from recbole_lea.plugin.keys import DERIVED, plain, restored_config
+from recbole_lea.keys import built_in_types
+from recbole_lea.plugin.checkpoints import DERIVED, restored_config
 from recbole_lea.serve.checkpoint import CONFIG, ITEMS, WEIGHTS, Checkpoint
 from recbole_lea.store.files import write_bytes, write_json
 
@@ -120,7 +121,7 @@ def to_recbole(checkpoint: Checkpoint, pickle_config: bool = False) -> dict[str,
         parameters = checkpoint.ranker().backbone.parameters()
         training["optimizer"] = _own_optimizer(training["optimizer"], len(list(parameters)))
     content = training | {
-        "config": config if pickle_config else plain(config.final_config_dict),
+        "config": config if pickle_config else built_in_types(config.final_config_dict),
         "state_dict": checkpoint.serving_state(),
         "other_parameter": {},
     }

@@ -21,12 +21,13 @@ from matplotlib.ticker import MaxNLocator
 from recbole.utils import init_seed
 from sklearn.decomposition import PCA
 
+from recbole_lea.arguments import given_keys
 from recbole_lea.le.catalogue import item_fields
 from recbole_lea.le.sequences import uniform_except
 from recbole_lea.model.fields import ROW
 from recbole_lea.model.recommender import difference
+from recbole_lea.plugin.checkpoints import restored_config
 from recbole_lea.plugin.dataset import LEADataset
-from recbole_lea.plugin.keys import given_keys, restored_config
 from recbole_lea.serve.checkpoint import Checkpoint
 from recbole_lea.serve.recommend import Recommender
 from recbole_lea.store.files import write_bytes

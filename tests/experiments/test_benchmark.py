@@ -9,8 +9,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from recbole_lea.console import console
 from recbole_lea.experiments import benchmark, run, runner
-from recbole_lea.plugin.quick_start import console
 from tests.experiments.helpers import tiny_yaml
 
 SEARCH = {

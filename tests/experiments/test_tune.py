@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recbole_lea.console import console
 from recbole_lea.experiments.tune import main, read_space
 from recbole_lea.model import MODELS
-from recbole_lea.plugin.quick_start import console
 from recbole_lea.yaml_files import find_config_file
 from tests.conftest import tiny_keys
 

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from recbole.config import Config
 
-from recbole_lea import yaml_files
+from recbole_lea import keys, yaml_files
 from recbole_lea.methods import METHODS
 from recbole_lea.model import MODELS
-from recbole_lea.plugin import checks, keys
+from recbole_lea.plugin import checks
 
 
 def test_every_default_has_a_rule_and_passes_it(defaults):
@@ -53,7 +53,7 @@ def test_bad_value_is_named(defaults, key, value):
 
 def test_unknown_key_suggests_the_nearest(defaults):
     with pytest.raises(ValueError, match="`lea_metod`; did you mean `lea_method`"):
-        checks.validate(defaults, ["lea_metod"])
+        checks.validate(defaults | {"lea_metod": "LEA"}, ["lea_metod"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import SequentialDataset
 
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.model import MODELS
@@ -133,8 +134,8 @@ def test_times_that_cannot_be_ordered_over_all_users(tiny_config, monkeypatch):
 
 def test_states_that_the_augmentation_needs_are_built_before_the_training(tiny_config):
     config = tiny_config(lea_method="LEA", selection_by="state")
-    train, _, _ = create_dataset(config).build()
-    assert train.lea_pipeline.cache.is_built("states")
+    train, _, _ = data_preparation(config, create_dataset(config))
+    assert train._dataset.lea_pipeline.cache.is_built("states")
 
 
 @pytest.mark.parametrize("exact", [2**24, 3])
@@ -195,10 +196,10 @@ def test_newest_keeps_the_end_of_each_history(tiny_config, tiny_dataset):
 def test_a_split_with_training_after_held_out_rows_is_refused(tiny_config):
     config = tiny_config(lea_method="base")
     dataset = create_dataset(config)
-    train, *_ = dataset.build()
+    train, *_ = SequentialDataset.build(dataset)
     later = train.copy(train.inter_feat[train.inter_feat[ROW] != 1])
     with pytest.raises(ValueError, match="leak"):
-        dataset._training_sequences(later)
+        dataset._transitions(later)
 
 
 def test_an_item_s_token_is_held_once(tiny_config):

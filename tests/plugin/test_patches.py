@@ -15,9 +15,10 @@ from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.trainer import HyperTuning, Trainer
 from recbole.utils import get_model, get_trainer
 
+from recbole_lea.keys import METRICS, built_in_types
 from recbole_lea.model import MODELS, SASRecSA2CLEA
-from recbole_lea.plugin import patches
-from recbole_lea.plugin.keys import METRICS, plain, restored_config
+from recbole_lea.plugin import distributed, patches
+from recbole_lea.plugin.checkpoints import restored_config
 from recbole_lea.plugin.quick_start import prepare
 from recbole_lea.plugin.trainer import LEATrainer
 from tests.conftest import Payload, tiny_keys
@@ -91,7 +92,7 @@ def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
         "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "mode": "uni5"},
     }
     config = Config(name, "tiny", config_dict=keys)
-    saved = plain(config.final_config_dict) | {"device": "cuda:7"}
+    saved = built_in_types(config.final_config_dict) | {"device": "cuda:7"}
     again = restored_config(saved)
     assert again.final_config_dict == config.final_config_dict
     monkeypatch.setattr(sys, "argv", ["x", "--data_path=elsewhere", "--topk=[3]"])
@@ -101,7 +102,7 @@ def test_a_config_is_restored_from_plain_types(tiny_dataset, name, monkeypatch):
 
 
 def test_plain_makes_built_in_types():
-    value = plain({"a": (1, 2.5, None), "b": {3}, "c": torch.device("cpu"), "d": True})
+    value = built_in_types({"a": (1, 2.5, None), "b": {3}, "c": torch.device("cpu"), "d": True})
     assert value == {"a": [1, 2.5, None], "b": [3], "c": "cpu", "d": True}
 
 
@@ -139,25 +140,88 @@ def test_gpu_id_chooses_unless_a_launcher_has(tiny_config, monkeypatch, launched
         monkeypatch.setenv("LOCAL_RANK", "1")
     seen = []
     monkeypatch.setattr(
-        patches, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        distributed, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
     )
     tiny_config(gpu_id="5")
     assert seen == ([visible] if launched else [])
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == (visible if launched else "5")
 
 
-def test_the_le_needs_no_recbole(tmp_path):
-    """The LE can be built on a machine that has none."""
-    (tmp_path / "recbole").mkdir()
-    code = (
-        "import importlib.util, sys\n"
-        "find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda n, *a: None if n == 'recbole' else find(n, *a)\n"
-        "import recbole_lea.le\n"
-        "assert not [m for m in sys.modules if m.split('.')[0] == 'recbole']\n"
-    )
+def fresh(code):
+    """Run code in a process of its own; its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_le_needs_no_recbole():
+    """It imports none where there is one, and can be built on a machine that has none."""
+    loaded = "assert not [m for m in sys.modules if m.split('.')[0] == 'recbole']\n"
+    fresh("import sys, recbole_lea.le\n" + loaded)
+    fresh(
+        "import importlib.abc, sys\n"
+        "class Without(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'recbole':\n"
+        "            raise ModuleNotFoundError(name, name='recbole')\n"
+        "sys.meta_path.insert(0, Without())\n"
+        "import recbole_lea.le\n" + loaded + "try:\n"
+        "    import recbole_lea.plugin\n"
+        "except ModuleNotFoundError as error:\n"
+        "    assert 'pip install --no-deps recbole==1.2.1' in str(error)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import recbole_lea, recbole.quick_start",
+        "import recbole.quick_start, recbole_lea",
+        "from recbole_lea.model import SASRecSA2CLEA",
+        "import recbole_lea.plugin.dataset",
+        f"import pickle; pickle.loads({pickle.dumps(SASRecSA2CLEA)!r})",
+    ],
+)
+def test_whatever_is_imported_first_recbole_knows_our_models(first):
+    fresh(
+        f"{first}\n"
+        "import recbole.trainer\n"
+        "from recbole.utils import get_model\n"
+        "from recbole_lea.plugin.trainer import LEATrainer\n"
+        "assert get_model('SASRecSA2CLEA').__module__ == 'recbole_lea.model'\n"
+        "assert recbole.trainer.SASRecSA2CLEATrainer is LEATrainer\n"
+    )
+
+
+def test_every_change_has_a_reason_and_is_made():
+    for change in (*patches.PROTECTION, *patches.TODAYS_VERSIONS, *patches.LEA):
+        assert change.why
+        assert hasattr(change.owner, change.name)
+
+
+def test_a_stock_model_trains_and_measures_as_without_us(tiny_dataset):
+    """README: what `import recbole_lea` does to RecBole's own models."""
+    keys = {
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "epochs": 3, "gpu_id": "",
+        "train_neg_sample_args": None, "show_progress": False, "metric_decimal_place": 12,
+    }  # fmt: skip
+    code = (
+        "from recbole.config import Config\n"
+        "from recbole.data import create_dataset, data_preparation\n"
+        "from recbole.utils import get_model, get_trainer, init_logger, init_seed\n"
+        f"config = Config('SASRec', 'tiny', config_dict={keys!r})\n"
+        "init_seed(config['seed'], True)\n"
+        "init_logger(config)\n"
+        "assert config['log_file'] is None\n"
+        "dataset = create_dataset(config)\n"
+        "loaders = data_preparation(config, dataset)\n"
+        "model = get_model('SASRec')(config, loaders[0]._dataset)\n"
+        "trainer = get_trainer(config['MODEL_TYPE'], 'SASRec')(config, model)\n"
+        "best = trainer.fit(*loaders[:2], verbose=False, saved=False)\n"
+        "test = trainer.evaluate(loaders[2], load_best_model=False)\n"
+        "print(type(dataset), type(trainer), trainer.train_loss_dict, best, test)\n"
+    )
+    assert fresh("import recbole_lea\n" + code) == fresh(code)
 
 
 def test_neither_ray_nor_numpy_1_is_needed(tiny_dataset):

@@ -2,16 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from recbole_lea.model import MODELS
-from recbole_lea.plugin.quick_start import console
 from tests.conftest import ROOT, tiny_keys
 
 
@@ -105,6 +102,7 @@ def test_without_recbole_the_script_names_the_remedy():
         "find = PathFinder.find_spec\n"
         "PathFinder.find_spec = lambda n, *a: None if n == 'recbole' else find(n, *a)\n"
         "import run_recbole_lea\n"
+        "run_recbole_lea.console()\n"
     )
     code, output = run(launcher=("-c", absent))
     assert code != 0
@@ -129,25 +127,3 @@ def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
     assert content["stages"]["rewards"]["seconds"] > 0 and content["le"]["n"] > 0
     assert "test_result" not in content and content["device"] == "cpu"
     assert not Path("saved").exists() or not list(Path("saved").iterdir())
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_meets_a_finalizer_is_met_again(capsys, number):
-    """Python swallows what is raised there."""
-
-    class Finalized:
-        def __del__(self):
-            signal.raise_signal(number)
-
-    def goes_on():
-        Finalized()
-        time.sleep(60)
-        raise AssertionError("it was swallowed")
-
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as end:
-        console(goes_on)
-    assert end.value.code == 128 + number
-    assert "stopped: the same command goes on" in capsys.readouterr().err
-    assert signal.getsignal(number) == before

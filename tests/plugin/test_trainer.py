@@ -14,8 +14,9 @@ from recbole.utils import get_trainer, init_logger, init_seed
 from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.model import MODELS
-from recbole_lea.model.fields import ROW
+from recbole_lea.model.fields import TRANSITION
 from recbole_lea.plugin.quick_start import prepare
+from recbole_lea.plugin.top_items import top_items
 from recbole_lea.yaml_files import properties_folder
 
 
@@ -58,7 +59,9 @@ def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
     def watched(self):
         augment(self)
         data = self._train_data._dataset
-        assert np.array_equal(data.lea_feedback.candidates, self._top_k(data))
+        assert np.array_equal(
+            data.lea_feedback.candidates, top_items(self.model, self.config, data)
+        )
         drawn.append((self._epoch, data.lea_feedback.candidates))
 
     monkeypatch.setattr(LEATrainer, "_augment", watched)
@@ -80,7 +83,7 @@ def remembering(augment):
 def test_top_5_is_the_model_s_own_in_score_order(tiny_config, exclude):
     trainer, loaders = train(tiny_config(exclude_target=exclude, exclude_history=False))
     data, model = loaders[0]._dataset, trainer.model
-    top = trainer._top_k(data)
+    top = top_items(trainer.model, trainer.config, data)
     assert top.shape == (len(data), 5)
     model.eval()
     tokens = data.lea_pipeline.catalogue.tokens
@@ -91,14 +94,14 @@ def test_top_5_is_the_model_s_own_in_score_order(tiny_config, exclude):
         row_scores[0] = -torch.inf
         if exclude:
             row_scores[rows["item_id"][r]] = -torch.inf
-        k = data.lea_transitions[int(rows["lea_row"][r])]
+        k = int(rows[TRANSITION][r])
         listed = [data.field2token_id["item_id"][tokens[i]] for i in top[k]]
         # by score: in another batch, rounding may swap two that are nearly alike
         torch.testing.assert_close(row_scores[listed], row_scores.topk(5).values)
         assert len(set(listed)) == 5
     target = [data.id2token("item_id", int(i)) for i in rows["item_id"]]
     inside = np.mean([
-        target[r] in [tokens[i] for i in top[data.lea_transitions[int(rows["lea_row"][r])]]]
+        target[r] in [tokens[i] for i in top[int(rows[TRANSITION][r])]]
         for r in range(len(data))
     ])  # fmt: skip
     assert (inside == 0) == exclude
@@ -303,7 +306,7 @@ def test_the_history_may_be_left_out_of_the_top_5(tiny_config, monkeypatch, excl
     monkeypatch.setattr(Sequences, "repeats", repeats)
     trainer, loaders = train(tiny_config(exclude_history=exclude))
     data = loaders[0]._dataset
-    top, listed = trainer._top_k(data), []
+    top, listed = top_items(trainer.model, trainer.config, data), []
     monkeypatch.undo()
     sequences = data.lea_pipeline.sequences
     for s, items in enumerate(sequences.items):
@@ -351,7 +354,7 @@ def test_validation_every_n_steps(tiny_config, monkeypatch, name):
     loss = model_class.calculate_loss
 
     def watched(self, interaction):
-        seen.append(sorted(interaction["lea_row"].tolist()))
+        seen.append(sorted(interaction[TRANSITION].tolist()))
         return loss(self, interaction)
 
     monkeypatch.setattr(model_class, "calculate_loss", watched)
@@ -427,7 +430,7 @@ def test_the_optimiser_can_start_anew_after_the_warm_up(tiny_config, monkeypatch
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_model(
+def test_a_loss_that_is_not_finite_names_its_transitions_and_keeps_the_model(
     tiny_config, monkeypatch, bad
 ):
     from recbole_lea.model.recommender import LEARecommender
@@ -435,7 +438,9 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_model(
     original, batches = LEARecommender.calculate_loss, []
 
     def broken(self, interaction):
-        batches.append((interaction[ROW].tolist(), [p.detach().clone() for p in self.parameters()]))
+        batches.append(
+            (interaction[TRANSITION].tolist(), [p.detach().clone() for p in self.parameters()])
+        )
         losses = original(self, interaction)
         return (losses[0] * (bad if len(batches) == 12 else 1), *losses[1:])
 
@@ -444,7 +449,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_model(
     with pytest.raises(ValueError, match=f"loss is {bad} at step 12") as error:
         train(config)
     rows, _ = batches[-1]
-    assert f"rows {rows};" in str(error.value)
+    assert f"transitions {rows};" in str(error.value)
     (saved,) = Path(config["checkpoint_dir"]).glob("*.pth")
     assert str(saved) in str(error.value)
     state = torch.load(saved, weights_only=True)["state_dict"]

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from recbole_lea import recommend
-from recbole_lea.plugin.quick_start import console
+from recbole_lea.console import console
 from recbole_lea.serve.export import export, main
 
 NAMES = ["SASRecSA2CLEA", "GRU4RecSNQNLEA"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from recbole_lea.plugin.quick_start import console
+from recbole_lea.console import console
 from recbole_lea.serve.inspect import Inspector, kinds_of, main
 from tests.conftest import write_tiny_dataset
 
@@ -29,7 +29,7 @@ def training_rows(model):
     data = model.train._dataset
     sequences = data.lea_pipeline.sequences
     for row in range(0, len(data), 7):
-        k = data.lea_transitions[int(data.inter_feat["lea_row"][row])]
+        k = int(data.inter_feat["lea_transition"][row])
         (sequence,), (t,) = data.lea_pipeline.sequences.locate(np.array([k]))
         items = sequences.items[sequence]
         tokens = [data.lea_pipeline.catalogue.tokens[i] for i in items]

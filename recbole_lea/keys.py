@@ -1,35 +1,50 @@
-"""Our YAML keys and RecBole's: what values they take, and how they are read and written."""
+"""Our YAML keys and what values they take, RecBole's where LEA depends on them; no RecBole."""
 
-import ast
 import difflib
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import recbole
-import yaml
-from recbole.config import Config
-
 from recbole_lea.methods import METHODS
+from recbole_lea.yaml_files import read_files
+
+Check = Callable[[Any], bool]
+Rule = tuple[Check, str]  # what a value has to pass, and how an error says so
 
 # Section 4: whole sequences 8:1:1, every interaction of a test sequence, full ranking
 PAPER_EVAL_ARGS = {
-    "split": {"RS": [0.8, 0.1, 0.1]},
-    "group_by": "user",
-    "order": "TO",
-    "mode": "full",
-}
+    "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO", "mode": "full",
+}  # fmt: skip
+
+# RecBole's ranking metrics; those of single values (AUC, MAE, ...) do not go with full sort
+METRICS = (
+    "averagepopularity", "gauc", "giniindex", "hit", "itemcoverage", "map", "mrr", "ndcg",
+    "precision", "recall", "shannonentropy", "tailpercentage",
+)  # fmt: skip
+
+# Values of RecBole's `transform` that bring the LE's feedback
+TRANSFORMS = ("lea_feedback", "lea_live")
+
+# Number of processes that train together. It is in checkpoints and run.json by this name.
+N_PROCESSES = "ranks"
+
+# Options of from_pretrained: those that we pass, and those that let a model bring code along
+_REFUSED_LLM_OPTIONS = (
+    "dtype", "torch_dtype", "attn_implementation", "gguf_file",
+    "trust_remote_code", "weights_only", "use_kernels", "kernel_config",
+)  # fmt: skip
+_LLM_OPTIONS = "options of from_pretrained such as device_map, but not " + ", ".join(
+    _REFUSED_LLM_OPTIONS
+)
 
 
-Check = Callable[[Any], bool]
-
-
-def _one_of(*values: Any) -> tuple[Check, str]:
+def _one_of(*values: Any) -> Rule:
     return (lambda v: v in values), "one of " + ", ".join(map(str, values))
 
 
-def _number(low: float, high: float, kind: type | tuple = (int, float)) -> tuple[Check, str]:
+def _number(low: float, high: float, kind: type | tuple = (int, float)) -> Rule:
     def check(value: Any) -> bool:
         right_type = isinstance(value, kind) and not isinstance(value, bool)
         return right_type and low <= value <= high
@@ -38,37 +53,35 @@ def _number(low: float, high: float, kind: type | tuple = (int, float)) -> tuple
     return check, f"{name} from {low:g} to {high:g}"
 
 
-def _optional(rule: tuple[Check, str]) -> tuple[Check, str]:
+def _optional(rule: Rule) -> Rule:
     return (lambda v: v is None or rule[0](v)), f"~ or {rule[1]}"
 
 
-def _is(kind: type, text: str) -> tuple[Check, str]:
+def _is(kind: type, text: str) -> Rule:
     return (lambda v: isinstance(v, kind)), text
 
 
+def _pattern(pattern: str, text: str) -> Rule:
+    return (lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None), text
+
+
 def _strings(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(v, str) and v.strip() for v in value)
-    )
+    texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v.strip() for v in value)
+    return bool(value) and texts
 
 
 def _labels(value: Any) -> bool:
     return _strings(value) and len({label.strip() for label in value}) == len(value) == 5
 
 
-def _clip(value: Any) -> bool:
-    numbers = isinstance(value, list | tuple) and len(value) == 2
-    return numbers and all(_number(-1e9, 1e9)[0](v) for v in value) and value[0] <= value[1]
+def _numbers(value: Any, n: int, low: float) -> bool:
+    right = isinstance(value, list | tuple) and len(value) == n
+    return right and all(_number(low, 1e9)[0](v) for v in value)
 
 
 def _llm_options(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(isinstance(key, str) for key in value)
-        and not any(key in value for key in (*LLM_OPTIONS_OF_OURS, *UNSAFE_LLM_OPTIONS))
-    )
+    names = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return names and not any(key in value for key in _REFUSED_LLM_OPTIONS)
 
 
 def _load_col(value: Any) -> bool:
@@ -82,37 +95,22 @@ def _path(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
-def _ratios(value: Any) -> bool:
-    numbers = isinstance(value, list) and len(value) == 3  # RecBole wants a list
-    return numbers and all(_number(0, 1e9)[0](v) for v in value) and value[0] > 0
-
-
 def _eval_args(value: Any) -> bool:
     if not isinstance(value, dict) or not value.keys() <= {"split", "group_by", "order", "mode"}:
         return False
     split, mode = value.get("split", {"RS": [8, 1, 1]}), value.get("mode", "full")
     if not isinstance(split, dict) or len(split) != 1:
         return False
+    ratios = split.get("RS", split.get("TS"))
+    by_ratio = isinstance(ratios, list) and _numbers(ratios, 3, 0) and ratios[0] > 0
     modes = mode if isinstance(mode, dict) else {"valid": mode, "test": mode}
     return (
-        (_ratios(split.get("RS")) or _ratios(split.get("TS")) or _leave_one_out(split.get("LS")))
+        (by_ratio or split.get("LS") in ("valid_and_test", "valid_only", "test_only"))
         and value.get("group_by") in (None, "user", "none")
         and value.get("order") == "TO"  # RecBole's own default, RO, is no order
         and modes.keys() <= {"valid", "test"}
         and all(isinstance(m, str) and _EVAL_MODE.fullmatch(m) for m in modes.values())
     )
-
-
-def parts_of(split: Mapping[str, Any]) -> list[bool]:
-    """Whether a split of ``eval_args`` asks for training, validation and test rows."""
-    ((kind, how),) = split.items()
-    if kind == "LS":
-        return [True, how != "test_only", how != "valid_only"]
-    return [ratio > 0 for ratio in how]
-
-
-def _leave_one_out(value: Any) -> bool:
-    return value in ("valid_and_test", "valid_only", "test_only")
 
 
 def _topk(value: Any) -> bool:
@@ -125,30 +123,14 @@ def _metrics(value: Any) -> bool:
     return _strings(values) and all(metric.lower() in METRICS for metric in values)
 
 
-# RecBole's ranking metrics; those of single values (AUC, MAE, ...) do not go with full sort
-METRICS = (
-    "averagepopularity", "gauc", "giniindex", "hit", "itemcoverage", "map", "mrr", "ndcg",
-    "precision", "recall", "shannonentropy", "tailpercentage",
-)  # fmt: skip
-
-# What recbole_lea passes to from_pretrained itself.
-LLM_OPTIONS_OF_OURS = ("dtype", "torch_dtype", "attn_implementation", "gguf_file")
-
-# Options of from_pretrained that let a downloaded model bring code along.
-UNSAFE_LLM_OPTIONS = ("trust_remote_code", "weights_only", "use_kernels", "kernel_config")
-
 _EVAL_MODE = re.compile(r"full|(uni|pop)[1-9]\d*")
-
-
-_WARMUP = re.compile(r"(\d+) (epochs?|steps?)")
 _COUNT = _number(1, 10**9, int)
 _WEIGHT = _number(0, 1e6)
 _TEXT = _is(str, "a text")
 _PATH = (_path, "a text without control characters")
-_SHARE = _number(0, 0.999999)
 _FLAG = _is(bool, "True or False")
 
-RULES: dict[str, tuple[Check, str]] = {
+RULES: dict[str, Rule] = {
     "lea_method": _one_of(*METHODS),
     "lea_state": _optional(_one_of("hidden", "LE", "both")),
     "lea_reward": _optional(_one_of("constant", "LE")),
@@ -160,11 +142,11 @@ RULES: dict[str, tuple[Check, str]] = {
     "r_pos": _number(-1e6, 1e6),
     "r_neg": _number(-1e6, 1e6),
     "negative_pool": _COUNT,
-    "advantage_clip": (_clip, "two numbers, [lowest, highest]"),
-    "warmup": (
-        lambda v: isinstance(v, str) and _WARMUP.fullmatch(v) is not None,
-        '"N epochs" or "N steps"',
+    "advantage_clip": (
+        lambda v: _numbers(v, 2, -1e9) and v[0] <= v[1],
+        "two numbers, [lowest, highest]",
     ),
+    "warmup": _pattern(r"(\d+) (epochs?|steps?)", '"N epochs" or "N steps"'),
     "optimizer_reset": _FLAG,
     "w_ah": _WEIGHT,
     "w_aq": _WEIGHT,
@@ -188,13 +170,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_compare": _FLAG,
     "lea_llm": _PATH,
     "lea_llm_dtype": _one_of("auto", "float32", "bfloat16", "float16"),
-    "lea_llm_options": _optional(
-        (
-            _llm_options,
-            "options of from_pretrained such as device_map, but not "
-            + ", ".join(LLM_OPTIONS_OF_OURS + UNSAFE_LLM_OPTIONS),
-        )
-    ),
+    "lea_llm_options": _optional((_llm_options, _LLM_OPTIONS)),
     "lea_compile": _one_of("auto", True, False),
     "lea_cache_dir": _PATH,
     "lea_stop_after": _optional(_one_of("items", "finetune", "states", "rewards", "feedback")),
@@ -230,10 +206,7 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_lora_r": _COUNT,
     "lea_lora_alpha": _COUNT,
     "lea_lora_dropout": _number(0, 0.99),
-    "lea_lora_targets": (
-        lambda v: _path(v) or _strings(v),
-        "a name or a list of names",
-    ),
+    "lea_lora_targets": (lambda v: _path(v) or _strings(v), "a name or a list of names"),
     "lea_state_loss": _one_of("softmax", "pairwise"),
     "lea_state_weight": _WEIGHT,
     "lea_selection_weight": _WEIGHT,
@@ -242,36 +215,21 @@ RULES: dict[str, tuple[Check, str]] = {
     "lea_reward_head": _one_of("state", "none"),
 }
 
-
-# RecBole's keys that our models depend on, and that RecBole checks late, by another error, or not.
-RECBOLE_RULES: dict[str, tuple[Check, str]] = {
+# RecBole's keys whose wrong values once trained or measured something else, or failed after hours.
+RECBOLE_RULES: dict[str, Rule] = {
     "transform": _optional(_TEXT),
     "epochs": _number(0, 10**9, int),
     "train_batch_size": _COUNT,
     "eval_batch_size": _COUNT,
     "learning_rate": _number(0, 1e3),
-    "weight_decay": _optional(_number(0, 1e6)),
-    "learner": _TEXT,
-    "clip_grad_norm": _optional(_is(dict, "the options of clip_grad_norm_, such as {max_norm: 5}")),
     "eval_step": _number(0, 10**9, int),
     "stopping_step": _number(0, 10**9, int),
     "seed": _number(0, 2**32 - 1, int),
-    "reproducibility": _FLAG,
-    "shuffle": _FLAG,
-    "show_progress": _FLAG,
-    "loss_decimal_place": _number(0, 100, int),
-    "metric_decimal_place": _number(0, 100, int),
-    "data_path": _PATH,
-    "checkpoint_dir": _PATH,
-    "field_separator": _is(str, "a text"),
-    "seq_separator": _is(str, "a text"),
     "USER_ID_FIELD": _PATH,
     "ITEM_ID_FIELD": _PATH,
     "TIME_FIELD": _PATH,
-    "LIST_SUFFIX": _PATH,
     "MAX_ITEM_LIST_LENGTH": _COUNT,
     "load_col": _optional((_load_col, "a dict such as {inter: [user_id, item_id, timestamp]}")),
-    "additional_feat_suffix": _optional((lambda v: _path(v) or _strings(v), "a list of suffixes")),
     "repeatable": (lambda v: v is True, "True: a sequence may hold an item again"),
     "eval_args": (
         _eval_args,
@@ -284,17 +242,7 @@ RECBOLE_RULES: dict[str, tuple[Check, str]] = {
     "topk": (_topk, "a whole number from 1, or a list of them"),
     "valid_metric": _TEXT,
     "hidden_size": _COUNT,
-    "embedding_size": _COUNT,
-    "inner_size": _COUNT,
-    "n_layers": _COUNT,
     "n_heads": _COUNT,
-    "num_layers": _COUNT,
-    "hidden_dropout_prob": _SHARE,
-    "attn_dropout_prob": _SHARE,
-    "dropout_prob": _SHARE,
-    "hidden_act": _one_of("gelu", "relu", "swish", "tanh", "sigmoid"),
-    "layer_norm_eps": _number(0, 1),
-    "initializer_range": _number(0, 1e3),
 }
 
 # RecBole's keys that an LEA model cannot have, and why.
@@ -314,19 +262,60 @@ REFUSED = {
 }
 
 
-def given_keys(arguments: Iterable[str]) -> list[str]:
-    """Keys of arguments that a program leaves to RecBole.
+def check_values(values: Mapping[str, Any]) -> None:
+    """Check each key by itself; keys that are absent are not asked for.
 
     Raises:
-        ValueError: an argument is not of the form ``--key=value``.
+        ValueError: an unknown ``lea_*`` key, or a value of the wrong type or range; names the key.
     """
-    keys = []
-    for argument in arguments:
-        key, equals, _ = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise ValueError(f"{argument}: not an option; keys are given as --key=value")
-        keys.append(key)
-    return keys
+    for key in values:
+        if not isinstance(key, str):
+            raise ValueError(f"`{key}` is no key: keys are texts")
+        if key.startswith("lea_") and key not in RULES:
+            raise ValueError(f"unknown key `{key}`{nearest(key, RULES)}")
+    for key, (check, wanted) in (RULES | RECBOLE_RULES).items():
+        if key in values and not check(values[key]):
+            raise ValueError(f"`{key}` is {short(values[key])}, but has to be {wanted}")
+    for key, why in REFUSED.items():
+        if values.get(key):
+            raise ValueError(f"`{key}` is {short(values[key])}, but has to be left out: {why}")
+
+
+def check_model_name(name: str) -> None:
+    """Compare a model's name with the files of the installed RecBole, which is not imported.
+
+    Raises:
+        ValueError: there is neither such a file nor such a backbone; suggests the nearest name.
+    """
+    folder = _recbole_folder()
+    if folder is None:
+        return
+    files = {file.stem for file in folder.glob("model/*/*.py")}
+    stock = [file.stem for file in folder.glob("properties/model/*.yaml")]
+    backbones = {file.stem for file in folder.glob("model/sequential_recommender/*.py")}
+    ours = [f"{m}{rl}LEA" for m in stock if m.lower() in backbones for rl in ("SNQN", "SA2C")]
+    if name.lower() not in files and name not in ours:
+        raise ValueError(f"unknown model `{name}`{nearest(name, [*ours, *stock])}")
+
+
+def _recbole_folder() -> Path | None:
+    found = importlib.util.find_spec("recbole")
+    return Path(found.origin).parent if found and found.origin else None
+
+
+def backbone_keys(backbone: str) -> list[str]:
+    """Names of the hyperparameters in RecBole's own YAML file of a model."""
+    folder = _recbole_folder()
+    assert folder is not None
+    return list(read_files([str(folder / "properties" / "model" / f"{backbone}.yaml")]))
+
+
+def parts_of(split: Mapping[str, Any]) -> list[bool]:
+    """Whether a split of ``eval_args`` asks for training, validation and test rows."""
+    ((kind, how),) = split.items()
+    if kind == "LS":
+        return [True, how != "test_only", how != "valid_only"]
+    return [ratio > 0 for ratio in how]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -342,75 +331,17 @@ def short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def literal(key: str, text: str) -> Any:
-    """A number, list, dict, truth value or None; anything else stays a text.
-
-    So does what reads as a literal where the key wants a text, such as a prompt with a comma.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "~":  # as in YAML
-        return None
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-    if value is not None and not isinstance(value, str | int | float | list | tuple | dict):
-        return text
-    check, _ = RULES.get(key, (None, None))
-    return text if check and check(text) and not check(value) else value
-
-
-def backbone_keys(backbone: str) -> list[str]:
-    """Names of the hyperparameters in RecBole's own YAML file of a model."""
-    path = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone}.yaml"
-    return list(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-
-
-def plain(value: Any) -> Any:
+def built_in_types(value: Any) -> Any:
     """The value in built-in types, as YAML and a checkpoint without pickled classes hold them."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): built_in_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
+        return [built_in_types(item) for item in value]
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int | float):
         return float(value) if isinstance(value, float) else int(value)
     return str(value)
-
-
-# What RecBole works out itself from the other keys; a checkpoint holds its text alone.
-DERIVED = (
-    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank", "ranks",
-    "nproc", "world_size", "offset", "group_offset", "ip", "port",
-)  # fmt: skip
-
-
-def restored_config(saved: dict[str, Any]) -> Config:
-    """RecBole's config from what ``plain`` made of it.
-
-    Keys on the command line win, so that data and caches may lie elsewhere than they did.
-
-    Args:
-        saved: ``checkpoint["config"]``, or some of it.
-
-    Returns:
-        A config for this machine: of what depends on it, nothing is taken over.
-    """
-    # RecBole refuses its own default beside loss_type CE; what is measured has to fit together
-    measured = {key: saved[key] for key in ("metrics", "topk", "valid_metric") if key in saved}
-    given = measured | {"train_neg_sample_args": None}
-    config = Config(saved["model"], saved["dataset"], config_dict=given)
-    keep = {*DERIVED, *config.cmd_config_dict}
-    if saved["dataset"] == "ml-100k":  # inside RecBole's own package, here as there
-        keep.add("data_path")
-    for key, value in saved.items():
-        if key not in keep:
-            config[key] = value
-    # it has done its work; a pickled config must not hold a class of this package
-    config.yaml_loader = yaml.SafeLoader
-    return config
 
 
 def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
