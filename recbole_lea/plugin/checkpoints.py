@@ -6,8 +6,11 @@ RecBole saves weights, optimiser and scores. What was drawn until then and what 
 the warm-up decide the rest. All is of built-in types and tensors, which torch loads without pickle.
 """
 
+import contextlib
 import json
+import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ from recbole.utils import set_color
 
 from recbole_lea.engine.processes import collected, processes
 from recbole_lea.keys import N_PROCESSES, built_in_types
-from recbole_lea.le.feedback import Feedback
 from recbole_lea.store.files import replacing
 
 # What RecBole works out itself from the other keys; a checkpoint holds its text alone.
@@ -108,10 +110,6 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     set_random_state(trainer, state["random"][number])
 
 
-def _feedback(trainer: Any) -> Feedback | None:
-    return trainer._train_data._dataset.lea_feedback
-
-
 def random_state(trainer: Any) -> dict[str, Any]:
     """Every stream of random numbers that training draws from."""
     state = {
@@ -121,7 +119,7 @@ def random_state(trainer: Any) -> dict[str, Any]:
     }
     if trainer.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(trainer.device)
-    if feedback := _feedback(trainer):
+    if feedback := trainer._train_data._dataset.lea_feedback:
         state["feedback"] = json.dumps(feedback.rng.bit_generator.state)
     return state
 
@@ -136,13 +134,13 @@ def set_random_state(trainer: Any, state: dict[str, Any]) -> None:
     if "cuda" in state and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), trainer.device)
     if "feedback" in state:
-        feedback = _feedback(trainer)
+        feedback = trainer._train_data._dataset.lea_feedback
         feedback.rng.bit_generator.state = json.loads(state["feedback"])
 
 
 def augmentation(trainer: Any) -> dict[str, torch.Tensor] | None:
     """The LE's choice for every transition and its reward scores; None before there is one."""
-    feedback = _feedback(trainer)
+    feedback = trainer._train_data._dataset.lea_feedback
     if feedback is None or feedback.augmented is None:
         return None
     actions, scores = feedback.augmented
@@ -156,7 +154,7 @@ def set_augmentation(trainer: Any, kept: dict[str, torch.Tensor]) -> None:
     Raises:
         ValueError: it is of other training data.
     """
-    feedback = _feedback(trainer)
+    feedback = trainer._train_data._dataset.lea_feedback
     n = feedback.sequences.n_transitions
     if len(kept["actions"]) != n:
         raise ValueError(
@@ -215,3 +213,24 @@ def refuse_damaged(path: str | Path) -> None:
             f"{path} is damaged: it was truncated or altered since it was written; use another "
             "checkpoint, or train again"
         )
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Name a checkpoint that is no good, around what reads it.
+
+    torch refuses pickled code, but advises to allow it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it was truncated or altered, or holds other than tensors and plain values.
+    """
+    refuse_damaged(path)
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"{path}: no checkpoint of tensors and plain values "
+            "alone: it is damaged, or it holds objects that can run code when they are read; "
+            "use one that was written after `import recbole_lea`"
+        ) from error
