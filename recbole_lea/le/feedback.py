@@ -275,8 +275,7 @@ class Feedback:
             if scores is not None and self.scale is not None:
                 found["augmented_reward"] = self.scale(_float(scores[judged]))
         if self.item_ids is not None:
-            items = {name: self.item_ids[value] for name, value in found.items() if name in ITEMS}
-            found |= items
+            found |= {name: self.item_ids[found[name]] for name in ITEMS if name in found}
         return found
 
     def _pairs(self, rows: np.ndarray) -> list[tuple[int, int]]:

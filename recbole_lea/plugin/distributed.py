@@ -36,11 +36,8 @@ from recbole_lea.plugin.trainer import StepTrainer
 def run_rank(local_rank: int, *arguments: Any) -> None:
     """RecBole's ``run_recboles``: ``run_recbole`` in a process of its own.
 
-    A process that is asked for this function imports recbole_lea first.
-
-    Args:
-        local_rank: number of the process on this machine.
-        arguments: model, dataset, YAML files, and a dict of RecBole's further arguments.
+    A process that is asked for this function imports recbole_lea first. ``arguments`` are model,
+    dataset, YAML files, and a dict of RecBole's further arguments.
 
     Raises:
         Mistake: the input is wrong.

@@ -71,6 +71,10 @@ def _always(value: Any) -> Callable[[Any], Any]:
     return lambda original: value
 
 
+def _or(new: Any, original: Any) -> Any:
+    return original or new
+
+
 def _around(function: Callable) -> Callable[[Any], Any]:
     """A ``make`` of a function that gets the old one as its first argument."""
 
@@ -255,9 +259,8 @@ PROTECTION = (
 )  # fmt: skip
 
 TODAYS_VERSIONS = (
-    *(Change(np, name, lambda old, new=new: old or new, "Config reads what numpy 2 has dropped")
-      for name, new in zip(("float_", "complex_", "unicode_"),
-                           (np.float64, np.complex128, np.str_), strict=True)),
+    *(Change(np, f"{name}_", functools.partial(_or, new), "Config reads what numpy 2 has dropped")
+      for name, new in (("float", np.float64), ("complex", np.complex128), ("unicode", np.str_))),
     Change(quick_start, "tune", _report_one_dict,
            "a Ray that Python 3.12 can have takes a trial's metrics as one dict"),
 )  # fmt: skip
