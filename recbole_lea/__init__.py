@@ -44,7 +44,7 @@ class _WithRecBole(MetaPathFinder):
             execute(module)
             _register()
 
-        spec.loader.exec_module = execute_and_register
+        setattr(spec.loader, "exec_module", execute_and_register)  # noqa: B010
         return spec
 
 

@@ -351,11 +351,7 @@ def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, str]:
-    """The paths among a config's values, for a run that works in another folder.
-
-    Args:
-        config: RecBole's, of a model of ours or (without the LE's keys) of RecBole's.
-    """
+    """The paths among a config's values, for a run that works in another folder."""
     paths = {"data_path": str(Path(config["data_path"]).absolute())}
     if config["lea_cache_dir"]:
         paths["lea_cache_dir"] = str(Path(config["lea_cache_dir"]).absolute())

@@ -1,13 +1,10 @@
-"""Checkpoints: written, resumed, restored as a config, and held against their checksums.
+"""Checkpoints: written, resumed, restored as a config, and held against their checksums."""
 
-They hold more than RecBole's, so that a resumed training equals an uninterrupted one.
-
-RecBole saves weights, optimiser and scores. What was drawn until then and what the LE chose after
-the warm-up decide the rest. All is of built-in types and tensors, which torch loads without pickle.
-"""
-
+import contextlib
 import json
+import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from recbole.utils import set_color
 
 from recbole_lea.engine.processes import collected, processes
 from recbole_lea.keys import N_PROCESSES, built_in_types
-from recbole_lea.le.feedback import Feedback
 from recbole_lea.store.files import replacing
 
 # What RecBole works out itself from the other keys; a checkpoint holds its text alone.
@@ -38,10 +34,10 @@ def save(
 
     Args:
         trainer: RecBole's or ours.
-        epoch: that has ended.
-        verbose: whether to log it.
+        epoch: the one that has ended.
+        verbose: log it.
         path: of the file; None for the trainer's own.
-        resume: ``resume_state``, if there is any.
+        resume: ``resume_state``; None outside of a ``fit``.
     """
     path = Path(path or trainer.saved_model_file)
     if processes().is_main_process:
@@ -69,9 +65,10 @@ def save(
 def resume_state(trainer: Any) -> dict[str, Any]:
     """What the rest of a training depends on beside RecBole's checkpoint, within a ``fit``.
 
-    With ``nproc`` all processes have to call it.
+    All is of built-in types and tensors, which torch loads without pickle. With ``nproc`` all
+    processes have to call it.
     """
-    random = [random_state(trainer)]
+    random = [_random_state(trainer)]
     state = {
         "warm_epoch": trainer._warm_epoch,
         "best_is_warmup": trainer._best_is_warmup,
@@ -80,8 +77,13 @@ def resume_state(trainer: Any) -> dict[str, Any]:
         "loader": trainer._batches.generator_state,
         "taken": trainer._batches.taken,
     }
-    if chosen := augmentation(trainer):
-        state["augmentation"] = chosen
+    feedback = trainer._train_data._dataset.lea_feedback
+    if feedback is not None and feedback.augmented is not None:
+        # the LE's choice for every transition, and its reward scores
+        kept = zip(("actions", "scores"), feedback.augmented, strict=True)
+        state["augmentation"] = {
+            name: torch.tensor(np.asarray(values)) for name, values in kept if values is not None
+        }
     return state
 
 
@@ -101,18 +103,22 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     trainer._best_is_warmup = state["best_is_warmup"]
     # RecBole's checkpoint has its score alone
     trainer._best_result = trainer.best_valid_result = state.get("best_valid_result")
-    if "augmentation" in state:
-        set_augmentation(trainer, state["augmentation"])
+    if kept := state.get("augmentation"):
+        feedback = trainer._train_data._dataset.lea_feedback
+        if len(kept["actions"]) != feedback.sequences.n_transitions:
+            raise ValueError(
+                f"the checkpoint holds the LE's choice for {len(kept['actions'])} training "
+                f"transitions, but the data have {feedback.sequences.n_transitions}: resume with "
+                "the data it was trained on"
+            )
+        kept = {name: values.cpu().numpy() for name, values in kept.items()}
+        feedback.augment(kept["actions"], kept.get("scores"))
     trainer._batches.go_on(state["loader"].cpu(), state["taken"])
     number = processes().process_index if trainer.config[N_PROCESSES] else 0
-    set_random_state(trainer, state["random"][number])
+    _set_random_state(trainer, state["random"][number])
 
 
-def _feedback(trainer: Any) -> Feedback | None:
-    return trainer._train_data._dataset.lea_feedback
-
-
-def random_state(trainer: Any) -> dict[str, Any]:
+def _random_state(trainer: Any) -> dict[str, Any]:
     """Every stream of random numbers that training draws from."""
     state = {
         "torch": torch.get_rng_state(),
@@ -121,13 +127,12 @@ def random_state(trainer: Any) -> dict[str, Any]:
     }
     if trainer.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(trainer.device)
-    if feedback := _feedback(trainer):
+    if feedback := trainer._train_data._dataset.lea_feedback:
         state["feedback"] = json.dumps(feedback.rng.bit_generator.state)
     return state
 
 
-def set_random_state(trainer: Any, state: dict[str, Any]) -> None:
-    """The inverse of ``random_state``."""
+def _set_random_state(trainer: Any, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     values = json.loads(state["numpy"])
     values["state"]["key"] = np.array(values["state"]["key"], dtype=np.uint32)
@@ -136,37 +141,8 @@ def set_random_state(trainer: Any, state: dict[str, Any]) -> None:
     if "cuda" in state and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), trainer.device)
     if "feedback" in state:
-        feedback = _feedback(trainer)
+        feedback = trainer._train_data._dataset.lea_feedback
         feedback.rng.bit_generator.state = json.loads(state["feedback"])
-
-
-def augmentation(trainer: Any) -> dict[str, torch.Tensor] | None:
-    """The LE's choice for every transition and its reward scores; None before there is one."""
-    feedback = _feedback(trainer)
-    if feedback is None or feedback.augmented is None:
-        return None
-    actions, scores = feedback.augmented
-    kept = {"actions": torch.tensor(np.asarray(actions))}
-    return kept if scores is None else kept | {"scores": torch.tensor(np.asarray(scores))}
-
-
-def set_augmentation(trainer: Any, kept: dict[str, torch.Tensor]) -> None:
-    """The inverse of ``augmentation``.
-
-    Raises:
-        ValueError: it is of other training data.
-    """
-    feedback = _feedback(trainer)
-    n = feedback.sequences.n_transitions
-    if len(kept["actions"]) != n:
-        raise ValueError(
-            f"the checkpoint holds the LE's choice for {len(kept['actions'])} training "
-            f"transitions, but the data have {n}: resume with the data it was trained on"
-        )
-    scores = kept.get("scores")
-    feedback.augment(
-        kept["actions"].cpu().numpy(), None if scores is None else scores.cpu().numpy()
-    )
 
 
 def restored_config(saved: dict[str, Any]) -> Config:
@@ -215,3 +191,24 @@ def refuse_damaged(path: str | Path) -> None:
             f"{path} is damaged: it was truncated or altered since it was written; use another "
             "checkpoint, or train again"
         )
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Name a checkpoint that is no good, around what reads it.
+
+    torch refuses pickled code, but advises to allow it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it was truncated or altered, or holds other than tensors and plain values.
+    """
+    refuse_damaged(path)
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"{path}: no checkpoint of tensors and plain values "
+            "alone: it is damaged, or it holds objects that can run code when they are read; "
+            "use one that was written after `import recbole_lea`"
+        ) from error

@@ -12,7 +12,6 @@ from recbole_lea.keys import (
     check_values,
     nearest,
     parts_of,
-    short,
 )
 from recbole_lea.le.catalogue import check_sentence, check_title
 from recbole_lea.le.prompts import check_item_last, check_placeholders
@@ -23,9 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def validate(config: Mapping[str, Any], given: Iterable[str], model: Any = None) -> None:
-    """Check our keys, and RecBole's as far as our models depend on them.
-
-    Nothing has been loaded by then: neither data nor a model.
+    """Check all keys, before data or a model are loaded.
 
     Args:
         config: all keys with their values.
@@ -75,20 +72,12 @@ def _check_protocol(config: Mapping[str, Any], given: set[str]) -> None:
             f"`lea_compare` compares test results, but `eval_args` has the split {split}, without "
             "a test part: set lea_compare: False, or another split"
         )
-    columns = (config.get("load_col") or {}).get("inter", "*")
-    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
-        field = config.get(key)
-        if field is not None and columns != "*" and field not in columns:
-            raise ValueError(
-                f"`load_col`: inter: {short(columns)} lacks {field}, the field that `{key}` names"
-            )
     name, at, k = config["valid_metric"].partition("@")
     metrics, topk = config["metrics"], config["topk"]
     names = [m.lower() for m in ([metrics] if isinstance(metrics, str) else metrics)]
     cuts = topk if isinstance(topk, list) else [topk]
-    no_cut = name.lower() == "gauc"
-    right = not at if no_cut else k in map(str, cuts)
-    if name.lower() not in names or not right:
+    cut_is_right = not at if name.lower() == "gauc" else k in map(str, cuts)
+    if name.lower() not in names or not cut_is_right:
         raise ValueError(
             f"`valid_metric` is {config['valid_metric']!r}, but has to be one of `metrics` "
             f"({', '.join(names)}) at one of `topk` ({', '.join(map(str, cuts))}), such as "
@@ -115,11 +104,6 @@ def _check_method(config: Mapping[str, Any], model: Any) -> None:
         raise ValueError(
             "`state_dim` needs all states beforehand: leave it out, or set transform: lea_feedback"
         )
-    if transform == "lea_live" and chosen.needs_le and config.get("local_rank") is not None:
-        raise ValueError(
-            "`transform: lea_live` works in one process: leave out nproc, or set transform: "
-            "lea_feedback"
-        )
     # a file of keys for several models may give n_heads to those that have none
     if model.backbone_class().__name__ == "SASRec" and config["hidden_size"] % config["n_heads"]:
         raise ValueError(
@@ -139,9 +123,7 @@ def _check_method(config: Mapping[str, Any], model: Any) -> None:
 def warn_of_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Say which of the keys that the user gave nobody reads: RecBole takes any silently.
 
-    Args:
-        given: the keys that the user gave.
-        known: the keys of RecBole and of the model.
+    ``known`` are the keys of RecBole and of the model.
     """
     known = {*known, *RULES, *RECBOLE_RULES, *REFUSED}
     for key in sorted(set(given) - known):

@@ -1,13 +1,11 @@
 """A RecBole sequential dataset that knows which of the LE's transitions each training row is."""
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
@@ -18,7 +16,7 @@ from recbole_lea.le import Catalogue, LESettings, Pipeline
 from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.model.fields import DONE, ROW, TRANSITION
-from recbole_lea.plugin.item_text import not_encoded, read_item_texts
+from recbole_lea.plugin.item_text import named, read_item_texts, refuse_shifted
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +53,16 @@ class LEADataset(SequentialDataset):
         self._check_interactions()
 
     def _load_feat(self, filepath, source):
-        try:
+        hint = (
+            "its first line has to name each column as field:type, such as user_id:token, "
+            f"separated by {self.config['field_separator']!r}, and each other line has to give "
+            "them all, a float as a number"
+        )
+        with named(filepath, hint):
             frame = super()._load_feat(filepath, source)
-            # pandas takes the first of too many cells for names of rows, and shifts the columns
-            if frame is not None and not isinstance(frame.index, pd.RangeIndex):
-                raise ValueError("the first row has more cells than there are columns")
+            if frame is not None:
+                refuse_shifted(frame)
             return frame
-        except UnicodeDecodeError as error:
-            raise ValueError(not_encoded(filepath, error)) from error
-        except (ValueError, csv.Error) as error:
-            raise ValueError(
-                f"{filepath}: {error}; its first line has to name each column as field:type, such "
-                f"as user_id:token, separated by {self.config['field_separator']!r}, and each "
-                "other line has to give them all, a float as a number"
-            ) from error
 
     def _check_interactions(self) -> None:
         """Name what RecBole would fill with a mean, or stumble over."""
@@ -246,14 +240,7 @@ class LEADataset(SequentialDataset):
         }
 
     def before(self, row: int) -> list[str]:
-        """A user's items before the target of a row, held-out ones too, in time order.
-
-        Args:
-            row: a row number.
-
-        Returns:
-            Item tokens, however long the model's window is.
-        """
+        """Tokens of a user's items before the target of a row: all, in time order."""
         numbers = self.inter_feat[ROW].numpy()
         users = self.inter_feat[self.uid_field].numpy()
         own = np.flatnonzero((users == users[numbers == row]) & (numbers <= row))

@@ -9,7 +9,6 @@ averages even those that are no mean over rows. Here the processes share each ba
 ``patches`` puts these functions into RecBole's classes.
 """
 
-import functools
 import logging
 import os
 import types
@@ -37,11 +36,8 @@ from recbole_lea.plugin.trainer import StepTrainer
 def run_rank(local_rank: int, *arguments: Any) -> None:
     """RecBole's ``run_recboles``: ``run_recbole`` in a process of its own.
 
-    A process that is asked for this function imports recbole_lea first.
-
-    Args:
-        local_rank: number of the process on this machine.
-        arguments: model, dataset, YAML files, and a dict of RecBole's further arguments.
+    A process that is asked for this function imports recbole_lea first. ``arguments`` are model,
+    dataset, YAML files, and a dict of RecBole's further arguments.
 
     Raises:
         Mistake: the input is wrong.
@@ -65,28 +61,22 @@ def run_rank(local_rank: int, *arguments: Any) -> None:
     processes().destroy_process_group()
 
 
-def init_device(original: Callable) -> Callable:
+def init_device(original: Callable, self: Config) -> None:
     """RecBole's choice of the device, for a process of a launcher or of ``run(nproc=...)``.
 
     A launcher has given each its GPU, but RecBole hides all but the one that ``gpu_id`` names. For
     ``nproc`` RecBole hard-codes nccl and cuda; here the first GPUs serve without a ``gpu_id``.
     """
-
-    @functools.wraps(original)
-    def init(self: Config) -> None:
-        values = self.final_config_dict
-        if values.get("local_rank") is not None:
-            return _join(self)
-        if "LOCAL_RANK" not in os.environ:
-            return original(self)
+    if self.final_config_dict.get("local_rank") is not None:
+        _join(self)
+    elif "LOCAL_RANK" not in os.environ:
+        original(self)
+    else:
         processes()  # takes its GPU
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         original(self)
         del os.environ["CUDA_VISIBLE_DEVICES"]
         os.environ |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-        return None
-
-    return init
 
 
 def _join(config: Config) -> None:
@@ -138,16 +128,11 @@ class _Loss(nn.Module):
         return loss(interaction)
 
 
-def init_trainer(original: Callable) -> Callable:
-    """RecBole's ``Trainer.__init__``, then ``set_up`` where several processes train together."""
-
-    @functools.wraps(original)
-    def init(self: Trainer, config: Config, model: nn.Module) -> None:
-        original(self, config, model)
-        if config[N_PROCESSES]:
-            set_up(self)
-
-    return init
+def init_trainer(original: Callable, self: Trainer, config: Config, model: nn.Module) -> None:
+    """RecBole's, then ``set_up`` where several processes train together."""
+    original(self, config, model)
+    if config[N_PROCESSES]:
+        set_up(self)
 
 
 def set_up(trainer: Trainer) -> None:
@@ -176,33 +161,26 @@ def set_up(trainer: Trainer) -> None:
     trainer.saved_model_file = from_main(trainer.saved_model_file)
 
 
-def train_epoch(original: Callable) -> Callable:
-    """RecBole's ``_train_epoch``, on this process's share of each batch where there are several.
+def train_epoch(
+    original: Callable, self: Trainer, train_data: Any, epoch_idx: int, loss_func: Any = None,
+    show_progress: bool = False,
+) -> Any:  # fmt: skip
+    """RecBole's, on this process's share of each batch; the losses are those of whole batches."""
+    if not self.config[N_PROCESSES]:
+        return original(self, train_data, epoch_idx, loss_func, show_progress)
+    loss = loss_func or self.model.calculate_loss
 
-    It returns the losses of the whole batches, over all processes.
-    """
+    def weighted(interaction: Any) -> Any:
+        losses = self.distributed_model(loss, interaction)
+        if isinstance(losses, tuple):
+            return tuple(term * train_data.share.weight for term in losses)
+        return losses * train_data.share.weight
 
-    @functools.wraps(original)
-    def train(
-        self: Trainer, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress=False
-    ) -> Any:
-        if not self.config[N_PROCESSES]:
-            return original(self, train_data, epoch_idx, loss_func, show_progress)
-        loss = loss_func or self.model.calculate_loss
-
-        def weighted(interaction: Any) -> Any:
-            losses = self.distributed_model(loss, interaction)
-            if isinstance(losses, tuple):
-                return tuple(term * train_data.share.weight for term in losses)
-            return losses * train_data.share.weight
-
-        total = original(self, train_data, epoch_idx, weighted, show_progress)
-        parts = collected([total])
-        if isinstance(total, tuple):
-            return tuple(sum(terms) / len(parts) for terms in zip(*parts, strict=True))
-        return sum(parts) / len(parts)
-
-    return train
+    total = original(self, train_data, epoch_idx, weighted, show_progress)
+    parts = collected([total])
+    if isinstance(total, tuple):
+        return tuple(sum(terms) / len(parts) for terms in zip(*parts, strict=True))
+    return sum(parts) / len(parts)
 
 
 _all_batches = cast(Any, DataLoader._index_sampler).fget
@@ -239,16 +217,11 @@ def get_data_struct(self: Collector) -> DataStruct:
     return struct
 
 
-def get_tensorboard(original: Callable) -> Callable:
+def get_tensorboard(original: Callable, logger: logging.Logger) -> Any:
     """RecBole's record for TensorBoard, of the main process alone."""
+    if processes().is_main_process:
+        return original(logger)
 
-    @functools.wraps(original)
-    def get(*arguments: Any) -> Any:
-        if processes().is_main_process:
-            return original(*arguments)
+    def nothing(*args: Any, **kwargs: Any) -> None: ...
 
-        def nothing(*args: Any, **kwargs: Any) -> None: ...
-
-        return types.SimpleNamespace(add_scalar=nothing, add_hparams=nothing)
-
-    return get
+    return types.SimpleNamespace(add_scalar=nothing, add_hparams=nothing)

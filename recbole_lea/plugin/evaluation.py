@@ -1,6 +1,6 @@
 """RecBole's test, row by row."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,12 @@ def evaluate_rows(trainer: Any, data: Any) -> tuple[dict[str, float], dict[str, 
     rows: dict[str, np.ndarray] = {}
     metrics = trainer.evaluator.metric_class.values()
 
-    def watched(metric: Any) -> Callable:
-        def topk_result(name: str, value: np.ndarray) -> dict[str, float]:
-            rows.update({f"{name}@{k}": value[:, k - 1] for k in metric.topk})
-            return type(metric).topk_result(metric, name, value)
-
-        return topk_result
+    def keeping_rows(metric: Any, name: str, value: np.ndarray) -> dict[str, float]:
+        rows.update({f"{name}@{k}": value[:, k - 1] for k in metric.topk})
+        return type(metric).topk_result(metric, name, value)
 
     for metric in metrics:
-        metric.topk_result = watched(metric)
+        metric.topk_result = functools.partial(keeping_rows, metric)
     try:
         return dict(trainer.evaluate(data)), rows
     finally:

@@ -1,8 +1,9 @@
 """Item texts from a RecBole ``.item`` file."""
 
+import contextlib
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,18 +11,29 @@ import pandas as pd
 logger = logging.getLogger(__name__)
 
 
-def not_encoded(path: str | Path, error: UnicodeDecodeError) -> str:
-    """What is wrong with a file in another encoding than RecBole's ``encoding``."""
-    return f"{path}: {error}: set `encoding` to the file's, or save it as UTF-8"
+@contextlib.contextmanager
+def named(path: str | Path, hint: str) -> Iterator[None]:
+    """Name the file in what goes wrong while it is read, and say what it has to be like."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: {error}: set `encoding` to the file's, or save it as UTF-8"
+        ) from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}; {hint}") from error
+
+
+def refuse_shifted(frame: pd.DataFrame) -> None:
+    """pandas takes the first of too many cells for names of rows, and shifts the columns."""
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError("the first row has more cells than there are columns")
 
 
 def read_item_texts(
-    path: Path,
-    item_field: str,
-    tokens: Sequence[str],
-    separator: str = "\t",
+    path: Path, item_field: str, tokens: Sequence[str], separator: str = "\t",
     encoding: str = "utf-8",
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, str]]:  # fmt: skip
     """Text fields of the given items.
 
     Args:
@@ -41,25 +53,30 @@ def read_item_texts(
     if not path.is_file():
         logger.warning("%s does not exist: no item has a text", path)
         return texts
-    # the same reader and quoting as RecBole's, so that the item tokens agree
-    try:
-        frame = pd.read_csv(
-            path,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            encoding=encoding,
-            engine="python",
-        ).fillna("")
-        if not isinstance(frame.index, pd.RangeIndex):  # pandas would shift the columns
-            raise ValueError("the first row has more cells than there are columns")
-    except UnicodeDecodeError as error:
-        raise ValueError(not_encoded(path, error)) from error
-    except (ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path}: {error}; each line needs the columns that the first line names, separated by "
-            f"{separator!r}, and a field has at most {csv.field_size_limit():,} characters"
-        ) from error
+    frame = _read(path, item_field, separator, encoding)
+    repeated = frame[item_field].duplicated()
+    if repeated.any():
+        logger.warning("%s: %d repeated items, the first row of each counts", path, repeated.sum())
+    for row in frame[~repeated].to_dict("records"):
+        token = row.pop(item_field)
+        if token in texts:
+            texts[token] = row
+    absent = sum(not fields for fields in texts.values())
+    if absent:
+        logger.warning("%s lacks %d of %d items", path, absent, len(texts))
+    return texts
+
+
+def _read(path: Path, item_field: str, separator: str, encoding: str) -> pd.DataFrame:
+    """By the same reader and quoting as RecBole's, so that the item tokens agree."""
+    hint = (
+        f"each line needs the columns that the first line names, separated by {separator!r}, and "
+        f"a field has at most {csv.field_size_limit():,} characters"
+    )
+    options = {"dtype": str, "keep_default_na": False, "encoding": encoding, "engine": "python"}
+    with named(path, hint):
+        frame = pd.read_csv(path, sep=separator, **options).fillna("")
+        refuse_shifted(frame)
     frame.columns = [column.split(":")[0] for column in frame.columns]
     if item_field not in frame.columns:
         raise ValueError(f"{path}: no column {item_field}; it has {', '.join(frame.columns)}")
@@ -73,14 +90,4 @@ def read_item_texts(
                 f"{path}: column {column} of item {row[item_field][:50]!r} spans lines: a quote "
                 'at the start of a field runs to the next quote; put a blank before that "'
             )
-    repeated = frame[item_field].duplicated()
-    if repeated.any():
-        logger.warning("%s: %d repeated items, the first row of each counts", path, repeated.sum())
-    for row in frame[~repeated].to_dict("records"):
-        token = row.pop(item_field)
-        if token in texts:
-            texts[token] = row
-    absent = sum(not fields for fields in texts.values())
-    if absent:
-        logger.warning("%s lacks %d of %d items", path, absent, len(texts))
-    return texts
+    return frame

@@ -4,10 +4,10 @@
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
-import inspect
 import itertools
 import logging
 import os
@@ -54,7 +54,7 @@ class Change:
     """One change to RecBole 1.2.1.
 
     Attributes:
-        owner: a class, a module or an object of RecBole's.
+        owner: a class or a module.
         name: of its attribute that is replaced, or added.
         make: gives the new value for the old one (None if there is none).
         why: the reason, and what goes wrong without the change.
@@ -69,6 +69,23 @@ class Change:
 def _always(value: Any) -> Callable[[Any], Any]:
     """A ``make`` that does not ask for the old value."""
     return lambda original: value
+
+
+def _or(new: Any, original: Any) -> Any:
+    return original or new
+
+
+def _around(function: Callable) -> Callable[[Any], Any]:
+    """A ``make`` of a function that gets the old one as its first argument."""
+
+    def make(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            return function(original, *args, **kwargs)
+
+        return changed
+
+    return make
 
 
 def _import_quick_start() -> Any:
@@ -120,83 +137,58 @@ def _refuse_pickle(stream: Any) -> None:
     )
 
 
-def _names_bad_checkpoint(original: Callable) -> Callable:
-    """torch overlooks altered numbers; it refuses pickled code, but advises to allow it."""
-    signature = inspect.signature(original)
+def _resume_checkpoint(original: Callable, self: Trainer, resume_file: Any) -> None:
+    with checkpoints.readable(resume_file):
+        original(self, resume_file)
 
-    @functools.wraps(original)
-    def read(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(self, *args, **kwargs).arguments
-        path = given.get("resume_file") or given.get("model_file") or self.saved_model_file
-        if given.get("load_best_model", True):
-            checkpoints.refuse_damaged(path)
-        try:
-            return original(self, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(
-                f"{path}: no checkpoint of tensors and plain values "
-                "alone: it is damaged, or it holds objects that can run code when they are read; "
-                "use one that was written after `import recbole_lea`"
-            ) from error
 
-    return read
+def _evaluate(
+    original: Callable, self: Trainer, eval_data: Any, load_best_model: bool = True,
+    model_file: Any = None, show_progress: bool = False,
+) -> Any:  # fmt: skip
+    file = (model_file or self.saved_model_file) if load_best_model else None
+    with checkpoints.readable(file) if file else contextlib.nullcontext():
+        return original(self, eval_data, load_best_model, model_file, show_progress)
 
 
 def _save_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
     checkpoints.save(self, epoch, verbose, kwargs.get("saved_model_file"))
 
 
-def _get_model(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def get(name: str) -> type:
-        if model := recbole_lea.model.lea_model(name):
-            return model
-        try:
-            return original(name)
-        except (ValueError, ModuleNotFoundError, AttributeError):
-            check_model_name(name)
-            raise  # such as: No module named 'lightgbm'
-
-    return get
+def _get_model(original: Callable, model_name: str) -> type:
+    if model := recbole_lea.model.lea_model(model_name):
+        return model
+    try:
+        return original(model_name)
+    except (ValueError, ModuleNotFoundError, AttributeError):
+        check_model_name(model_name)
+        raise  # such as: No module named 'lightgbm'
 
 
-def _construct_transform(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def construct(config: Config) -> Any:
-        # `attach` gives the training loader its own
-        return Equal(config) if config["transform"] in TRANSFORMS else original(config)
-
-    return construct
+def _construct_transform(original: Callable, config: Config) -> Any:
+    # `attach` gives the training loader its own
+    return Equal(config) if config["transform"] in TRANSFORMS else original(config)
 
 
-def _data_preparation(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def prepare(config: Config, dataset: Any) -> tuple:
-        loaders = original(config, dataset)
-        if issubclass(config.model_class, LEARecommender):
-            attach(loaders[0], config)
-        return loaders
-
-    return prepare
+def _data_preparation(original: Callable, config: Config, dataset: Any) -> tuple:
+    loaders = original(config, dataset)
+    if issubclass(config.model_class, LEARecommender):
+        attach(loaders[0], config)
+    return loaders
 
 
-def _init_logger(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def init(config: Config) -> None:
-        if not issubclass(config.model_class, LEARecommender):
-            return original(config)
-        if not processes().is_main_process:
-            logging.basicConfig(level=logging.ERROR)
-            config["log_file"] = None
-            return None
+def _init_logger(original: Callable, config: Config) -> None:
+    if not issubclass(config.model_class, LEARecommender):
+        original(config)
+    elif not processes().is_main_process:
+        logging.basicConfig(level=logging.ERROR)
+        config["log_file"] = None
+    else:
         folder = Path("log") / config["model"]
         before = set(folder.glob("*.log"))
         original(config)
         new = set(folder.glob("*.log")) - before
         config["log_file"] = str(new.pop()) if new else None
-        return None
-
-    return init
 
 
 # Keys that RecBole reads, or its scripts take, but that no YAML file of its has.
@@ -208,23 +200,21 @@ KEYS_WITHOUT_DEFAULT = (
 )  # fmt: skip
 
 
-def _with_our_yaml(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def load(self: Config, model: str, model_class: type, dataset: str) -> None:
-        if not issubclass(model_class, LEARecommender):
-            return original(self, model, model_class, dataset)
-        original(self, model_class.backbone_class().__name__, model_class, dataset)
-        for path in internal_files(model, dataset):
-            self._update_internal_config_dict(str(path))
-        merged = self.internal_config_dict | self.external_config_dict
-        validate(merged, self.external_config_dict, model_class)
-        lists = (argument_list.__dict__[name] for name in dir(argument_list) if name[0] != "_")
-        known = {*self.internal_config_dict, *KEYS_WITHOUT_DEFAULT, *itertools.chain(*lists)}
-        warn_of_unknown(self.external_config_dict, known)
-        if merged["eval_protocol"] == "paper":
-            self.internal_config_dict["eval_args"] = PAPER_EVAL_ARGS
-
-    return load
+def _load_internal_config_dict(
+    original: Callable, self: Config, model: str, model_class: type, dataset: str
+) -> None:
+    if not issubclass(model_class, LEARecommender):
+        return original(self, model, model_class, dataset)
+    original(self, model_class.backbone_class().__name__, model_class, dataset)
+    for path in internal_files(model, dataset):
+        self._update_internal_config_dict(str(path))
+    merged = self.internal_config_dict | self.external_config_dict
+    validate(merged, self.external_config_dict, model_class)
+    lists = (argument_list.__dict__[name] for name in dir(argument_list) if name[0] != "_")
+    known = {*self.internal_config_dict, *KEYS_WITHOUT_DEFAULT, *itertools.chain(*lists)}
+    warn_of_unknown(self.external_config_dict, known)
+    if merged["eval_protocol"] == "paper":
+        self.internal_config_dict["eval_args"] = PAPER_EVAL_ARGS
 
 
 PROTECTION = (
@@ -245,33 +235,32 @@ PROTECTION = (
     Change(Trainer, "_save_checkpoint", _always(_save_checkpoint),
            "the file holds a pickled Config, which torch >= 2.6 refuses to read; a kill or a full "
            "disk leaves half a file in place of the model before it"),
-    Change(Trainer, "resume_checkpoint", _names_bad_checkpoint,
+    Change(Trainer, "resume_checkpoint", _around(_resume_checkpoint),
            "torch overlooks altered numbers; it refuses pickled code, but advises to allow it"),
-    Change(Trainer, "evaluate", _names_bad_checkpoint, "likewise"),
+    Change(Trainer, "evaluate", _around(_evaluate), "likewise"),
     Change(recbole.utils, "ensure_dir", _always(functools.partial(os.makedirs, exist_ok=True)),
            "of two processes that make one folder, one fails"),
     Change(Collector, "get_data_struct", _always(distributed.get_data_struct),
-           "metrics that need counts (ItemCoverage, GiniIndex ...) fail on the CPU's numbers; in "
+           "metrics that need counts (ItemCoverage, GiniIndex ...) fail: `.cpu()` of a Counter; in "
            "several processes metrics are averaged, even those that are no mean over rows"),
-    Change(Config, "_init_device", distributed.init_device,
+    Change(Config, "_init_device", _around(distributed.init_device),
            "nproc needs nccl and GPUs; a launcher's process loses the GPU that it was given"),
-    Change(Trainer, "__init__", distributed.init_trainer,
+    Change(Trainer, "__init__", _around(distributed.init_trainer),
            "nproc gives parameters that are not trained a gradient of 0, by which Adam moves them"),
-    Change(Trainer, "_train_epoch", distributed.train_epoch, "likewise"),
+    Change(Trainer, "_train_epoch", _around(distributed.train_epoch), "likewise"),
     Change(AbstractDataLoader, "share", _always(property(distributed.share)),
            "nproc repeats rows where they do not come out even"),
     Change(AbstractDataLoader, "_index_sampler", _always(property(distributed.index_sampler)),
            "likewise"),
-    Change(recbole.utils, "get_tensorboard", distributed.get_tensorboard,
+    Change(recbole.utils, "get_tensorboard", _around(distributed.get_tensorboard),
            "every process of nproc would leave a record of the same training"),
     Change(quick_start, "run_recboles", _always(distributed.run_rank),
            "the processes of nproc would not import recbole_lea, nor report mistakes in one line"),
 )  # fmt: skip
 
 TODAYS_VERSIONS = (
-    *(Change(np, name, lambda old, new=new: old or new, "Config reads what numpy 2 has dropped")
-      for name, new in zip(("float_", "complex_", "unicode_"),
-                           (np.float64, np.complex128, np.str_), strict=True)),
+    *(Change(np, f"{name}_", functools.partial(_or, new), "Config reads what numpy 2 has dropped")
+      for name, new in (("float", np.float64), ("complex", np.complex128), ("unicode", np.str_))),
     Change(quick_start, "tune", _report_one_dict,
            "a Ray that Python 3.12 can have takes a trial's metrics as one dict"),
 )  # fmt: skip
@@ -281,16 +270,16 @@ LEA = (
              "RecBole finds a trainer by the model's name") for name in backbones.names()),
     *(Change(recbole.data.dataset, f"{name}Dataset", _always(LEADataset),
              "RecBole finds a dataset by the model's name") for name in backbones.names()),
-    Change(recbole.utils, "get_model", _get_model,
+    Change(recbole.utils, "get_model", _around(_get_model),
            "RecBole looks for models in its own folders alone; a mistyped name ends in: No module "
            "named 'lightgbm'"),
-    Change(Config, "_load_internal_config_dict", _with_our_yaml,
+    Change(Config, "_load_internal_config_dict", _around(_load_internal_config_dict),
            "our keys would have no defaults, and RecBole takes any key and value without a word"),
-    Change(recbole.data.transform, "construct_transform", _construct_transform,
+    Change(recbole.data.transform, "construct_transform", _around(_construct_transform),
            "RecBole's table of transforms is a local variable"),
-    Change(recbole.data.utils, "data_preparation", _data_preparation,
+    Change(recbole.data.utils, "data_preparation", _around(_data_preparation),
            "run_recbole would train without the LE's feedback"),
-    Change(recbole.utils, "init_logger", _init_logger,
+    Change(recbole.utils, "init_logger", _around(_init_logger),
            "RecBole keeps the log's path to itself, and run.json stands beside the log; of several "
            "processes that build one LE, each would log"),
 )  # fmt: skip

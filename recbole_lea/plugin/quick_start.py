@@ -27,55 +27,27 @@ SHARED_KEYS = (
 def report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
     """Log the plain backbone's test result beside a run's (``lea_compare``), and ``lea_note``.
 
-    Args:
-        model: the run's.
-        dataset: the run's.
-        files: its YAML files.
-        result: RecBole's, of the run.
+    The backbone is trained here, on the same data, splits and budget. ``result`` is RecBole's, of
+    the run of ``model`` on ``dataset`` by ``files``.
     """
     config = Config(model=model, dataset=dataset, config_file_list=files or None)
     if issubclass(config.model_class, LEARecommender) and config["lea_compare"]:
-        stock = train_backbone(config, files)
-        lines = [f"  {model:<20}{_line(result['test_result'])}"]
-        name = stock["model"]
-        if config["lea_output_head"] == "dense":
-            name += " (tied head)"
-        lines.append(f"  {name:<20}{_line(stock['test_result'])}")
-        logger.info(
-            set_color("test result beside plain RecBole", "yellow") + ":\n" + "\n".join(lines)
-        )
+        stock = backbone_config(config, files)
+        trainer, loaders = prepare(stock)
+        trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
+        beside = trainer.evaluate(loaders[2], load_best_model=True)
+        name = stock["model"] + " (tied head)" * (config["lea_output_head"] == "dense")
+        lines = [set_color("test result beside plain RecBole", "yellow") + ":"]
+        for who, metrics in ((model, result["test_result"]), (name, beside)):
+            values = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+            lines.append(f"  {who:<20}{values}")
+        logger.info("\n".join(lines))
     if config["lea_note"]:
         logger.info(config["lea_note"])
 
 
-def _line(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def train_backbone(config: Config, files: list[str]) -> dict[str, Any]:
-    """Train and test the plain RecBole backbone on the same data, splits and budget.
-
-    Args:
-        config: of the LEA model.
-        files: its YAML files.
-
-    Returns:
-        ``model`` and ``test_result``.
-    """
-    stock = backbone_config(config, files)
-    trainer, loaders = prepare(stock)
-    trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
-    result = trainer.evaluate(loaders[2], load_best_model=True)
-    return {"model": stock["model"], "test_result": result}
-
-
 def backbone_config(config: Config, files: list[str]) -> Config:
-    """The config of the plain RecBole backbone that an LEA model's config compares with.
-
-    Args:
-        config: of the LEA model.
-        files: its YAML files.
-    """
+    """The config of the plain RecBole backbone beside an LEA model's config and YAML files."""
     name = config.model_class.backbone_class().__name__
     keys = {key: config[key] for key in (*SHARED_KEYS, *backbone_keys(name))}
     stock = Config(
@@ -87,10 +59,7 @@ def backbone_config(config: Config, files: list[str]) -> Config:
 
 
 def prepare(config: Config) -> tuple[Trainer, tuple]:
-    """RecBole's ``run_recbole`` up to the training: data, model and trainer.
-
-    Args:
-        config: of an LEA model, or a plain one from ``backbone_config``.
+    """RecBole's ``run_recbole`` up to the training, of an LEA model or a plain one.
 
     Returns:
         The trainer, and the loaders of training, validation and test data.

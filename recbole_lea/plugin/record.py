@@ -58,11 +58,8 @@ def dataset_fingerprint(dataset: Any) -> str:
     digest = hashlib.sha256()
     for field in (dataset.uid_field, dataset.iid_field):
         digest.update("\n".join(map(str, dataset.field2id_token[field])).encode())
-    for field in (
-        dataset.uid_field,
-        dataset.iid_field,
-        dataset.iid_field + dataset.config["LIST_SUFFIX"],
-    ):
+    history = dataset.iid_field + dataset.config["LIST_SUFFIX"]
+    for field in (dataset.uid_field, dataset.iid_field, history):
         digest.update(dataset.inter_feat[field].contiguous().numpy())
     return digest.hexdigest()
 

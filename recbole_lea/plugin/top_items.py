@@ -46,8 +46,8 @@ def top_items(model: LEARecommender, config: Config, train: Any, k: int = 5) -> 
             _leave_out_histories(scores, sequences, transitions, item_ids)
         if config["exclude_target"]:
             scores[torch.arange(len(target)), target.to(scores.device)] = -torch.inf
-        top = scores.topk(k, dim=1).indices.cpu()  # [B, k]
-        found.append((transitions, le_index[top].numpy()))
+        best = scores.topk(k, dim=1).indices.cpu()  # [B, k]
+        found.append((transitions, le_index[best].numpy()))
     model.train(was_training)
     result = np.zeros((len(train), k), dtype=np.int64)
     for transitions, top in collected(found) if config[N_PROCESSES] else found:

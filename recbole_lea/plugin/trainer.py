@@ -125,10 +125,7 @@ class LEATrainer(StepTrainer):
 
     Until the warm-up is over, SA2C's advantage is off and there is no augmentation; the
     patience of early stopping starts when it ends. Then the model's top-5 for every training
-    transition go to the LE (section 3.4).
-
-    With RecBole's ``nproc`` every process runs this with its share of each batch: all end the
-    warm-up, choose the copy to train and stop at the same step.
+    transition go to the LE (section 3.4). With ``nproc`` all processes run this in step.
     """
 
     def __init__(self, config, model) -> None:
@@ -199,12 +196,9 @@ class LEATrainer(StepTrainer):
         elif not self.model.warmed_up:
             # early stopping has no say before the warm-up is over
             self.stopping_step = self.epochs + 1
-        elif (
-            self.model.switches.augmented
-            and not self._resumed
-            and train_data._dataset.lea_feedback.augmented is None
-        ):
-            self._augment()
+        elif self.model.switches.augmented and not self._resumed:
+            if train_data._dataset.lea_feedback.augmented is None:
+                self._augment()
         self._batches_of(train_data)
         if self._resumed:
             checkpoints.restore(self, self._resumed)
@@ -278,9 +272,8 @@ class LEATrainer(StepTrainer):
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress)
-        bigger = self.valid_metric_bigger
         best = self.best_valid_score
-        if score >= best if bigger else score <= best:
+        if score >= best if self.valid_metric_bigger else score <= best:
             self._best_is_warmup = not self.model.warmed_up
             self._best_result = {name: float(value) for name, value in result.items()}
         return score, result

@@ -68,7 +68,6 @@ def test_unknown_key_suggests_the_nearest(defaults):
         ("SASRecSA2CLEA", {"hidden_size": 64, "n_heads": 3}, "multiple of `n_heads`"),
         ("SASRecSA2CLEA", {"lea_reward_prompt": "item_last", "lea_action_prompt_item_last":
                            "{item} next"}, "`lea_action_prompt_item_last` has to end"),
-        ("SASRecSA2CLEA", {"local_rank": 0, "transform": "lea_live"}, "leave out nproc"),
         ("SASRecSA2CLEA", {"worker": 2}, "`worker` is 2, but has to be left out"),
         ("SASRecSA2CLEA", {"benchmark_filename": ["a", "b", "c"]}, "`benchmark_filename`"),
         ("SASRecSA2CLEA", {"save_dataset": True}, "`save_dataset` is True.*pickles"),
@@ -86,7 +85,6 @@ def test_unknown_key_suggests_the_nearest(defaults):
             "split": {"LS": "valid_only"}, "order": "TO"}}, "`lea_compare`.*without a test part"),
         ("SASRecSA2CLEA", {"lea_compare": True, "eval_args": {
             "split": {"RS": [9, 1, 0]}, "order": "TO"}}, "`lea_compare`.*without a test part"),
-        ("SASRecSA2CLEA", {"load_col": {"inter": ["user_id", "item_id"]}}, "lacks timestamp"),
         ("SASRecSA2CLEA", {"loss_type": "BPR"}, "`loss_type` is 'BPR'"),
         ("GRU4RecSNQNLEA", {"train_neg_sample_args": {"sample_num": 1}}, "`train_neg_sample_args`"),
         ("GRU4RecSNQNLEA", {"lea_method": "LES", 5: 1}, "`5` is no key"),

@@ -178,7 +178,7 @@ def test_a_mistake_in_several_processes_is_one_line(tiny_dataset, tiny_llm):
     def start():
         run("SASRecSA2CLEA", "tiny", config_dict=keys, nproc=2, port=port)
 
-    with pytest.raises(SystemExit, match="error: `transform: lea_live` works in one process"):
+    with pytest.raises(SystemExit, match="error: transform: lea_live asks the LLM within"):
         console.console(start)
 
 
