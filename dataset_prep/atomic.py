@@ -94,9 +94,8 @@ def write_items(
 ) -> dict[str, int]:
     """Write an ``.item`` file: for each item its token and its text fields, each on one line.
 
-    Returns:
-        The number of ``items``, of items ``with`` each field, and of fields ``cut`` because they
-        are longer than RecBole's reader accepts.
+    Returns the number of ``items``, of items ``with`` each field, and of fields ``cut`` because
+    they are longer than RecBole's reader accepts.
     """
     counts = {"items": 0, "cut": 0} | {f"with {name}": 0 for name in fields}
     with _text_file(path, ["item_id:token"] + [f"{name}:token_seq" for name in fields]) as file:
@@ -112,9 +111,8 @@ def write_items(
 def statistics_table(counts: dict[str, int], paper: str) -> list[str]:
     """Return a line for each number of what was written, beside the paper's where it has any.
 
-    Args:
-        counts: of ``write_inter`` and ``write_items``.
-        paper: ``lfm``, ``industrial`` or "".
+    ``counts`` are those of ``write_inter`` and ``write_items``; ``paper`` is ``lfm``,
+    ``industrial`` or "".
     """
     items, sequences, interactions = (counts[label] for label in _LABELS[1:4])
     sizes = [f"{items:,}", f"{sequences:,}", f"{interactions:,}", f"{interactions / sequences:.2f}"]

@@ -32,17 +32,6 @@ def busiest_window(per_day: np.ndarray, days: int) -> date:
     return _EPOCH + timedelta(first + int(np.argmax(before[length:] - before[:-length])))
 
 
-def _events_per_day(path: Path, problems: Problems) -> np.ndarray:
-    """Check the whole file, and count the events of each day since 1970-01-01 (UTC)."""
-    per_day = np.zeros(MOST_SECONDS // _DAY + 1, np.int64)
-    for events in files.read_events(path, problems):
-        per_day += np.bincount(events["time"] // _DAY, minlength=len(per_day))
-    problems.check()
-    if not per_day.any():
-        raise PrepError(f"{path}: no events")
-    return per_day
-
-
 def _gather(
     path: Path, raw: Path, problems: Problems, start: date | None, days: int
 ) -> tuple[Totals, Totals]:
@@ -50,7 +39,12 @@ def _gather(
 
     Without an album the latter ends in 0.
     """
-    per_day = _events_per_day(path, problems)
+    per_day = np.zeros(MOST_SECONDS // _DAY + 1, np.int64)  # since 1970-01-01 (UTC)
+    for events in files.read_events(path, problems):
+        per_day += np.bincount(events["time"] // _DAY, minlength=len(per_day))
+    problems.check()
+    if not per_day.any():
+        raise PrepError(f"{path}: no events")
     busy = np.flatnonzero(per_day)
     first, last = (_EPOCH + timedelta(int(day)) for day in busy[[0, -1]])
     there = f"{per_day.sum():,} from {first} to {last}"
@@ -117,23 +111,21 @@ def _texts(
     artists = {rows[track][2] for track in kept_tracks if track in rows}
     artist_rows = _rows_of(source / files.ARTISTS, (0,), artists, problems)
     problems.read("kept tracks", len(kept_tracks))
+
+    def name_of(one: int, found: dict[int, tuple], where: str) -> str:
+        if one not in found:
+            problems.add("kept tracks", "unknown id", where)
+        return found[one][1] if one in found else ""
+
     for track in kept_tracks:
-        title = album_name = artist_name = ""
+        title = album = artist = ""
         if track in rows:
-            line, title, artist = rows[track]
-            if artist in artist_rows:
-                artist_name = artist_rows[artist][1]
-            else:
-                where = f"{source / files.TRACKS}:{line} (artist)"
-                problems.add("kept tracks", "unknown id", where)
+            line, title, id_ = rows[track]
+            artist = name_of(id_, artist_rows, f"{source / files.TRACKS}:{line} (artist)")
         if track in main:
-            _, album, line = main[track]
-            if album in albums:
-                album_name = albums[album][1]
-            else:
-                where = f"{source / files.EVENTS}:{line} (album)"
-                problems.add("kept tracks", "unknown id", where)
-        yield str(track), title, album_name, artist_name
+            _, id_, line = main[track]
+            album = name_of(id_, albums, f"{source / files.EVENTS}:{line} (album)")
+        yield str(track), title, album, artist
 
 
 def convert(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -16,8 +17,8 @@ EVENTS, TRACKS, ALBUMS, ARTISTS = NAMES
 # none) and seconds since 1970 (UTC).
 LISTENED = np.dtype([(n, "i8") for n in ("line", "user", "artist", "album", "track", "time")])
 _MOST_IDS = 2**31
-_ROW = rb"\t".join([rb"-?[0-9]{1,10}"] * 5) + rb"\r?"
-_ONE_ROW, _ROWS = re.compile(_ROW), re.compile(rb"(?:" + _ROW + rb"\n)*")
+# As many rows of five numbers as follow each other; possessive, so that nothing is tried again.
+_ROWS = re.compile(rb"(?:" + rb"\t".join([rb"-?[0-9]{1,10}+"] * 5) + rb"\r?\n)*+")
 # Small enough for a block and its arrays to stay in the processor's cache.
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -57,13 +58,18 @@ def _blocks(
 
 def _parsed(block: bytes, first_line: int) -> np.ndarray:
     """Return the events of a block whose five columns are numbers in range, as ``LISTENED``."""
-    rows: Sequence[int] = range(block.count(b"\n"))
-    if not _ROWS.fullmatch(block):
-        lines = block.split(b"\n")
-        rows = [n for n in rows if _ONE_ROW.fullmatch(lines[n])]
-        block = b"\n".join(lines[n] for n in rows)
-    values = np.fromstring(block, np.int64, sep="\t").reshape(-1, 5)
-    events = np.column_stack([np.array(rows, np.int64) + first_line, values]).view(LISTENED)[:, 0]
+    rows: list[bytes] = []
+    lines: list[np.ndarray] = []
+    at, line = 0, first_line
+    while at < len(block):
+        end = cast(re.Match, _ROWS.match(block, at)).end()
+        n = block.count(b"\n", at, end)
+        rows.append(block[at:end])
+        lines.append(np.arange(line, line + n))
+        # The next line, if there is one, is no row.
+        at, line = block.find(b"\n", end) + 1 or len(block), line + n + 1
+    values = np.fromstring(b"".join(rows), np.int64, sep="\t").reshape(-1, 5)
+    events = np.column_stack([np.concatenate(lines), values]).view(LISTENED)[:, 0]
     right = (0 <= events["time"]) & (events["time"] < MOST_SECONDS)
     for name in ("user", "artist", "album", "track"):
         right &= np.abs(events[name]) < _MOST_IDS
@@ -92,9 +98,11 @@ def read_events(path: Path, problems: Problems | None = None) -> Iterator[np.nda
     for first, block in _blocks(path, doing, range(5), 5):
         events = _parsed(block, first)
         if problems:
-            lines = block.split(b"\n")[:-1]
-            problems.read(path.name, len(lines))
-            for line in sorted({*range(first, first + len(lines))} - {*events["line"].tolist()}):
+            n = block.count(b"\n")
+            problems.read(path.name, n)
+            bad = np.setdiff1d(np.arange(first, first + n), events["line"], assume_unique=True)
+            lines = block.split(b"\n") if len(bad) else []
+            for line in bad.tolist():
                 problems.add_line(path, line, _kind(lines[line - first]))
         yield events
 

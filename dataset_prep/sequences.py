@@ -44,9 +44,9 @@ class _Document:
         shown = key if len(key) <= 60 else f"{key[:60]}..."
         return f"{self.path}{line} ({shown!r})"
 
-    def add(self, kind: str, key: str) -> None:
-        """Record a bad entry."""
-        self._problems.add(self.path.name, kind, partial(self.where, key))
+    def add(self, kind: str, key: str, table: str = "", rows: int = 1) -> None:
+        """Record a bad entry, or bad ``rows`` of another table that are within it."""
+        self._problems.add(table or self.path.name, kind, partial(self.where, key), rows)
 
 
 def _token(value: Any) -> str:
@@ -72,7 +72,7 @@ def _read_sequences(
             number, _ = items.setdefault(token, (len(items), user))
             pairs.append((len(users), number, 0))
         if bad := tokens.count(""):
-            problems.add("interactions", "bad id", partial(document.where, user), bad)
+            document.add("bad id", user, "interactions", bad)
         if bad < len(tokens):
             users.append(user)
     return np.array(pairs, dtype=EVENT), users, items
@@ -82,12 +82,10 @@ def _read_texts(document: _Document) -> dict[str, list[str]]:
     """Return the text fields of every item."""
     texts = {}
     for item, row in document.entries.items():
-        if not isinstance(row, dict):
-            document.add("no object", item)
-            continue
-        texts[item] = text_fields(row)
-        if not texts[item][0]:
-            document.add("empty title", item)
+        if isinstance(row, dict):
+            texts[item] = text_fields(row)
+        if not texts.get(item, [""])[0]:
+            document.add("empty title" if item in texts else "no object", item)
     return texts
 
 
@@ -112,8 +110,7 @@ def convert(inter: Path, metadata: Path, output: Path, max_bad: float) -> None:
         counts = np.bincount(events["item"]).tolist()
         for item, (number, user) in items.items():
             if item not in texts:
-                where = partial(document.where, user)
-                problems.add("interactions", "unknown id", where, counts[number])
+                document.add("unknown id", user, "interactions", counts[number])
         problems.check()
         tokens = np.array(list(items), object)
         sizes = write_inter(

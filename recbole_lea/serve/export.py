@@ -58,16 +58,13 @@ def main() -> None:
 def export(
     checkpoint: str | Path, to: str, output: str | Path | None = None, **options: Any
 ) -> Path:
-    """Write a trained model in another form, with its item tokens.
+    """Write a trained model in another form, with its item tokens, and return the folder.
 
     Args:
         checkpoint: see ``Checkpoint.read``.
         to: ``recbole``, ``onnx`` or ``safetensors``.
         output: folder; default ``<checkpoint>-<to>`` beside the checkpoint.
         options: ``pickle_config`` of ``to_recbole``.
-
-    Returns:
-        The folder.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -123,8 +120,12 @@ def to_recbole(checkpoint: "Checkpoint", pickle_config: bool = False) -> dict[st
         "other_parameter": {},
     }
     if "optimizer" in content:
-        n = len(list(checkpoint.ranker().backbone.parameters()))
-        content["optimizer"] = _first_parameters(content["optimizer"], n)
+        saved, n = content["optimizer"], len(list(checkpoint.ranker().backbone.parameters()))
+        groups = saved["param_groups"]
+        content["optimizer"] = {  # of the backbone, whose parameters are the first ones
+            "state": {p: state for p, state in saved["state"].items() if p < n},
+            "param_groups": [g | {"params": [p for p in g["params"] if p < n]} for g in groups],
+        }
     buffer = io.BytesIO()
     # a pickled Config needs the protocol that RecBole uses
     torch.save(content, buffer, pickle_protocol=4 if pickle_config else DEFAULT_PROTOCOL)
@@ -134,17 +135,6 @@ def to_recbole(checkpoint: "Checkpoint", pickle_config: bool = False) -> dict[st
     return {
         f"{keys['model']}.pth": buffer.getvalue(),
         "recbole.yaml": yaml.safe_dump(given, allow_unicode=True).encode(),
-    }
-
-
-def _first_parameters(optimizer: dict[str, Any], n: int) -> dict[str, Any]:
-    """An optimiser's state of its first ``n`` parameters, which are the backbone's."""
-    groups = optimizer["param_groups"]
-    return {
-        "state": {p: state for p, state in optimizer["state"].items() if p < n},
-        "param_groups": [
-            group | {"params": [p for p in group["params"] if p < n]} for group in groups
-        ],
     }
 
 

@@ -93,10 +93,8 @@ class Inspector:
             raise ValueError(f"the dataset {data.dataset_name} has no user {user}")
         rows = self.test[ROW][self.test[data.uid_field] == number]
         if len(rows) == 0:
-            raise ValueError(
-                f"nothing of user {user} is in the test split: choose another user, or give "
-                "--history"
-            )
+            what = f"nothing of user {user} is in the test split"
+            raise ValueError(f"{what}: choose another user, or give --history")
         history, truth = self._transition(int(rows.max()))
         return self.look(history, truth, f"user {user}")
 
@@ -104,15 +102,12 @@ class Inspector:
     def look(
         self, history: Sequence[str], truth: str | None = None, name: str = "given history"
     ) -> View:
-        """Model and LE after a history.
+        """Model and LE after a history of item tokens, oldest first.
 
         Args:
-            history: item tokens, oldest first.
+            history: of which a token has to be known.
             truth: the item that followed, if known.
             name: whose history it is.
-
-        Raises:
-            ValueError: no item of the history is known.
         """
         ask = self.recommender
         known, _ = ask.known(history)
@@ -188,10 +183,8 @@ class Inspector:
             others = [seen for seen, _ in self.held_out(PRIOR)]
             best = self.recommender.recommend(others, len(listed))
             lists += [(other, made.items) for other, made in zip(others, best, strict=True)]
-        groups = [
-            [self.prompts.select(self._indices(seen), self._indices(items))]
-            for seen, items in lists
-        ]
+        indices = self._indices
+        groups = [[self.prompts.select(indices(seen), indices(items))] for seen, items in lists]
         scores = self._answers(groups, "label_scores_of")[:, : len(listed)]  # [n_lists, k]
         note = "log-probability of the item's label word"
         if len(lists) == 1:
@@ -228,11 +221,10 @@ class Inspector:
         return self._answers(groups, "state_of")
 
     def _answers(self, groups: list[list], head: str) -> np.ndarray:
-        """What a head of the LE says at the end of each prompt."""
+        """What a head of the LE says about each prompt."""
         return self.environment.read(groups, getattr(self.environment, head))
 
     def _indices(self, tokens: Sequence[str]) -> list[int]:
-        """LE item indices."""
         return [self.catalogue.index[token] for token in tokens]
 
     def _title(self, token: str) -> str:
