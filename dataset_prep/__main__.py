@@ -1,8 +1,125 @@
-"""Entry point of ``python -m dataset_prep``."""
+"""The command line: ``python -m dataset_prep {lfm,amazon,sequences}``."""
 
+import argparse
+import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
 
-from dataset_prep.cli import main
+import dataset_prep
+from dataset_prep import amazon, lfm, sequences
+from dataset_prep.report import PrepError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage lines argparse puts before it."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _checked(read: Callable[[str], Any], right: Callable[[Any], bool], wanted: str) -> Callable:
+    """Return what reads an option's value and says what is ``wanted`` where it is not right."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = read(text)
+        except ValueError:
+            value = None
+        if value is None or not right(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return parse
+
+
+_SHARE = _checked(float, lambda share: 0 <= share <= 1, "a share from 0 to 1")
+_DAY = _checked(date.fromisoformat, lambda d: 1970 <= d.year <= 2105, "a day such as 2014-06-16")
+_DAYS = _checked(int, lambda n: 1 <= n <= 36_500, "a whole number from 1 to 36,500")
+_COUNT = _checked(int, lambda n: 1 <= n <= 1_000_000, "a whole number from 1 to 1,000,000")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser; the options of a command are the arguments of its ``convert``."""
+    path: dict[str, Any] = {"type": Path, "required": True}
+    every, filtered = (_Parser(add_help=False) for _ in range(2))
+    every.add_argument(
+        "--output", **path, help="folder to make; its last component names the dataset"
+    )
+    every.add_argument(
+        "--max-bad", type=_SHARE, default=0.01, metavar="SHARE",
+        help="stop when more than this share of a table's rows is bad (default: 0.01)",
+    )  # fmt: skip
+    filtered.add_argument("--input", dest="source", **path, help="folder with the raw files")
+    filtered.add_argument(
+        "--min-interactions", dest="minimum", type=_COUNT, default=3, metavar="N",
+        help="drop sequences and items with fewer, until nothing changes (default: 3)",
+    )  # fmt: skip
+    parser = _Parser(prog="python -m dataset_prep", description=dataset_prep.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str, convert: Callable, does: str, *parents: _Parser) -> _Parser:
+        made = commands.add_parser(name, help=does, description=does, parents=[every, *parents])
+        made.set_defaults(convert=convert)
+        return made
+
+    of_lfm = command(
+        "lfm", lfm.convert, "raw LFM-1b files: user sequences of tracks in a window of days",
+        filtered,
+    )  # fmt: skip
+    of_lfm.add_argument(
+        "--days", type=_DAYS, default=3, metavar="N", help="whole UTC days (default: 3)"
+    )
+    of_lfm.add_argument(
+        "--start", type=_DAY, metavar="DATE",
+        help="first day of the window, such as 2014-06-16 (default: the busiest window)",
+    )  # fmt: skip
+    of_lfm.add_argument(
+        "--drop-repeats", action="store_true", help="leave out consecutive repeats of a track"
+    )
+    of_amazon = command("amazon", amazon.convert, "raw Amazon 2018 reviews and metadata", filtered)
+    of_amazon.add_argument(
+        "--category", default=amazon.PAPER_CATEGORY, metavar="NAME",
+        help=f"as in meta_NAME.json.gz (default: {amazon.PAPER_CATEGORY})",
+    )  # fmt: skip
+    does = "a user -> item list JSON file with item metadata"
+    of_sequences = command("sequences", sequences.convert, does)
+    of_sequences.add_argument("--inter", **path, help="user -> item list JSON")
+    of_sequences.add_argument("--items", dest="metadata", **path, help="item -> text fields JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, or 1 after one line on standard error.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Raises:
+        SystemExit: the arguments are wrong (status 2), or the process was told to stop.
+    """
+    options = vars(_parser().parse_args(argv))
+    convert, given = options.pop("convert"), options["output"]
+    del options["command"]
+    # Path("x/..").name is "..": the dataset takes its name from the folder really meant.
+    options["output"] = Path(os.path.abspath(given))
+    # A terminated run then leaves through the clean-up of its half-made folder.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        convert(**options)
+    except (PrepError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"wrote {given}")
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

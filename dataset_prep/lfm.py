@@ -1,262 +1,157 @@
 """LFM-1b: a window of whole days of listening events, as user sequences of tracks."""
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from dataset_prep.atomic import staged_folder, write_inter, write_items
-from dataset_prep.external import RAW, Tally, read_records, sort_events
-from dataset_prep.filtering import EVENT, filter_events, kept_events
-from dataset_prep.lfm_files import (
-    ALBUMS,
-    ARTISTS,
-    EVENTS,
-    TRACKS,
-    Events,
-    read_events,
-    read_names,
-    read_window,
-)
-from dataset_prep.problems import PrepError, Problems, require_files
-from dataset_prep.report import TABLE_1, filter_report, statistics_table
+from dataset_prep import events as stored
+from dataset_prep import lfm_files as files
+from dataset_prep.atomic import staged_folder, statistics_table, write_inter, write_items
+from dataset_prep.events import MOST_SECONDS, Tally, Totals, totals
+from dataset_prep.report import PrepError, Problems, require_files
 from dataset_prep.text import one_line
 
 _DAY = 86_400
 _EPOCH = date(1970, 1, 1)
 
 
-@dataclass(frozen=True)
-class Window:
-    """Whole UTC days.
+def busiest_window(per_day: np.ndarray, days: int) -> date:
+    """Return the first of ``days`` consecutive days with the most events, the earliest of equals.
 
-    Attributes:
-        first: the first day.
-        days: how many.
-    """
-
-    first: date
-    days: int
-
-    @property
-    def seconds(self) -> tuple[int, int]:
-        """Unix seconds at which the window starts and at which it is over."""
-        start = (self.first - _EPOCH).days * _DAY
-        return start, start + self.days * _DAY
-
-    def __str__(self) -> str:
-        """Return first and last day and the number of days."""
-        return f"{self.first} to {self.first + timedelta(self.days - 1)} ({self.days} UTC days)"
-
-
-def busiest_window(per_day: np.ndarray, days: int) -> Window:
-    """Return the window of ``days`` consecutive days with the most events, the earliest of equals.
-
-    A log that covers fewer days gives a window that starts with it.
-
-    Args:
-        per_day: number of events on each day since 1970-01-01 (UTC); at least one event in all.
-        days: length of the window.
+    A log that covers fewer days gives a window that starts with it. ``per_day`` holds the number
+    of events on each day since 1970-01-01 (UTC), at least one in all.
     """
     busy = np.flatnonzero(per_day)
     first, last = int(busy[0]), int(busy[-1])
     before = np.concatenate([[0], np.cumsum(per_day[first : last + 1])])
     length = min(days, last - first + 1)
-    events = before[length:] - before[:-length]
-    return Window(_EPOCH + timedelta(first + int(np.argmax(events))), days)
+    return _EPOCH + timedelta(first + int(np.argmax(before[length:] - before[:-length])))
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the window holds: each tally counts its events, the last by track << 32 | album."""
+def _gather(
+    path: Path, raw: Path, problems: Problems, start: date | None, days: int
+) -> tuple[Totals, Totals]:
+    """Write the window's events to ``raw``; count its users, and its ``track << 32 | album + 1``.
 
-    users: Tally
-    tracks: Tally
-    albums: Tally
-
-
-def _count_days(events: Iterator[Events], per_day: np.ndarray) -> Iterator[Events]:
-    """Pass events on, adding their number to each day's."""
-    for some in events:
-        per_day += np.bincount(some.time // _DAY, minlength=len(per_day))
-        yield some
-
-
-def _span(per_day: np.ndarray) -> str:
-    days = np.flatnonzero(per_day)
-    first, last = (_EPOCH + timedelta(int(day)) for day in (days[0], days[-1]))
-    return f"{per_day.sum():,} from {first} to {last}"
-
-
-def _gather(path: Path, raw: Path, problems: Problems, start: date | None, days: int) -> _Found:
-    """Write the window's events to ``raw``; without ``start`` a first pass finds the window."""
-    per_day = np.zeros(2**32 // _DAY + 1, np.int64)
-    every = _count_days(read_events(path, problems), per_day)
-    if start is None:
-        for _ in every:
-            pass
-        problems.check()
-        if not per_day.any():
-            raise PrepError(f"{path}: no events")
-        window = busiest_window(per_day, days)
-        every = read_window(path, *window.seconds)
-    else:
-        window = Window(start, days)
-    found = _Found(Tally(), Tally(), Tally())
-    since, until = window.seconds
-    gathered = 0
-    with open(raw, "wb") as file:
-        for events in every:
-            inside = (since <= events.time) & (events.time < until)
-            line, track, album = events.line[inside], events.track[inside], events.album[inside]
-            records = np.empty(len(line), RAW)
-            records["user"], records["item"] = events.user[inside], track
-            records["time"] = events.time[inside]
-            records.tofile(file)
-            gathered += len(records)
-            found.users.add(events.user[inside], line)
-            found.tracks.add(track, line)
-            named = album >= 0
-            found.albums.add(track[named] << 32 | album[named], line[named])
+    Without an album the latter ends in 0.
+    """
+    per_day = np.zeros(MOST_SECONDS // _DAY + 1, np.int64)  # since 1970-01-01 (UTC)
+    for events in files.read_events(path, problems):
+        per_day += np.bincount(events["time"] // _DAY, minlength=len(per_day))
     problems.check()
     if not per_day.any():
         raise PrepError(f"{path}: no events")
+    busy = np.flatnonzero(per_day)
+    first, last = (_EPOCH + timedelta(int(day)) for day in busy[[0, -1]])
+    there = f"{per_day.sum():,} from {first} to {last}"
+    how = "as asked" if start else "the busiest"
+    start = start or busiest_window(per_day, days)
+    window = f"{start} to {start + timedelta(days - 1)} ({days} UTC days)"
+    since = (start - _EPOCH).days * _DAY
+    users, pairs, gathered = Tally(), Tally(), 0
+    with open(raw, "wb") as file:
+        for events in files.read_events(path):
+            inside = (since <= events["time"]) & (events["time"] < since + days * _DAY)
+            events = events[inside]
+            gathered += len(events)
+            events[["user", "track", "time"]].astype(stored.EVENT).tofile(file)
+            users.add(events["user"], events["line"])
+            pair = events["track"] << 32 | np.maximum(events["album"], -1) + 1
+            pairs.add(pair, events["line"])
     if not gathered:
-        raise PrepError(f"{path}: no events in {window}; there are {_span(per_day)}")
-    how = "the busiest" if start is None else "as asked"
-    print(f"events: {_span(per_day)}")
-    print(f"window: {window}, {how}: {gathered:,} events")
-    return found
+        raise PrepError(f"{path}: no events in {window}; there are {there}")
+    print(f"events: {there}\nwindow: {window}, {how}: {gathered:,} events")
+    return users.result(), pairs.result()
 
 
-def _main_albums(
-    albums: Tally, tracks: np.ndarray, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each track index the album most of its events name, and its first line.
-
-    The album is -1 where no event names one, and for tracks that are not kept. Of albums named
-    equally often the lowest id wins.
-    """
-    keys, counts, lines = albums.result()
-    track, album = np.searchsorted(tracks, keys >> 32), keys & 0xFFFFFFFF
-    order = np.lexsort((album, -counts, track))
-    best = order[np.flatnonzero(np.diff(track[order], prepend=-1))]
-    best = best[kept[track[best]]]
-    main, first = np.full(len(tracks), -1, np.int64), np.zeros(len(tracks), np.int64)
-    main[track[best]], first[track[best]] = album[best], lines[best]
-    return main, first
+def _main_albums(pairs: Totals, kept: np.ndarray) -> dict[int, tuple[int, int, int]]:
+    """Return number, album and first line of the album that most events of a kept track name."""
+    of_kept = np.isin(pairs[0] >> 32, kept) & (pairs[0] & 0xFFFFFFFF > 0)
+    main: dict[int, tuple[int, int, int]] = {}
+    for key, count, line in zip(*(part[of_kept].tolist() for part in pairs), strict=True):
+        # Of albums named equally often the lowest id, which comes first, stays.
+        if count > main.get(key >> 32, (0,))[0]:
+            main[key >> 32] = count, (key & 0xFFFFFFFF) - 1, line
+    return main
 
 
-def _read_tracks(
-    path: Path, tracks: np.ndarray, kept: np.ndarray, problems: Problems
-) -> tuple[dict[int, tuple[str, int, int]], np.ndarray]:
-    """Return name, artist and line of the kept tracks, and which of all ``tracks`` have a row."""
-    # bisect in an array of machine integers: a dict of every track heard would be far larger.
-    ids = array("q", tracks.tobytes())
-    seen = np.zeros(len(ids), bool)
-    rows: dict[int, tuple[str, int, int]] = {}
-    for line, track, name, artist in read_names(path, (0, 2), problems):
-        title = one_line(name)
-        if not title:
-            problems.add(path.name, "empty title", f"{path}:{line}")
-        n = bisect_left(ids, track)
-        if n < len(ids) and ids[n] == track and not seen[n]:
-            seen[n] = True
-            if kept[n]:
-                rows[n] = (title, artist, line)
-    return rows, seen
-
-
-def _read_wanted(
+def _rows_of(
     path: Path, numbers: tuple[int, ...], wanted: set[int], problems: Problems
-) -> dict[int, str]:
-    """Return the names of the ``wanted`` ids; of repeated ids the first row counts."""
-    names: dict[int, str] = {}
-    for _, one, name, *_ in read_names(path, numbers, problems):
+) -> dict[int, tuple]:
+    """Return line, name and further id of the ``wanted`` ids; of repeated ids the first row."""
+    rows: dict[int, tuple] = {}
+    for line, one, name, *others in files.read_names(path, numbers, problems):
+        name = one_line(name)
+        if not name and path.name == files.TRACKS:
+            problems.add_line(path, line, "empty title")
         if one in wanted:
-            names.setdefault(one, one_line(name))
-    return names
+            rows.setdefault(one, (line, name, *others))
+    return rows
 
 
 def _texts(
-    paths: dict[str, Path], found: _Found, kept: np.ndarray, problems: Problems
+    source: Path, pairs: Totals, kept: np.ndarray, problems: Problems
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield token, title, album and artist of every kept track, in order of track id."""
-    tracks, counts, lines = found.tracks.result()
-    rows, seen = _read_tracks(paths[TRACKS], tracks, kept, problems)
-    events, table = paths[EVENTS], "events in the window"
-    problems.read(table, int(counts.sum()))
-    if not seen.all():
-        unknown = int(counts[~seen].sum())
-        problems.add(table, "unknown id", f"{events}:{lines[~seen].min()} (track)", unknown)
-    albums, album_lines = _main_albums(found.albums, tracks, kept)
-    named = set(albums[albums >= 0].tolist())
-    album_names = _read_wanted(paths[ALBUMS], (0, 2), named, problems)
-    wanted = {artist for _, artist, _ in rows.values()}
-    artist_names = _read_wanted(paths[ARTISTS], (0,), wanted, problems)
-    problems.read("kept tracks", int(np.count_nonzero(kept)))
-    for n in np.flatnonzero(kept).tolist():
-        title, artist, line = rows.get(n, ("", None, 0))
-        album = int(albums[n])
-        if artist is not None and artist not in artist_names:
-            problems.add("kept tracks", "unknown id", f"{paths[TRACKS]}:{line} (artist)")
-        if album >= 0 and album not in album_names:
-            problems.add("kept tracks", "unknown id", f"{events}:{album_lines[n]} (album)")
-        artist_name = "" if artist is None else artist_names.get(artist, "")
-        yield str(tracks[n]), title, album_names.get(album, ""), artist_name
+    tracks, counts, lines = totals(pairs[0] >> 32, *pairs[1:])
+    rows = _rows_of(source / files.TRACKS, (0, 2), set(tracks.tolist()), problems)
+    unknown = np.array([track not in rows for track in tracks.tolist()])
+    problems.read("events in the window", int(counts.sum()))
+    if unknown.any():
+        where = f"{source / files.EVENTS}:{lines[unknown].min()} (track)"
+        problems.add("events in the window", "unknown id", where, int(counts[unknown].sum()))
+    kept_tracks = tracks[kept].tolist()
+    main = _main_albums(pairs, tracks[kept])
+    named = {album for _, album, _ in main.values()}
+    albums = _rows_of(source / files.ALBUMS, (0, 2), named, problems)
+    artists = {rows[track][2] for track in kept_tracks if track in rows}
+    artist_rows = _rows_of(source / files.ARTISTS, (0,), artists, problems)
+    problems.read("kept tracks", len(kept_tracks))
+
+    def name_of(one: int, found: dict[int, tuple], where: str) -> str:
+        if one not in found:
+            problems.add("kept tracks", "unknown id", where)
+        return found[one][1] if one in found else ""
+
+    for track in kept_tracks:
+        title = album = artist = ""
+        if track in rows:
+            line, title, id_ = rows[track]
+            artist = name_of(id_, artist_rows, f"{source / files.TRACKS}:{line} (artist)")
+        if track in main:
+            _, id_, line = main[track]
+            album = name_of(id_, albums, f"{source / files.EVENTS}:{line} (album)")
+        yield str(track), title, album, artist
 
 
 def convert(
-    source: Path,
-    output: Path,
-    days: int = 3,
-    start: date | None = None,
-    minimum: int = 3,
-    drop_repeats: bool = False,
-    max_bad: float = 0.01,
-) -> None:
+    source: Path, output: Path, days: int, start: date | None, minimum: int, drop_repeats: bool,
+    max_bad: float,
+) -> None:  # fmt: skip
     """Convert a folder in the LFM-1b layout, and print what was done.
 
-    The events are streamed; those of the window go through files beside the output. Memory grows
-    with the users and tracks of the window only.
-
-    Args:
-        source: folder with ``LFM-1b_LEs.txt`` and the tables of tracks, albums and artists.
-        output: folder to make; its last component names the dataset.
-        days: length of the window in whole UTC days.
-        start: its first day; by default the busiest window is taken.
-        minimum: least number of interactions of a sequence and of a track.
-        drop_repeats: leave out consecutive repeats of a track.
-        max_bad: largest share of bad rows, from 0 to 1.
+    The arguments are the options of ``python -m dataset_prep lfm --help``. The events are
+    streamed; those of the window go through files beside the output. Memory grows with the users
+    and tracks of the window only.
 
     Raises:
         PrepError: the input cannot be used, or ``output`` exists.
     """
-    names = [EVENTS, TRACKS, ALBUMS, ARTISTS]
-    paths = dict(zip(names, require_files(source, names, "an LFM-1b folder"), strict=True))
+    require_files(source, files.NAMES, "an LFM-1b folder")
     problems = Problems(max_bad)
     with staged_folder(output) as stage, TemporaryDirectory(dir=stage) as scratch:
-        raw, ordered = Path(scratch, "raw"), Path(scratch, "ordered")
-        found = _gather(paths[EVENTS], raw, problems, start, days)
-        users, user_counts, _ = found.users.result()
-        tracks, _, _ = found.tracks.result()
-        sort_events(raw, users, user_counts, tracks, ordered)
-
-        def chunks() -> Iterator[np.ndarray]:
-            return read_records(ordered, EVENT)
-
-        kept = filter_events(chunks, len(users), len(tracks), minimum, drop_repeats)
-        print(*filter_report(kept.rounds), sep="\n")
-        rows = _texts(paths, found, kept.items, problems)
-        events = kept_events(chunks, kept.users, kept.items, drop_repeats)
-        write_inter(stage / f"{output.name}.inter", events, users, tracks, with_time=True)
-        counts = write_items(stage / f"{output.name}.item", ["title", "album", "artist"], rows)
+        raw = Path(scratch, "raw")
+        (users, of_user, _), pairs = _gather(source / files.EVENTS, raw, problems, start, days)
+        tracks = np.unique(pairs[0] >> 32)
+        chunks = partial(stored.chunks_of, stored.sort_events(raw, users, of_user, tracks))
+        kept = stored.filter_events(chunks, len(users), len(tracks), minimum, drop_repeats)[:2]
+        events = stored.kept_events(chunks, *kept, drop_repeats)
+        sizes = write_inter(stage / f"{output.name}.inter", events, users, tracks, with_time=True)
+        rows = _texts(source, pairs, kept[1], problems)
+        texts = write_items(stage / f"{output.name}.item", ["title", "album", "artist"], rows)
         problems.check()
-    last = kept.rounds[-1]
-    print(*problems.lines(), sep="\n")
-    print(*statistics_table(counts, last.sequences, last.interactions, TABLE_1["lfm"]), sep="\n")
+    print(*problems.lines(), *statistics_table(texts | sizes, "lfm"), sep="\n")

@@ -1,60 +1,93 @@
-"""What a conversion says on standard output."""
+"""What a conversion says: its one error, the rows that are not as they should be, its progress."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from dataset_prep.atomic import TextCounts
-from dataset_prep.filtering import Round
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of Table 1 of the LEA paper."""
-
-    name: str
-    items: int
-    sequences: int
-    interactions: int
+from tqdm import tqdm
 
 
-TABLE_1 = {
-    "lfm": PaperRow("LFM", 18_297, 11_073, 146_255),
-    "industrial": PaperRow("Industry", 5_814, 10_935, 71_872),
-}
+class PrepError(Exception):
+    """A conversion cannot go on; the message is one line written for the person who ran it."""
 
 
-def filter_report(rounds: Iterable[Round]) -> list[str]:
-    """Return a line for every round of filtering."""
-    return ["filtering:"] + [f"  round {n}: {one}" for n, one in enumerate(rounds, start=1)]
+class Problems:
+    """Counts bad rows by table and kind, and keeps where the first of each kind is.
 
-
-def statistics_table(
-    texts: TextCounts, sequences: int, interactions: int, paper: PaperRow | None
-) -> list[str]:
-    """Return the dataset's statistics, beside the paper's where it has such a dataset.
-
-    Args:
-        texts: counts over the items written.
-        sequences: number of user sequences written.
-        interactions: number of interactions written.
-        paper: the row of Table 1 to compare with.
+    A table is whatever a share of bad rows is meant over: a file, or the part of one that is used.
+    Each may have a share of ``max_bad`` of them, from 0 to 1.
     """
-    rows = [
-        ("", "this run", f"paper ({paper.name})" if paper else ""),
-        ("items", f"{texts.items:,}", f"{paper.items:,}" if paper else ""),
-        ("sequences", f"{sequences:,}", f"{paper.sequences:,}" if paper else ""),
-        ("interactions", f"{interactions:,}", f"{paper.interactions:,}" if paper else ""),
-        (
-            "mean length",
-            f"{interactions / sequences:.2f}",
-            f"{paper.interactions / paper.sequences:.2f}" if paper else "",
-        ),
-    ]
-    rows += [
-        (f"with {name}", f"{count / texts.items:.1%}", "")
-        for name, count in texts.with_text.items()
-    ]
-    lines = [f"{label:<18}{ours:>12}{theirs:>20}".rstrip() for label, ours, theirs in rows]
-    if texts.cut:
-        lines.append(f"{texts.cut:,} text fields were too long for RecBole's reader and were cut")
-    return lines
+
+    def __init__(self, max_bad: float) -> None:
+        self._max_bad = max_bad
+        self._rows: Counter[str] = Counter()
+        self._kinds: defaultdict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+
+    def read(self, table: str, rows: int) -> None:
+        """Record that ``rows`` more rows of ``table`` were looked at, good and bad together."""
+        self._rows[table] += rows
+
+    def add(self, table: str, kind: str, where: str | Callable[[], str], rows: int = 1) -> None:
+        """Record ``rows`` bad rows of one ``kind``.
+
+        ``where`` is the file and line of the first, or finds it: it is asked once for each kind.
+        """
+        if kind not in (kinds := self._kinds[table]):
+            kinds[kind] = 0, where if isinstance(where, str) else where()
+        kinds[kind] = kinds[kind][0] + rows, kinds[kind][1]
+
+    def add_line(self, path: Path, line: int, kind: str) -> None:
+        """Record one bad line of a file."""
+        self.add(path.name, kind, f"{path}:{line}")
+
+    def decoded(self, raw: bytes, path: Path, line: int) -> str:
+        """Return a line as text; undecodable bytes become U+FFFD and are recorded."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self.add_line(path, line, "bad UTF-8")
+            return raw.decode(errors="replace")
+
+    def lines(self) -> list[str]:
+        """Return the report, a line for each table and kind, or one line when there is nothing."""
+        found = [
+            f"  {table}: {kind}: {count:,} of {rows:,} rows, first at {first}"
+            for table, rows in self._rows.items()
+            for kind, (count, first) in self._kinds[table].items()
+        ]
+        return ["row problems:", *found] if found else ["row problems: none"]
+
+    def check(self) -> None:
+        """Stop a conversion that reads the wrong thing.
+
+        Raises:
+            PrepError: a table has a larger share of bad rows than allowed.
+        """
+        for table, rows in self._rows.items():
+            kinds = self._kinds[table].items()
+            bad = sum(count for _, (count, _) in kinds)
+            if bad > self._max_bad * rows:
+                each = (f"{kind}: {count:,}, first at {first}" for kind, (count, first) in kinds)
+                raise PrepError(
+                    f"{table}: {bad:,} of {rows:,} rows are bad, over the share of "
+                    f"{self._max_bad:g} that --max-bad allows: {'; '.join(each)}"
+                )
+
+
+def require_files(folder: Path, names: list[str], layout: str) -> list[Path]:
+    """Return the paths of ``names`` in ``folder``, all of which have to be there."""
+    if not folder.is_dir():
+        raise PrepError(f"{folder}: no such folder")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise PrepError(f"{folder}: not {layout}: it has no {', '.join(missing)}")
+    return [folder / name for name in names]
+
+
+def watched(file: BinaryIO, path: Path, doing: str) -> Any:
+    """Give the open file with a progress bar over its bytes, silent where no terminal watches."""
+    return tqdm.wrapattr(
+        file, "read", initial=file.tell(), total=path.stat().st_size,
+        desc=f"{doing} {path.name}", disable=None,
+    )  # fmt: skip

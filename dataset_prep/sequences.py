@@ -2,26 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dataset_prep.atomic import staged_folder, write_inter, write_items
-from dataset_prep.filtering import EVENT
-from dataset_prep.index import Index
-from dataset_prep.problems import PrepError, Problems
-from dataset_prep.report import TABLE_1, statistics_table
-from dataset_prep.text import is_token, joined
-
-# Our field, and what the exchanged files call it.
-_SOURCES = {
-    "title": ("title",),
-    "category": ("category", "categories"),
-    "brand": ("brand",),
-    "description": ("description",),
-}
+from dataset_prep.atomic import staged_folder, statistics_table, write_inter, write_items
+from dataset_prep.events import EVENT
+from dataset_prep.report import PrepError, Problems
+from dataset_prep.text import TEXT_FIELDS, is_token, text_fields
 
 
 class _Document:
@@ -30,7 +20,7 @@ class _Document:
     def __init__(self, path: Path, problems: Problems) -> None:
         if not path.is_file():
             raise PrepError(f"{path}: no such file")
-        self.path = path
+        self.path, self._problems = path, problems
         raw = path.read_bytes()
         # Undecodable bytes become U+FFFD.
         self._text = raw.decode("utf-8-sig", errors="replace")
@@ -44,19 +34,19 @@ class _Document:
         if self._text.encode() != raw.removeprefix(b"\xef\xbb\xbf"):
             for key, value in self.entries.items():
                 if "\ufffd" in key + json.dumps(value, ensure_ascii=False):
-                    problems.add(path.name, "bad UTF-8", self.finder(key))
+                    self.add("bad UTF-8", key)
 
-    def finder(self, key: str) -> Callable[[], str]:
-        """Return what finds the file, line and key of an entry, for the report of problems."""
+    def where(self, key: str) -> str:
+        """Return the file, line and key of an entry."""
+        at = re.search(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", self._text)
+        # A key written with escapes is not found as text; the key itself still says which.
+        line = f":{self._text.count(chr(10), 0, at.start()) + 1}" if at else ""
+        shown = key if len(key) <= 60 else f"{key[:60]}..."
+        return f"{self.path}{line} ({shown!r})"
 
-        def find() -> str:
-            at = re.search(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", self._text)
-            # A key written with escapes is not found as text; the key itself still says which.
-            line = f":{self._text.count(chr(10), 0, at.start()) + 1}" if at else ""
-            shown = key if len(key) <= 60 else f"{key[:60]}..."
-            return f"{self.path}{line} ({shown!r})"
-
-        return find
+    def add(self, kind: str, key: str, table: str = "", rows: int = 1) -> None:
+        """Record a bad entry, or bad ``rows`` of another table that are within it."""
+        self._problems.add(table or self.path.name, kind, partial(self.where, key), rows)
 
 
 def _token(value: Any) -> str:
@@ -66,90 +56,68 @@ def _token(value: Any) -> str:
 
 
 def _read_sequences(
-    path: Path, problems: Problems
-) -> tuple[np.ndarray, Index, Index, list[Callable[[], str]]]:
-    """Return the interactions, the indices of users and items, and where each item came first."""
-    document = _Document(path, problems)
-    users, items = Index(), Index()
+    document: _Document, problems: Problems
+) -> tuple[np.ndarray, list[str], dict[str, tuple[int, str]]]:
+    """Return the interactions, the users, and each item's number and first user."""
+    users: list[str] = []
+    items: dict[str, tuple[int, str]] = {}
     pairs: list[tuple[int, int, int]] = []
-    first: list[Callable[[], str]] = []
     for user, sequence in document.entries.items():
-        here = document.finder(user)
-        if not isinstance(sequence, list):
-            problems.add(path.name, "no list", here)
-            continue
-        if not _token(user):
-            problems.add(path.name, "bad id", here)
+        if not isinstance(sequence, list) or not _token(user):
+            document.add("bad id" if isinstance(sequence, list) else "no list", user)
             continue
         problems.read("interactions", len(sequence))
-        for item in map(_token, sequence):
-            if not item:
-                problems.add("interactions", "bad id", here)
-                continue
-            if (number := items.number(item)) == len(first):
-                first.append(here)
-            pairs.append((users.number(user), number, 0))
-    return np.array(pairs, dtype=EVENT), users, items, first
+        tokens = [_token(item) for item in sequence]
+        for token in filter(None, tokens):
+            number, _ = items.setdefault(token, (len(items), user))
+            pairs.append((len(users), number, 0))
+        if bad := tokens.count(""):
+            document.add("bad id", user, "interactions", bad)
+        if bad < len(tokens):
+            users.append(user)
+    return np.array(pairs, dtype=EVENT), users, items
 
 
-def _text_fields(row: dict[str, Any]) -> list[str]:
-    """Return an item's text fields; of several names of a field the first with text counts."""
-    fields = []
-    for name, keys in _SOURCES.items():
-        separator = ", " if name == "category" else " "
-        fields.append(next(filter(None, (joined(row.get(key), separator) for key in keys)), ""))
-    return fields
-
-
-def _read_texts(path: Path, problems: Problems) -> dict[str, list[str]]:
+def _read_texts(document: _Document) -> dict[str, list[str]]:
     """Return the text fields of every item."""
-    document = _Document(path, problems)
     texts = {}
     for item, row in document.entries.items():
-        if not isinstance(row, dict):
-            problems.add(path.name, "no object", document.finder(item))
-            continue
-        texts[item] = _text_fields(row)
-        if not texts[item][0]:
-            problems.add(path.name, "empty title", document.finder(item))
+        if isinstance(row, dict):
+            texts[item] = text_fields(row)
+        if not texts.get(item, [""])[0]:
+            document.add("empty title" if item in texts else "no object", item)
     return texts
 
 
-def convert(inter: Path, metadata: Path, output: Path, max_bad: float = 0.01) -> None:
+def convert(inter: Path, metadata: Path, output: Path, max_bad: float) -> None:
     """Convert sequences and item metadata, and print what was done.
 
-    Every sequence is kept as it is: such files come filtered and ordered. They hold no times, so
-    the ``.inter`` file has no ``time`` column. Metadata of items in no sequence is left out.
-
-    Args:
-        inter: JSON object, user -> list of items in order.
-        metadata: JSON object, item -> object with title, category or categories, brand and
-            description, each a string or a list of strings.
-        output: folder to make; its last component names the dataset.
-        max_bad: largest share of bad rows, from 0 to 1.
+    The arguments are the options of ``python -m dataset_prep sequences --help``. Every sequence is
+    kept as it is: such files come filtered and ordered. They hold no times, so the ``.inter`` file
+    has no ``time`` column. Metadata of items in no sequence is left out.
 
     Raises:
         PrepError: the input cannot be used, or ``output`` exists.
     """
     problems = Problems(max_bad)
     with staged_folder(output) as stage:
-        events, users, items, first = _read_sequences(inter, problems)
+        document = _Document(inter, problems)
+        events, users, items = _read_sequences(document, problems)
         problems.check()
         if not len(events):
             raise PrepError(f"{inter}: no interactions")
-        texts = _read_texts(metadata, problems)
-        tokens = items.tokens()
-        times = np.bincount(events["item"]).tolist()
-        for item, here, count in zip(tokens, first, times, strict=True):
+        texts = _read_texts(_Document(metadata, problems))
+        counts = np.bincount(events["item"]).tolist()
+        for item, (number, user) in items.items():
             if item not in texts:
-                problems.add("interactions", "unknown id", here, count)
+                document.add("unknown id", user, "interactions", counts[number])
         problems.check()
-        write_inter(
-            stage / f"{output.name}.inter", iter([events]), users.tokens(), tokens, with_time=False
+        tokens = np.array(list(items), object)
+        sizes = write_inter(
+            stage / f"{output.name}.inter", [events], np.array(users, object), tokens, False
         )
-        nothing = [""] * len(_SOURCES)
-        rows = ((item, *texts.get(item, nothing)) for item in tokens)
-        counts = write_items(stage / f"{output.name}.item", list(_SOURCES), rows)
-    print(*problems.lines(), sep="\n")
-    paper = TABLE_1["industrial"] if output.name == "industrial" else None
-    print(*statistics_table(counts, len(users), len(events), paper), sep="\n")
+        nothing = [""] * len(TEXT_FIELDS)
+        rows = ((item, *texts.get(item, nothing)) for item in items)
+        written = write_items(stage / f"{output.name}.item", TEXT_FIELDS, rows)
+    paper = "industrial" if output.name == "industrial" else ""
+    print(*problems.lines(), *statistics_table(written | sizes, paper), sep="\n")

@@ -68,13 +68,29 @@ def joined(value: Any, separator: str) -> str:
     return separator.join(dict.fromkeys(part for part in parts if part))
 
 
+# The text fields of products: what a source may call them, and what joins the entries of a list.
+TEXT_FIELDS = {
+    "title": (["title"], " "),
+    "category": (["category", "categories"], ", "),
+    "brand": (["brand"], " "),
+    "description": (["description"], " "),
+}
+
+
+def text_fields(row: dict[str, Any]) -> list[str]:
+    """Return a product's text fields; of several names of a field the first with text counts."""
+    return [
+        next(filter(None, (joined(row.get(name), between) for name in names)), "")
+        for names, between in TEXT_FIELDS.values()
+    ]
+
+
 def field(text: str) -> str:
     """Return ``text``, already on one line, as a field that every reader reads alike.
 
     A leading quote would make RecBole's reader swallow tabs and lines up to the next quote, and a
     title such as "None" or "NA" would be read as missing. One leading space prevents both;
-    RecBole splits a ``token_seq`` at spaces, so nothing of it remains there. Text beyond what
-    RecBole's reader accepts (``MAX_FIELD``) is cut.
+    RecBole splits a ``token_seq`` at spaces, so nothing of it remains there.
     """
     if text.startswith('"') or (text and text in PANDAS_MISSING):
         text = f" {text}"

@@ -23,7 +23,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset_prep import amazon, lfm, sequences  # noqa: E402
-from dataset_prep.problems import PrepError  # noqa: E402
+from dataset_prep.report import PrepError  # noqa: E402
 
 DAY = 86_400
 TEXTS = [

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,11 @@ class Ranker(nn.Module):
         self.output_head = output_head
 
     def forward(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Scores of all items, the padding item 0 included.
+        """Scores of all items [B, n_items], the padding item 0 included.
 
         Args:
             item_ids: RecBole's ids, oldest item first, right-padded with 0 [B, L], int64.
             lengths: items in each history [B], int64.
-
-        Returns:
-            [B, n_items].
         """
         if self.output_head is not None:
             return self.output_head(self.backbone(item_ids, lengths))
@@ -53,27 +49,20 @@ class Ranker(nn.Module):
         return self.backbone.full_sort_predict(dict(zip(fields, (item_ids, lengths), strict=True)))
 
 
-class _Items:
+class _HistoriesAlone:
     """What a backbone may ask a RecBole dataset while it is built, if item histories are all that
     it is to serve: the number of items, and the length of the histories."""
 
-    def __init__(self, config: Mapping[str, Any], n_items: int) -> None:
-        self._item_field = config["ITEM_ID_FIELD"]
-        self._n_items = n_items
-        histories = self._item_field + config["LIST_SUFFIX"]
-        self.field2seqlen = {histories: config["MAX_ITEM_LIST_LENGTH"]}
+    def __init__(self, item_field: str, n_items: int, lengths: dict[str, int]) -> None:
+        self._item_field, self._n_items = item_field, n_items
+        self.field2seqlen = lengths
 
     def num(self, field: str) -> int:
-        if field != self._item_field:
-            raise _not_served(field)
-        return self._n_items
+        return self._n_items if field == self._item_field else self.__getattr__(field)
 
     def __getattr__(self, name: str) -> Any:
-        raise _not_served(f"its dataset's {name}")
-
-
-def _not_served(what: str) -> ValueError:
-    return ValueError(f"the model needs {what} beside item histories: it cannot be served")
+        needs = f"the model needs {name} of its dataset beside item histories"
+        raise ValueError(f"{needs}: it cannot be served")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +106,16 @@ class Checkpoint:
                 f"{path} is no checkpoint of recbole_lea: torch cannot read it as tensors and "
                 "built-in types"
             ) from error
-        _model_class(path, content.get("config") if isinstance(content, dict) else None)
-        other = content.get("other_parameter") or {}
+        config: Any = content.pop("config", None) if isinstance(content, dict) else None
+        _model_class(path, config)
+        other = content.pop("other_parameter", None) or {}
         if "item_tokens" not in other:
             raise ValueError(
                 f"{path} lacks the item tokens, which checkpoints hold since recbole_lea stores "
                 "them: train again"
             )
-        names = ("config", "state_dict", "other_parameter", "resume")
-        training = {name: value for name, value in content.items() if name not in names}
-        return cls(path, content["config"], other["item_tokens"], content["state_dict"], training)
+        state, _ = content.pop("state_dict"), content.pop("resume", None)
+        return cls(path, config, other["item_tokens"], state, content)
 
     @classmethod
     def _exported(cls, folder: Path) -> "Checkpoint":
@@ -161,17 +150,15 @@ class Checkpoint:
         """
         # a mapping that, like RecBole's, answers None for what it does not hold
         config = defaultdict(lambda: None, self.config) | {"device": torch.device("cpu")}
-        items = _Items(config, len(self.item_tokens))
+        field, n_items = config["ITEM_ID_FIELD"], len(self.item_tokens)
+        lengths = {field + config["LIST_SUFFIX"]: self.max_length}
         with torch.random.fork_rng(devices=[]):  # starts no CUDA in a process that may fork
-            backbone = self.backbone_class(config, items)
-            head = None
-            if self.dense:
-                n_items, width = self.state["output_head.weight"].shape
-                head = nn.Linear(width, n_items)
+            backbone = self.backbone_class(config, _HistoriesAlone(field, n_items, lengths))
+            width = self.state["output_head.weight"].shape[1] if self.dense else 0
+            head = nn.Linear(width, n_items) if self.dense else None
         backbone.load_state_dict({name: self.state[name] for name in backbone.state_dict()})
         if head is not None:
-            names = ("weight", "bias")
-            head.load_state_dict({name: self.state[f"output_head.{name}"] for name in names})
+            head.load_state_dict(self._part("output_head."))
         return Ranker(backbone, head).eval()
 
     def serving_state(self) -> dict[str, Tensor]:
@@ -184,18 +171,20 @@ class Checkpoint:
 
     def q_head(self) -> QHead | None:
         """The Q head of the copy that is evaluated; None under ``q_weight: 0`` or if exported."""
-        if "q_head.linear.weight" not in self.state:
+        own = self._part("q_head.")
+        if not own:
             return None
         state = switches(self.config, _model_class(self.path, self.config).rl_loss).state
-        n_items, width = self.state["q_head.linear.weight"].shape
-        norm = self.state.get("q_head.norm.weight", ())
-        le_size = len(norm) or width * (state == "LE")
-        norms = (self.config["state_layernorm"], "q_head.hidden_norm.weight" in self.state)
+        n_items, width = own["linear.weight"].shape
+        le_size = len(own.get("norm.weight", ())) or width * (state == "LE")
+        norms = (self.config["state_layernorm"], "hidden_norm.weight" in own)
         head = QHead(state, width - le_size, le_size, n_items, *norms)
-        prefix = "q_head."
-        own = {n.removeprefix(prefix): t for n, t in self.state.items() if n.startswith(prefix)}
         head.load_state_dict(own)
         return head.eval()
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        state = self.state.items()
+        return {name.removeprefix(prefix): t for name, t in state if name.startswith(prefix)}
 
     def backbone_config(self) -> dict[str, Any]:
         """The keys of the run that plain RecBole knows, for the backbone."""

@@ -8,26 +8,22 @@ RecBole's id i (0 is the padding item), and
 - ``onnx``: ``model.onnx``: ``item_ids`` [batch, max_length] int64, oldest item first and
   right-padded with 0, and ``lengths`` [batch] int64, to ``scores`` [batch, n_items] float32;
 - ``safetensors``: ``model.safetensors`` and ``config.json``, which ``recbole_lea.recommend`` reads.
+
+What is heavy is imported where it is used: ``--help`` and mistakes need neither torch nor RecBole.
 """
 
 import argparse
 import io
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from safetensors.torch import save
-from torch.serialization import DEFAULT_PROTOCOL
+from recbole_lea.arguments import set_given
 
-from recbole_lea.keys import built_in_types
-from recbole_lea.plugin.checkpoints import DERIVED, restored_config
-from recbole_lea.serve.checkpoint import CONFIG, ITEMS, WEIGHTS, Checkpoint
-from recbole_lea.store.files import write_bytes, write_json
+if TYPE_CHECKING:
+    from recbole_lea.serve.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -45,25 +41,24 @@ def main() -> None:
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--output", help="folder; default: beside the checkpoint")
     parser.add_argument(
-        "--pickle-config",
-        action="store_true",
+        "--pickle-config", action="store_true",
         help="--to recbole: RecBole's pickled Config, for its load_data_and_model, which torch "
         "2.6 and newer runs under TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 only",
-    )
+    )  # fmt: skip
     options = parser.parse_args()
-    sys.argv = sys.argv[:1]  # RecBole would read it too
+    if options.pickle_config and options.to != "recbole":
+        raise ValueError("--pickle-config is for --to recbole")
+    set_given([])  # nothing of this is for RecBole
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)  # torch's exporter tells much at this level
     more = {"pickle_config": True} if options.pickle_config else {}
-    if more and options.to != "recbole":
-        raise ValueError("--pickle-config is for --to recbole")
     export(options.checkpoint, options.to, options.output, **more)
 
 
 def export(
     checkpoint: str | Path, to: str, output: str | Path | None = None, **options: Any
 ) -> Path:
-    """Write a trained model in another form, with its item tokens.
+    """Write a trained model in another form, with its item tokens, and return the folder.
 
     Args:
         checkpoint: see ``Checkpoint.read``.
@@ -71,14 +66,14 @@ def export(
         output: folder; default ``<checkpoint>-<to>`` beside the checkpoint.
         options: ``pickle_config`` of ``to_recbole``.
 
-    Returns:
-        The folder.
-
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is something else, or cannot be written in this form.
         ModuleNotFoundError: a package for ONNX is missing.
     """
+    from recbole_lea.serve.checkpoint import ITEMS, Checkpoint
+    from recbole_lea.store.files import write_bytes, write_json
+
     read = Checkpoint.read(checkpoint)
     read.ranker()  # a model that cannot be served is not exported
     folder = Path(output) if output else read.path.with_name(f"{read.path.stem}-{to}")
@@ -91,16 +86,20 @@ def export(
     return folder
 
 
-def to_recbole(checkpoint: Checkpoint, pickle_config: bool = False) -> dict[str, bytes]:
-    """A checkpoint of RecBole's own backbone, and its YAML file.
+def to_recbole(checkpoint: "Checkpoint", pickle_config: bool = False) -> dict[str, bytes]:
+    """A checkpoint of RecBole's own backbone, and its YAML file, by file name.
 
     Args:
         checkpoint: with the tied head: RecBole's backbones have no other.
         pickle_config: hold RecBole's Config as an object, as RecBole itself does.
-
-    Returns:
-        File name -> content.
     """
+    import torch
+    import yaml
+    from torch.serialization import DEFAULT_PROTOCOL
+
+    from recbole_lea.keys import built_in_types
+    from recbole_lea.plugin.checkpoints import DERIVED, restored_config
+
     if checkpoint.dense:
         raise ValueError(
             f"{checkpoint.path} was trained with lea_output_head: dense, but RecBole's own "
@@ -111,25 +110,28 @@ def to_recbole(checkpoint: Checkpoint, pickle_config: bool = False) -> dict[str,
         if checkpoint.config[key] != recbole:
             logger.warning(
                 "%s: %s is unknown to plain RecBole, which builds other data from these keys: "
-                "compare dataset.field2id_token with %s before you trust a score",
-                key, checkpoint.config[key], ITEMS,
+                "compare dataset.field2id_token with items.json before you trust a score",
+                key, checkpoint.config[key],
             )  # fmt: skip
     keys = checkpoint.backbone_config()
     config = restored_config(keys)
-    training = dict(checkpoint.training)
-    if "optimizer" in training:
-        parameters = checkpoint.ranker().backbone.parameters()
-        training["optimizer"] = _own_optimizer(training["optimizer"], len(list(parameters)))
-    content = training | {
+    content = checkpoint.training | {
         "config": config if pickle_config else built_in_types(config.final_config_dict),
         "state_dict": checkpoint.serving_state(),
         "other_parameter": {},
     }
+    if "optimizer" in content:
+        saved, n = content["optimizer"], len(list(checkpoint.ranker().backbone.parameters()))
+        groups = saved["param_groups"]
+        content["optimizer"] = {  # of the backbone, whose parameters are the first ones
+            "state": {p: state for p, state in saved["state"].items() if p < n},
+            "param_groups": [g | {"params": [p for p in g["params"] if p < n]} for g in groups],
+        }
     buffer = io.BytesIO()
     # a pickled Config needs the protocol that RecBole uses
     torch.save(content, buffer, pickle_protocol=4 if pickle_config else DEFAULT_PROTOCOL)
-    worked_out = {*DERIVED, "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
-    given = {k: v for k, v in keys.items() if k not in {*worked_out, "log_file"}}
+    worked_out = {"valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
+    given = {k: v for k, v in keys.items() if k not in {*DERIVED, *worked_out, "log_file"}}
     given |= {"train_neg_sample_args": None, "data_path": str(Path(keys["data_path"]).parent)}
     return {
         f"{keys['model']}.pth": buffer.getvalue(),
@@ -137,23 +139,10 @@ def to_recbole(checkpoint: Checkpoint, pickle_config: bool = False) -> dict[str,
     }
 
 
-def _own_optimizer(saved: dict[str, Any], n: int) -> dict[str, Any]:
-    """The optimiser's state of the first ``n`` parameters, which are the backbone's."""
-    groups = [
-        group | {"params": [p for p in group["params"] if p < n]} for group in saved["param_groups"]
-    ]
-    return {
-        "state": {p: state for p, state in saved["state"].items() if p < n},
-        "param_groups": groups,
-    }
+def to_onnx(checkpoint: "Checkpoint") -> dict[str, bytes]:
+    """The model as an ONNX graph with any batch size, by file name."""
+    import torch
 
-
-def to_onnx(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The model as an ONNX graph with any batch size.
-
-    Returns:
-        File name -> content.
-    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -176,22 +165,20 @@ def to_onnx(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {"model.onnx": program.model_proto.SerializeToString()}
 
 
-def to_safetensors(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The model's tensors, and all that builds it.
+def to_safetensors(checkpoint: "Checkpoint") -> dict[str, bytes]:
+    """The model's tensors, and all that builds it, by file name."""
+    from safetensors.torch import save
 
-    Returns:
-        File name -> content.
-    """
+    from recbole_lea.serve.checkpoint import CONFIG, WEIGHTS
+
     about = {
         "backbone": checkpoint.backbone_class.__name__,
         "output_head": "dense" if checkpoint.dense else "tied",
         "n_items": len(checkpoint.item_tokens),
         "config": checkpoint.config,
     }
-    return {
-        WEIGHTS: save(checkpoint.serving_state()),
-        CONFIG: json.dumps(about, indent=1).encode(),
-    }
+    weights = save(checkpoint.serving_state())
+    return {WEIGHTS: weights, CONFIG: json.dumps(about, indent=1).encode()}
 
 
 FORMATS: dict[str, Callable[..., dict[str, bytes]]] = {

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -28,7 +29,7 @@ def shared_data():
 @pytest.fixture
 def prep(capsys):
     """Return what runs the command line in this process: (status, stdout, stderr)."""
-    from dataset_prep.cli import main
+    from dataset_prep.__main__ import main
 
     def run(*args) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -104,3 +105,23 @@ def amazon_folder(tmp_path):
         return folder
 
     return write
+
+
+def generate(folder, events):
+    """Write a raw LFM-1b folder of many events over 30 days; one row in a thousand is bad."""
+    random = np.random.default_rng(0)
+    n_users, n_tracks, day = 5_000, 20_000, 86_400
+    user = np.sort(random.integers(0, n_users, events))
+    track = (n_tracks * random.random(events) ** 4).astype(np.int64)
+    second = random.integers(16_000 * day, 16_030 * day, events)
+    order = np.lexsort((second, user))
+    columns = (user, track % 2_000, track % 5_000 - 1, track, second)
+    rows = np.stack(columns, axis=1)[order].tolist()
+    lines = ["\t".join(map(str, row)) + "\n" for row in rows]
+    lines[::1000] = [line.replace("\t", " ", 1) for line in lines[::1000]]
+    (folder / "LFM-1b_LEs.txt").write_text("".join(lines))
+    for kind, count in (("tracks", n_tracks), ("albums", 5_000)):
+        names = (f"{n}\tName {n}\t{n % 2_000}\n" for n in range(count))
+        (folder / f"LFM-1b_{kind}.txt").write_text("".join(names))
+    artists = "".join(f"{n}\tName {n}\n" for n in range(2_000))
+    (folder / "LFM-1b_artists.txt").write_text(artists)

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from dataset_prep.atomic import TextCounts, staged_folder, write_inter, write_items
-from dataset_prep.filtering import EVENT
-from dataset_prep.problems import PrepError
-from dataset_prep.report import TABLE_1, statistics_table
+from dataset_prep.atomic import staged_folder, statistics_table, write_inter, write_items
+from dataset_prep.events import EVENT
+from dataset_prep.report import PrepError
 from dataset_prep.text import MAX_FIELD
 
 
@@ -37,7 +36,7 @@ def test_items(tmp_path):
         "item_id:token\ttitle:token_seq\tbrand:token_seq\n"
         "1\tTitle\t\n" + '2\t "q"\t' + "y" * MAX_FIELD + "\n3\t\t" + "z" * MAX_FIELD + "\n"
     )
-    assert counts == TextCounts(3, {"title": 2, "brand": 2}, 1)
+    assert counts == {"items": 3, "with title": 2, "with brand": 2, "cut": 1}
 
 
 def test_folder_appears_whole(tmp_path):
@@ -77,8 +76,9 @@ def test_output_made_meanwhile_is_not_replaced(tmp_path):
 
 
 def test_statistics_beside_the_paper():
-    counts = TextCounts(1500, {"title": 1500, "album": 375}, 2)
-    assert statistics_table(counts, 400, 5000, TABLE_1["lfm"]) == [
+    counts = {"items": 1500, "with title": 1500, "with album": 375, "cut": 2}
+    counts |= {"sequences": 400, "interactions": 5000}
+    assert statistics_table(counts, "lfm") == [
         "                      this run         paper (LFM)",
         "items                    1,500              18,297",
         "sequences                  400              11,073",
@@ -88,4 +88,4 @@ def test_statistics_beside_the_paper():
         "with album               25.0%",
         "2 text fields were too long for RecBole's reader and were cut",
     ]
-    assert statistics_table(counts, 400, 5000, None)[1] == "items                    1,500"
+    assert statistics_table(counts, "")[1] == "items                    1,500"

@@ -259,4 +259,4 @@ def test_empty_window(prep, small, tmp_path):
     ],
 )
 def test_busiest_window(per_day, days, first):
-    assert busiest_window(np.array(per_day), days).first == first
+    assert busiest_window(np.array(per_day), days) == first

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dataset_prep.atomic import write_inter, write_items
-from dataset_prep.filtering import EVENT
+from dataset_prep.events import EVENT
 
 TITLES = [
     '"Heroes"',

@@ -14,6 +14,7 @@ import yaml
 from recbole_lea import recommend
 from recbole_lea.console import console
 from recbole_lea.serve.export import export, main
+from tests.conftest import ROOT
 
 NAMES = ["SASRecSA2CLEA", "GRU4RecSNQNLEA"]
 # RecBole alone: this package is not imported
@@ -88,8 +89,8 @@ def test_data_that_recbole_alone_would_not_build_are_warned_of(trained, caplog):
     assert "lea_newest" not in yaml.safe_load(Path("out/recbole.yaml").read_text())
 
 
-@pytest.mark.parametrize("head", ["tied", "dense"])
-@pytest.mark.parametrize("name", NAMES)
+# each backbone and each head once: the head is one matrix product after either backbone
+@pytest.mark.parametrize(("name", "head"), zip(NAMES, ["tied", "dense"], strict=True))
 def test_onnxruntime_gives_torch_s_scores(trained, name, head):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"pip install {package}")
@@ -106,11 +107,41 @@ def test_onnxruntime_gives_torch_s_scores(trained, name, head):
     assert items_of(folder) == list(model.test._dataset.field2id_token["item_id"])
 
 
+# the package itself, whose import patches RecBole, is not what is looked at here
+HELP = """
+import sys, types
+package = types.ModuleType("recbole_lea")
+package.__path__ = [sys.argv.pop()]
+sys.modules["recbole_lea"] = package
+from recbole_lea.serve import export, inspect
+heavy = {"torch", "recbole", "matplotlib", "sklearn", "transformers"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+for command, wrong in ((export, ["x", "--to", "onnx", "--pickle-config"]), (inspect, ["x"])):
+    for arguments, ends in ((["--help"], SystemExit), (wrong, ValueError)):
+        sys.argv = ["command", *arguments]
+        try:
+            command.main()
+        except ends as end:
+            assert getattr(end, "code", 0) == 0
+        else:
+            raise AssertionError("goes on")
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+
+def test_help_and_mistakes_need_neither_torch_nor_recbole():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, str(ROOT / "recbole_lea")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("usage: python -m recbole_lea.") == 2
+
+
 def test_a_missing_package_is_named_with_the_remedy(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     model = trained(lea_method="base")
     monkeypatch.setattr(sys, "argv", ["export", str(model.path), "--to", "onnx"])
-    with pytest.raises(SystemExit, match="onnxscript: pip install 'recbole_lea.serve.export.'"):
+    with pytest.raises(SystemExit, match=r"onnxscript: pip install 'recbole_lea\[export\]'"):
         console(main)
 
 

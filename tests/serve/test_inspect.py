@@ -9,13 +9,13 @@ import torch
 from matplotlib.image import imread
 
 from recbole_lea.console import console
-from recbole_lea.serve.inspect import Inspector, kinds_of, main
+from recbole_lea.serve.inspect import kinds_of, main
+from recbole_lea.serve.inspector import Inspector
 from tests.conftest import write_tiny_dataset
 
 
 @pytest.fixture(scope="module")
 def inspector(trained):
-    sys.argv = ["pytest"]
     return Inspector(trained().path)
 
 
@@ -45,10 +45,11 @@ def test_scores_ranks_and_the_held_out_item_are_recbole_s(trained, inspector):
         scores = scores.clone()
         scores[0] = -torch.inf
         best = scores.topk(10)
-        assert [item.token for item in view.top] == list(data.id2token("item_id", best.indices))
-        np.testing.assert_allclose([item.score for item in view.top], best.values, atol=1e-5)
-        assert view.truth.token == data.id2token("item_id", int(target))
-        assert view.ranks[0] == int((scores > scores[target]).sum()) + 1
+        assert list(view.top.index) == list(data.id2token("item_id", best.indices))
+        np.testing.assert_allclose(view.top["score"], best.values, atol=1e-5)
+        assert list(view.top["rank"]) == list(range(1, 11))
+        assert list(view.truth.index) == [data.id2token("item_id", int(target))]
+        assert list(view.truth["rank"]) == [int((scores > scores[target]).sum()) + 1]
         assert view.n_items == 20
 
 
@@ -66,13 +67,13 @@ def test_q_values_and_rewards_are_those_of_the_training(trained, changes):
             hidden = model.model.forward(batch["item_id_list"], batch["item_length"])
             q = model.model.q_head(model.model.q_head.join(hidden, state))[0]
         view = looked.look(history, target)
-        ids = [data.field2token_id["item_id"][item.token] for item in [*view.top, view.truth]]
-        shown = [item.q for item in [*view.top, view.truth]]
+        ids = [data.field2token_id["item_id"][token] for token in [*view.top.index, target]]
+        shown = [*view.top["Q"], *view.truth["Q"]]
         np.testing.assert_allclose(shown, q[ids], atol=5e-3)  # states are kept in float16
         q[0] = -torch.inf
-        assert abs(view.ranks[1] - (int((q > q[ids[-1]]).sum()) + 1)) <= 1
+        assert abs(view.truth["Q rank"].item() - (int((q > q[ids[-1]]).sum()) + 1)) <= 1
         reward = float(data.lea_pipeline.rewards()[k, 0])
-        assert view.truth.reward == pytest.approx(reward, abs=1e-4)
+        assert view.truth["LE reward"].item() == pytest.approx(reward, abs=1e-4)
 
 
 def test_label_scores_are_those_of_the_augmentation(trained):
@@ -82,12 +83,16 @@ def test_label_scores_are_those_of_the_augmentation(trained):
     actions, scores = (np.load(folder / f"{name}.npy") for name in ("actions", "label_scores"))
     looked = Inspector(model.path)
     for _, k, history, _ in training_rows(model):
-        labels, note = looked._labels(history, [pipeline.catalogue.tokens[i] for i in actions[k]])
+        labels, note = looked.label_scores(
+            history, [pipeline.catalogue.tokens[i] for i in actions[k]]
+        )
         np.testing.assert_allclose(labels, scores[k], atol=1e-4)
         assert "mean" not in note
     view = looked.look(["i1", "i2"])
-    assert len(view.labels) == 5
-    assert view.chosen == int(np.argmax(view.labels))
+    labels = view.top["LE label"]
+    assert labels[:5].notna().all() and labels[5:].isna().all()
+    (marked,) = (line for line in view.text().splitlines() if line.endswith("<- the LE's choice"))
+    assert marked.split()[0] == labels.idxmax()
 
 
 def test_selection_by_reward_shows_rewards(trained):
@@ -96,7 +101,7 @@ def test_selection_by_reward_shows_rewards(trained):
     actions, scores = (np.load(folder / f"{name}.npy") for name in ("actions", "rewards"))
     looked, tokens = Inspector(model.path), model.train._dataset.lea_pipeline.catalogue.tokens
     for _, k, history, _ in training_rows(model):
-        rewards, note = looked._labels(history, [tokens[i] for i in actions[k]])
+        rewards, note = looked.label_scores(history, [tokens[i] for i in actions[k]])
         np.testing.assert_allclose(rewards, scores[k], atol=1e-4)
         assert note == "the item's reward"
 
@@ -107,7 +112,7 @@ def test_selection_by_state_shows_how_near_the_items_are(trained):
     looked, rows = Inspector(model.path), list(training_rows(model))
     for _, k, history, _ in rows:
         listed = np.tile(np.arange(3), (pipeline.sequences.n_transitions, 1))
-        near, note = looked._labels(history, [pipeline.catalogue.tokens[i] for i in range(3)])
+        near, note = looked.label_scores(history, [pipeline.catalogue.tokens[i] for i in range(3)])
         expected = pipeline._nearness(listed)[k]
         kept = np.isfinite(expected)  # the newest item is not chosen
         np.testing.assert_array_equal(np.isfinite(near), kept)
@@ -116,11 +121,10 @@ def test_selection_by_state_shows_how_near_the_items_are(trained):
 
 
 def test_calibration_takes_each_label_s_mean_away(inspector):
-    rows = inspector.sample(64)
-    histories = [inspector._transition(row)[0] for row in rows]
+    histories = [history for history, _ in inspector.held_out(64)]
     best = inspector.recommender.recommend(histories, 5)
     labels = [
-        inspector._labels(history, made.items)[0]
+        inspector.label_scores(history, made.items)[0]
         for history, made in zip(histories, best, strict=True)
     ]
     np.testing.assert_allclose(np.mean(labels, axis=0), np.zeros(5), atol=1e-4)
@@ -220,9 +224,8 @@ def test_a_user_of_the_training_split_has_no_held_out_item(trained):
     tester = min(testers)
     last = max(model.rows["lea_row"][model.rows["user_id"] == data.token2id("user_id", tester)])
     row = int((model.rows["lea_row"] == last).nonzero())
-    assert looked.user(tester).truth.token == data.id2token(
-        "item_id", int(model.rows["item_id"][row])
-    )
+    (truth,) = looked.user(tester).truth.index
+    assert truth == data.id2token("item_id", int(model.rows["item_id"][row]))
     other = next(f"u{i}" for i in range(12) if f"u{i}" not in testers)
     with pytest.raises(ValueError, match=f"nothing of user {other} is in the test split"):
         looked.user(other)

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from dataset_prep.benchmark_lfm import generate
 from dataset_prep.lfm_files import ALBUMS, ARTISTS, EVENTS, TRACKS
 from tests.conftest import ROOT
+from tests.dataset_prep.conftest import generate
 
 
 def assert_one_line(result, *parts):
@@ -203,7 +203,7 @@ def test_same_input_gives_the_same_bytes(spawn, tmp_path, amazon_folder):
 
 def test_prepares_without_recbole_or_torch():
     code = (
-        "import sys, dataset_prep.cli, dataset_prep.benchmark_lfm\n"
+        "import sys, dataset_prep.__main__\n"
         "print([m for m in ('recbole', 'torch', 'recbole_lea', 'pandas') if m in sys.modules])"
     )
     out = subprocess.run(
