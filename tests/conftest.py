@@ -17,6 +17,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 import recbole_lea  # noqa: E402, F401
+from recbole_lea import arguments  # noqa: E402
 from recbole_lea.le import LESettings  # noqa: E402
 from recbole_lea.yaml_files import properties_folder  # noqa: E402
 
@@ -42,6 +43,7 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setattr(arguments, "_given", None)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from recbole.evaluator.collector import Collector, DataStruct
 from recbole.utils import argument_list
 from torch.utils.data import DataLoader
 
+from recbole_lea import arguments
 from recbole_lea.engine.processes import Share, collected, processes
 from recbole_lea.model import lea_model
 from recbole_lea.model import registry as backbones
@@ -254,7 +255,7 @@ def _load_cmd_line(self: Config) -> dict[str, Any]:
     """
     given: dict[str, str] = {}
     unused = []
-    for argument in [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]:
+    for argument in arguments.given():
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals:
             unused.append(argument)
