@@ -57,10 +57,9 @@ def average(users: Sequence[Users]) -> Users:
     Raises:
         ValueError: the seeds were tested on different users or rows.
     """
-    first = users[0]
     for other in users[1:]:
-        _check_same(first, other)
-    return dataclasses.replace(first, values=np.mean([u.values for u in users], axis=0))
+        _check_same(users[0], other)
+    return dataclasses.replace(users[0], values=np.mean([u.values for u in users], axis=0))
 
 
 def _check_same(one: Users, other: Users) -> None:
@@ -71,13 +70,7 @@ def _check_same(one: Users, other: Users) -> None:
 def compare(
     seeds: Sequence[float], baseline_seeds: Sequence[float], users: Users, baseline: Users
 ) -> Comparison:
-    """Compare a method with its baseline on one metric.
-
-    Args:
-        seeds: the metric of each seed.
-        baseline_seeds: of the same seeds, in the same order.
-        users: by test user, averaged over seeds.
-        baseline: likewise.
+    """Compare a method with its baseline on one metric: by seed, and by test user over all seeds.
 
     Raises:
         ValueError: the two were tested on different users.
@@ -119,53 +112,33 @@ def user_test(difference: np.ndarray) -> float:
     if len(difference) < 2:  # of one, both signs are as large
         return 1.0
     result = stats.permutation_test(
-        (difference,),
-        lambda x, axis: x.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        batch=1000,
-        rng=np.random.default_rng(0),
-    )
+        (difference,), lambda x, axis: x.sum(axis=axis), permutation_type="samples",
+        vectorized=True, n_resamples=PERMUTATIONS, batch=1000, rng=np.random.default_rng(0),
+    )  # fmt: skip
     return float(result.pvalue)
 
 
 def gain_interval(
     sums: np.ndarray, baseline: np.ndarray
 ) -> tuple[float, float] | tuple[None, None]:
-    """95 % bootstrap interval of the relative gain over test users.
-
-    Args:
-        sums: each user's part of the mean [U].
-        baseline: likewise.
-    """
+    """95 % bootstrap interval of the relative gain, of each user's part of both means [U]."""
     if len(sums) < 2 or not baseline.any():
         return None, None
     with np.errstate(divide="ignore", invalid="ignore"):
         result = stats.bootstrap(
-            (sums, baseline),
-            lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis) - 1,
-            paired=True,
-            vectorized=True,
-            n_resamples=BOOTSTRAPS,
-            batch=1000,
-            confidence_level=LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        )
+            (sums, baseline), lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis) - 1,
+            paired=True, vectorized=True, n_resamples=BOOTSTRAPS, batch=1000,
+            confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(0),
+        )  # fmt: skip
     low, high = map(float, result.confidence_interval)
     return (low, high) if np.isfinite([low, high]).all() else (None, None)
 
 
 def holm(p_values: Sequence[float | None], n: int) -> list[float | None]:
-    """Holm's correction for the number of comparisons; None stays None.
+    """Holm's correction (1979) for ``n`` planned comparisons; None stays None.
 
-    Holm, A simple sequentially rejective multiple test procedure, 1979.
-
-    Args:
-        p_values: of the comparisons made so far.
-        n: comparisons planned. Those that are still to be made count as the largest, which
-            corrects most: whatever they turn out to be, no corrected value rises.
+    Comparisons that are still to be made count as the largest, which corrects most: whatever
+    they turn out to be, no corrected value rises.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)

@@ -7,15 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recbole_lea.experiments import markdown
 from recbole_lea.experiments.plan import table
-from recbole_lea.experiments.report import (
-    Report,
-    not_final,
-    overview,
-    paper_values,
-    table_rows,
-    write_overview,
-)
+from recbole_lea.experiments.report import Report, not_final, paper_values, table_rows
 from tests.experiments.helpers import CODE, METRICS, outcome, run_json
 
 
@@ -61,7 +55,7 @@ def test_p_values_need_both_tests_and_are_corrected(outcomes):
             assert row["p_value"] == max(row["p_seeds"], row["p_users"])
     assert rows["LER"]["p_value"] < 0.01 and rows["LEAR"]["p_value"] < 0.01
     assert rows["LEA"]["p_value"] > 0.05
-    lines = report(outcomes).markdown([]).splitlines()
+    lines = markdown.page(report(outcomes), []).splitlines()
     starred = {name: [r for r in lines if r.startswith(f"| SASRec SA2C {name} |") and "\\*" in r]
                for name in ("LER", "LEA")}  # fmt: skip
     assert starred["LER"] and not starred["LEA"]
@@ -88,7 +82,7 @@ def test_every_method_is_compared_with_recbole_s_own_class(outcomes):
     assert rows["RecBole"]["over_recbole"]["relative_gain"] is None
     # four comparisons here, three with the method's own baseline
     assert found["p_users"] == pytest.approx(rows["LER"]["p_users"] * 4 / 3)
-    text = made.markdown([]).partition("over RecBole's own class")[2]
+    text = markdown.page(made, []).partition("over RecBole's own class")[2]
     assert "| SASRec SA2C LER | +" in text and "| SASRec RecBole |" not in text.split("##")[0]
 
 
@@ -96,7 +90,7 @@ def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
     outcomes[0].records[1]["config"] |= {"transform": None}  # RecBole's own class
     outcomes[1].records[1]["config"] |= {"state_dim": 64, "w_ah": 0.1, "weight_decay": 0.01}
     outcomes[1].records[1]["config"] |= {"train_neg_sample_args": {"distribution": "none"}}
-    text = report(outcomes).markdown([])
+    text = markdown.page(report(outcomes), [])
     assert "| state_dim | `64` (shipped: `None`) |" in text
     assert "| weight_decay | `0.01` (shipped: `0.0`) |" in text  # RecBole's own key
     assert "w_ah" not in text and "| transform |" not in text and "| train_neg" not in text
@@ -104,7 +98,7 @@ def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
 
 def test_no_trial_is_said(outcomes):
     none = [dataclasses.replace(o, trials=[]) for o in outcomes]
-    assert "| SASRec SA2C LER | none |" in report(none).markdown([])
+    assert "| SASRec SA2C LER | none |" in markdown.page(report(none), [])
 
 
 def test_one_seed_has_no_deviation_and_no_significance(outcomes):
@@ -131,7 +125,7 @@ def test_the_paper_s_values_are_read():
 
 def test_clean_and_complete_runs_of_one_commit_are_final(outcomes):
     assert not_final(outcomes, [run_json(0.1)], 5) == []
-    assert "Final. Commit " + CODE["commit"] in report(outcomes).markdown([])
+    assert "Final. Commit " + CODE["commit"] in markdown.page(report(outcomes), [])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +142,7 @@ def test_what_keeps_results_from_being_final(outcomes, change, reason):
     outcomes[2].records[3] |= change
     (found,) = not_final(outcomes, [], 5)
     assert reason in found
-    assert "**Not final**: " + found in report(outcomes).markdown([])
+    assert "**Not final**: " + found in markdown.page(report(outcomes), [])
     outcomes[2].records[3] |= run_json(0.1)
     assert len(not_final(outcomes, [run_json(0.1, **change)], 5)) == 1  # an LE's run as well
     outcomes[2].trials[0][1].update(change)  # and a trial, which has chosen the keys
@@ -170,7 +164,7 @@ def test_backbones_may_be_of_different_training_code(outcomes):
     rows = {method.label: method for method in table(2)}
     others = [outcome(rows["GRU4Rec SA2C"], [0.1] * 5, 9, code=other)]
     assert not_final([*outcomes, *others], [run_json(0.1)], 5) == []
-    text = report([*outcomes, *others]).markdown([])
+    text = markdown.page(report([*outcomes, *others]), [])
     assert f"Commit {CODE['commit']} (SASRec); {other['commit']} (GRU4Rec)." in text
 
 
@@ -183,7 +177,7 @@ def test_an_le_of_unknown_code_is_not_final(outcomes, le):
 def test_another_commit_with_the_same_training_code_is_final(outcomes):
     outcomes[2].records[3]["code"] = CODE | {"commit": "d" * 40}
     assert not_final(outcomes, [], 5) == []
-    assert "d" * 40 in report(outcomes).markdown([])
+    assert "d" * 40 in markdown.page(report(outcomes), [])
 
 
 def test_missing_runs_are_not_final(outcomes):
@@ -217,7 +211,7 @@ def test_markdown_has_what_a_reader_needs(outcomes):
             record["config"] = record["config"] | {"epochs": 4, "eval_step": 1 + record["seed"] % 2}
         record["cold"] = {"below": 5, "rows": 1234, "result": {"hit@10": 0.0123 + record["seed"]}}
     made = report(outcomes, les=[le, titles], left_out={"SASRec X": "no reason"})
-    text = made.markdown(["table4-gains.png"])
+    text = markdown.page(made, ["table4-gains.png"])
     assert "![](table4-gains.png)" in text and "make it" in text
     line = next(r for r in text.splitlines() if r.startswith("| SASRec SA2C LER | **0."))
     own = next(r for r in made.rows if (r["method"], r["metric"]) == ("LER", "NDCG@10"))
@@ -244,13 +238,14 @@ def test_files_and_overview(outcomes):
     folder = Path("results/industrial")
     folder.mkdir(parents=True)
     made = report(outcomes, left_out={"SASRec X": "no reason"})
-    made.write(folder, [])
+    made.write(folder)
+    markdown.write(made, folder, [])
     assert json.loads((folder / "table4.json").read_text()) == made.rows
     about = json.loads((folder / "table4-runs.json").read_text())
     assert about["search"]["SASRec SA2C LER"]["chosen"] == {"learning_rate": 0.001}
-    write_overview(Path("results"))
+    assert (folder / "table4.md").read_text() == markdown.page(made, [])
     text = Path("results/README.md").read_text()
-    assert text == overview(Path("results"))
+    assert text == markdown.overview(Path("results"))
     assert "## industrial" in text and "(industrial/table4.md)" in text and "final" in text
     lines = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
     assert "LER (+" in lines["- better than its baseline"]
