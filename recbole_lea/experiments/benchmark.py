@@ -121,18 +121,12 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benc
         if key in own or key == "lea_stop_after":
             why = "the runs differ in it" if key in own else "the runs would end before the test"
             raise ValueError(f"--{key} cannot be given for all runs of {name}: {why}")
+    files = tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files))
+    only = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     return name, runner.Benchmark(
-        options.dataset,
-        methods,
-        search,
-        range(1, options.seeds + 1),
-        Path(options.results),
-        tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files)),
-        tuple(rest),
-        options.jobs,
-        options.rerun_old,
-        tuple(label.strip() for label in options.methods.split(",") if label.strip()),
-    )
+        options.dataset, methods, search, range(1, options.seeds + 1), Path(options.results),
+        files, tuple(rest), options.jobs, options.rerun_old, only,
+    )  # fmt: skip
 
 
 def _report(benchmark: "Benchmark", name: str, command: str) -> None:

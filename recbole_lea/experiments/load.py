@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recbole_lea.engine.llm import locate
 from recbole_lea.engine.stagelog import StageLog
-from recbole_lea.experiments.speed import training_step
+from recbole_lea.experiments.training_speed import training_step
 from recbole_lea.le import Pipeline
 from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.le.feedback import Computation
@@ -55,12 +55,9 @@ KEYS = {
 
 
 def generate(folder: Path, items: int, transitions: int) -> None:
-    """Write a RecBole dataset in which each item occurs, if there are as many interactions.
+    """Write a RecBole dataset, called like its folder, in which each item occurs.
 
-    Args:
-        folder: made; its name is the dataset's.
-        items: different items.
-        transitions: training transitions under leave-one-out, a multiple of ten.
+    There have to be as many interactions; training transitions are those of leave-one-out.
     """
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, items, (transitions // TRANSITIONS, TRANSITIONS + 3))
@@ -118,11 +115,9 @@ def mostly_random() -> Iterator[None]:
 def measure(who: str, keys: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
     """Seconds and peak memory of each stage.
 
-    Args:
-        who: ``RecBole``, its own SASRec and GRU4Rec; or ``LEA``, SASRecSA2CLEA and GRU4RecSNQNLEA
-            with LE states beside h_t, LE rewards and both augmented losses, after the warm-up.
-        keys: of RecBole's config.
-        steps: of training and of full-sort scoring.
+    ``RecBole``'s are those of its own SASRec and GRU4Rec; ``LEA``'s of SASRecSA2CLEA and
+    GRU4RecSNQNLEA with LE states beside h_t, LE rewards and both augmented losses, after the
+    warm-up.
     """
     ours = who == "LEA"
     models = (SASRecSA2CLEA, GRU4RecSNQNLEA) if ours else (SASRec, GRU4Rec)
@@ -175,11 +170,8 @@ def _augment(data: Any, log: StageLog) -> None:
 def run(llm: str, items: int, transitions: int, steps: int = STEPS) -> dict[str, dict[str, Any]]:
     """Both measurements on generated data, each in a process of its own.
 
-    Args:
-        llm: ``lea_llm``, whose tokenizer the tiny LLM gets.
-        items: different items.
-        transitions: training transitions.
-        steps: of training and of full-sort scoring, each model.
+    The tiny LLM gets the tokenizer of ``llm``; each model makes ``steps`` steps of training and
+    of full-sort scoring.
 
     Returns:
         ``RecBole`` and ``LEA`` -> stage -> seconds and peak memory.

@@ -12,10 +12,7 @@ import yaml
 
 from recbole_lea.methods import Switches, switches
 
-DROPOUT = {
-    "SASRec": ("hidden_dropout_prob", "attn_dropout_prob"),
-    "GRU4Rec": ("dropout_prob",),
-}
+DROPOUT = {"SASRec": ("hidden_dropout_prob", "attn_dropout_prob"), "GRU4Rec": ("dropout_prob",)}
 
 # Keys of the search that every method has; the others depend on its losses.
 COMMON = ("learning_rate", "dropout")
@@ -25,26 +22,19 @@ OPTIONAL = ("q_weight", "w_ah", "w_aq")
 AUGMENTATIONS = {"sv": "supervised", "q": "Q", "sv+q": "both"}
 
 TABLES: dict[int, dict[str, tuple[str, ...]]] = {
-    2: {
-        "none": ("Normal",),
-        "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
-        "SA2C": ("SA2C", "LEAR", "LEAS", "LEAS'R", "LEASR"),
-    },
+    2: {"none": ("Normal",), "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
+        "SA2C": ("SA2C", "LEAR", "LEAS", "LEAS'R", "LEASR")},
     3: {"none": ("Normal", "sv"), "SA2C": ("SA2C", "sv", "q", "sv+q")},
     4: {"SA2C": ("SA2C", "LER", "LEA", "LEAR")},
     5: {"SA2C": ("SA2C", "LES'", "LES")},
     # not the paper's: what item embeddings that start from the LE's item tokens have to do with it
-    6: {
-        "none": ("Normal", "Normal with LE embeddings"),
+    6: {"none": ("Normal", "Normal with LE embeddings"),
         "SNQN": ("SNQN", "LEASR", "LEASR with LE embeddings"),
-        "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings"),
-    },
+        "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings")},
     # a control: whether it matters what the LE says of a transition
-    7: {
-        "SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
-        "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled"),
-    },
-}
+    7: {"SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
+        "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled")},
+}  # fmt: skip
 BOTH_BACKBONES = (2, 5, 6)
 VARIANTS: dict[str, dict[str, Any]] = {
     " with LE embeddings": {"item_embedding_init": "le"},
@@ -54,25 +44,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of a table, or one point of a figure.
+    """One row of a table, or one point of a figure."""
 
-    Attributes:
-        backbone: ``SASRec`` or ``GRU4Rec``.
-        framework: ``none``, ``SNQN`` or ``SA2C``.
-        name: as the paper has it; ``RecBole`` is RecBole's own class.
-        keys: what makes the method, as RecBole config keys; they are tuned.
-        baseline: name of the row that it is compared with, on the same backbone.
-        changes: keys set after tuning: the point of a sweep or an ablation.
-        missing: why it cannot be run, if so.
-    """
-
-    backbone: str
-    framework: str
-    name: str
-    keys: Mapping[str, Any]
-    baseline: str | None = None
+    backbone: str  # "SASRec" or "GRU4Rec"
+    framework: str  # "none", "SNQN" or "SA2C"
+    name: str  # as the paper has it; "RecBole" is RecBole's own class
+    keys: Mapping[str, Any]  # what makes the method, as RecBole config keys; they are tuned
+    baseline: str | None = None  # the row that it is compared with, on the same backbone
+    # keys set after tuning: the point of a sweep or an ablation
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    missing: str | None = None
+    missing: str | None = None  # why it cannot be run, if so
 
     @property
     def label(self) -> str:
@@ -89,11 +70,6 @@ class Method:
     def stock(self) -> bool:
         """Whether RecBole's own class is trained."""
         return self.name == "RecBole"
-
-    @property
-    def le_embeddings(self) -> bool:
-        """Whether item embeddings start from the LE's item tokens."""
-        return self.keys.get("item_embedding_init") == "le"
 
     @property
     def model(self) -> str:
@@ -113,7 +89,8 @@ class Method:
         wants = {"lea_state": "both"} if used.le_state else {}
         wants |= {"lea_reward": "LE"} if used.le_reward else {}
         wants |= {"lea_augmentation": "both"} if used.augmented else {}
-        return wants | ({"item_embedding_init": "le"} if self.le_embeddings else {})
+        start = "item_embedding_init"  # item embeddings may start from the LE's item tokens
+        return wants | ({start: "le"} if self.keys.get(start) == "le" else {})
 
 
 def table(number: int) -> list[Method]:
@@ -187,20 +164,13 @@ def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The search on validation that every method gets, baselines included.
+    """The search on validation that every method gets, baselines included."""
 
-    Attributes:
-        trials: configurations tried for each method.
-        tuning_seed: of all trials; never a reported seed.
-        grid: key -> values, or values by backbone; ``dropout`` stands for the backbone's own
-            dropout keys.
-        sweeps: values of figures 4 and 5.
-    """
-
-    trials: int
-    tuning_seed: int
+    trials: int  # configurations tried for each method
+    tuning_seed: int  # of all trials; never a reported seed
+    # key -> values, or values by backbone; "dropout" stands for the backbone's own dropout keys
     grid: Mapping[str, list | Mapping[str, list]]
-    sweeps: Mapping[str, Any]
+    sweeps: Mapping[str, Any]  # values of figures 4 and 5
 
     @classmethod
     def read(cls, path: str | Path, fixed: Collection[str] = ()) -> "Search":

@@ -177,31 +177,18 @@ def _by_backbone(outcomes: Iterable[Outcome]) -> dict[str, list[Record]]:
 
 @dataclasses.dataclass
 class Report:
-    """The report of one table or figure.
+    """The report of one table or figure."""
 
-    Attributes:
-        name: such as ``table2``.
-        dataset: its name.
-        command: that makes it.
-        outcomes: of all methods that can be run.
-        les: records of the LEs.
-        left_out: label -> reason of the methods that cannot be run.
-        n_seeds: reported seeds.
-        rows: see ``table_rows``.
-        reasons: see ``not_final``.
-        done: outcomes with a finished test.
-    """
-
-    name: str
+    name: str  # such as "table2"
     dataset: str
-    command: str
-    outcomes: Sequence[Outcome]
-    les: Sequence[Record]
-    left_out: Mapping[str, str]
-    n_seeds: int
-    rows: list[dict[str, Any]] = dataclasses.field(init=False)
-    reasons: list[str] = dataclasses.field(init=False)
-    done: list[Outcome] = dataclasses.field(init=False)
+    command: str  # that makes it
+    outcomes: Sequence[Outcome]  # of all methods that can be run
+    les: Sequence[Record]  # of the LEs
+    left_out: Mapping[str, str]  # label -> reason of the methods that cannot be run
+    n_seeds: int  # reported
+    rows: list[dict[str, Any]] = dataclasses.field(init=False)  # see ``table_rows``
+    reasons: list[str] = dataclasses.field(init=False)  # see ``not_final``
+    done: list[Outcome] = dataclasses.field(init=False)  # those with a finished test
 
     def __post_init__(self) -> None:
         kind, number = self.name[:-1], int(self.name[-1])

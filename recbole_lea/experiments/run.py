@@ -49,29 +49,17 @@ Result = tuple[dict[str, Any], dict[str, np.ndarray] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a run is.
+    """What a run is."""
 
-    Attributes:
-        kind: ``le`` builds the LE's feedback, ``trial`` trains and validates, ``test`` also tests.
-        model: one of ours.
-        stock: train RecBole's own backbone of that model instead.
-        dataset: its name.
-        seed: of the training.
-        keys: config keys of this run.
-        config_files: YAML files of all runs.
-        arguments: ``--key=value`` of all runs.
-        method: the row that the run is made for, in clear text.
-    """
-
-    kind: str
-    model: str
-    stock: bool
+    kind: str  # "le" builds the LE's feedback, "trial" trains and validates, "test" also tests
+    model: str  # one of ours
+    stock: bool  # train RecBole's own backbone of that model instead
     dataset: str
-    seed: int
-    keys: dict[str, Any]
-    config_files: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    method: str = ""
+    seed: int  # of the training
+    keys: dict[str, Any]  # config keys of this run
+    config_files: tuple[str, ...] = ()  # of all runs
+    arguments: tuple[str, ...] = ()  # --key=value of all runs
+    method: str = ""  # the row that the run is made for, in clear text
 
     def config(self) -> Config:
         """RecBole's config; ``arguments`` have to be those that RecBole is given."""

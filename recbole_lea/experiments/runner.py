@@ -40,19 +40,12 @@ NOTHING = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run and where its results are.
-
-    Attributes:
-        spec: what it is.
-        folder: where it works; the folder's name is the run's.
-        values: of all config keys, as ``Spec.identity`` gives them.
-        finished: where it is written down when it is finished.
-    """
+    """A run and where its results are."""
 
     spec: Spec
-    folder: Path
-    values: Mapping[str, Any]
-    finished: FinishedRuns
+    folder: Path  # where it works; called like the run
+    values: Mapping[str, Any]  # of all config keys, as ``Spec.identity`` gives them
+    finished: FinishedRuns  # where it is written down in the end
 
     @property
     def name(self) -> str:
@@ -75,21 +68,13 @@ class Run:
 
 @dataclasses.dataclass
 class Outcome:
-    """What there is of one method.
-
-    Attributes:
-        method: the row.
-        trials: keys and record of each finished trial.
-        chosen: keys of the best one; None while trials are missing.
-        records: seed -> record of the finished tests.
-        users: seed -> metric -> values by test user.
-    """
+    """What there is of one method."""
 
     method: Method
-    trials: list[tuple[dict[str, Any], dict[str, Any]]]
-    chosen: dict[str, Any] | None
-    records: dict[int, dict[str, Any]]
-    users: dict[int, dict[str, Users]]
+    trials: list[tuple[dict[str, Any], dict[str, Any]]]  # keys and record of each finished one
+    chosen: dict[str, Any] | None  # keys of the best trial; None while trials are missing
+    records: dict[int, dict[str, Any]]  # seed -> record of the finished tests
+    users: dict[int, dict[str, Users]]  # seed -> metric -> values by test user
 
 
 @dataclasses.dataclass
@@ -98,38 +83,27 @@ class Benchmark:
 
     The process has to let RecBole read ``arguments`` (``recbole_lea.arguments.set_given``).
 
-    Attributes:
-        dataset: its name.
-        methods: the rows.
-        search: grid and trials.
-        seeds: of the reported runs.
-        results: folder of all results.
-        config_files: YAML files of all runs.
-        arguments: ``--key=value`` of all runs.
-        jobs: runs at a time.
-        rerun_old: repeat finished runs whose training code was another.
-        only: labels of the rows to run now; empty for all. The report has whatever is finished.
-
     Raises:
         ValueError: a reported seed is the tuning seed, or ``only`` names no row of the table.
     """
 
     dataset: str
-    methods: Sequence[Method]
-    search: Search
-    seeds: Sequence[int]
-    results: Path
-    config_files: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    jobs: int = 1
-    rerun_old: bool = False
-    only: Sequence[str] = ()
+    methods: Sequence[Method]  # the rows
+    search: Search  # grid and trials
+    seeds: Sequence[int]  # of the reported runs
+    results: Path  # folder of all results
+    config_files: tuple[str, ...] = ()  # of all runs
+    arguments: tuple[str, ...] = ()  # --key=value of all runs
+    jobs: int = 1  # runs at a time
+    rerun_old: bool = False  # repeat finished runs whose training code was another
+    only: Sequence[str] = ()  # labels of the rows to run now; empty for all
 
     def __post_init__(self) -> None:
-        if self.search.tuning_seed in self.seeds:
+        seed = self.search.tuning_seed
+        if seed in self.seeds:
             raise ValueError(
-                f"the tuning seed {self.search.tuning_seed} is among the reported seeds: what was "
-                "chosen on it would be reported as found; change tuning_seed"
+                f"the tuning seed {seed} is among the reported seeds: what was chosen on it would "
+                "be reported as found; change tuning_seed"
             )
         labels = [method.label for method in self.methods]
         for name in self.only:
@@ -168,12 +142,8 @@ class Benchmark:
     def trials(self, method: Method) -> list[Run]:
         """The method's search; without anything to choose from, none."""
         points = self.search.points(method)
-        seed = self.search.tuning_seed
-        return [
-            self._run(self._spec("trial", method, point, seed))
-            for point in points
-            if len(points) > 1
-        ]
+        specs = [self._spec("trial", method, p, self.search.tuning_seed) for p in points]
+        return [self._run(spec) for spec in specs] if len(specs) > 1 else []
 
     def chosen(self, method: Method) -> dict[str, Any] | None:
         """Keys of the best trial on validation; None while one is missing."""
@@ -204,21 +174,21 @@ class Benchmark:
         A finished one too, if its cache is not here (a fresh clone has the records alone) and a
         method that needs it has runs to do.
         """
+
+        def needed(methods: list[Method]) -> bool:
+            runs = (self.trials(method) + self.tests(method) for method in methods)
+            return any(map(self.pending, runs))
+
         return [
             run
             for run, methods in self._environments
-            if not self._is_done(run)
-            or (not self._in_cache(run) and any(map(self._unfinished, methods)))
+            if not self._is_done(run) or (not self._in_cache(run) and needed(methods))
         ]
 
     def _in_cache(self, run: Run) -> bool:
-        record = run.record()
-        assert record is not None  # asked of finished runs alone
-        stages = record["fingerprints"]["feedback"]
-        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages.items())
-
-    def _unfinished(self, method: Method) -> list[Run]:
-        return self.pending([*self.trials(method), *self.tests(method)])
+        record: Any = run.record()
+        stages = record["fingerprints"]["feedback"].items()
+        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages)
 
     @functools.cached_property
     def _environments(self) -> list[tuple[Run, list[Method]]]:
@@ -226,7 +196,7 @@ class Benchmark:
         wants: dict[str, dict[str, Any]] = {}
         needing: dict[str, list[Method]] = {}
         for method in self.wanted:
-            if not method.switches.needs_le and not method.le_embeddings:
+            if not method.le_wants:
                 continue
             for changes in ({}, dict(method.changes)):  # the trials' LE and the tests'
                 config = self._spec("le", method, changes, 0).config()
@@ -343,7 +313,8 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop()
-                running[_started(run, jobs, child)] = (run, run.written())
+                before = run.written()
+                running[_started(run, jobs, child)] = (run, before)
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
                 run, before = running.pop(process)

@@ -1,4 +1,4 @@
-"""What the LE and a training step cost, against unpacked implementations in the same run.
+"""What the LE costs, against padded batches in the same run.
 
 ``python -m recbole_lea.benchmark --speed --dataset industrial`` prints one JSON object last.
 """
@@ -7,22 +7,18 @@ import dataclasses
 import itertools
 import logging
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data import data_preparation
-from recbole.data.interaction import Interaction
-from recbole.utils import init_seed
 
 from recbole_lea.engine.llm import compile_layers, load_llm, pick_device
 from recbole_lea.engine.packing import pack
 from recbole_lea.engine.stagelog import StageLog
+from recbole_lea.experiments.training_speed import timed, training_ratios
 from recbole_lea.le import finetune
 from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.le.environment import Environment, Reads
@@ -30,10 +26,7 @@ from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.prompts import Prompts
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
-from recbole_lea.model import MODELS
-from recbole_lea.model.fields import FIELD_PREFIX
 from recbole_lea.plugin.dataset import LEADataset
-from recbole_lea.plugin.trainer import fused
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +43,6 @@ SAMPLES = {"paper": 1, "item_last": 8}
 PADDED_BATCH = 32  # prompts a batch of the unpacked Hugging Face loop
 PASSES = 3
 STEPS = 6  # of fine-tuning
-
-# Fields of the report that are one number a template, by what measures them.
-FEEDBACK = (
-    "speedup", "speedup_uncompiled", "token_ratio", "tokens", "seconds", "tokens_per_second",
-)  # fmt: skip
-FINETUNING = ("speedup", "step_seconds", "speedup_uncompiled")
-EXACTNESS = (
-    "utilisation", "utilisation_uncompiled", "max_abs_diff", "reward_deviation", "same_ranking",
-)  # fmt: skip
 
 
 def flops_per_token(model: Any) -> float:
@@ -84,20 +68,6 @@ def matmul_rate(model: Any, tokens: int) -> float:
 
     products()
     return tokens * flops_per_token(model) / min(timed(products) for _ in range(3))
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds of one run."""
-    _synchronize()
-    start = time.perf_counter()
-    work()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 @torch.inference_mode()
@@ -174,12 +144,12 @@ def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, 
     seconds = statistics.median(timed(packed) for _ in range(PASSES))
     floor = tokens * flops_per_token(env.llm) / statistics.median(peak)  # seconds
     return {
-        "tokens": tokens,
-        "seconds": seconds,
-        "token_ratio": sum(map(len, prompts)) / tokens,
-        "tokens_per_second": tokens / seconds,
-        "speedup": unpacked / seconds,
-        "speedup_uncompiled": unpacked / uncompiled,
+        "feedback_speedup": unpacked / seconds,
+        "feedback_speedup_uncompiled": unpacked / uncompiled,
+        "feedback_token_ratio": sum(map(len, prompts)) / tokens,
+        "feedback_tokens": tokens,
+        "feedback_seconds": seconds,
+        "feedback_tokens_per_second": tokens / seconds,
         "utilisation": floor / seconds,
         "utilisation_uncompiled": floor / uncompiled,
         "max_abs_diff": float(difference.max()),
@@ -228,9 +198,9 @@ def finetune_cost(env: Environment, sequences: Sequences) -> dict[str, float]:
     compile_layers(env.llm.base_model.model)
     compiled = statistics.median([packed(batch) for batch in measured * 2][len(measured) :])
     return {
-        "speedup": theirs / compiled,
-        "step_seconds": compiled,
-        "speedup_uncompiled": theirs / ours,
+        "finetune_speedup": theirs / compiled,
+        "finetune_step_seconds": compiled,
+        "finetune_speedup_uncompiled": theirs / ours,
     }
 
 
@@ -257,85 +227,6 @@ def _unpacked_step(
     optimizer.step()
 
 
-def training_ratios(
-    config: Config, state_dim: int, steps: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """A training step and full-sort scoring of each model against its RecBole backbone.
-
-    The step is that of the costliest method, LEASR after the warm-up: LE states beside h_t, LE
-    rewards, both augmented losses. The LE's part is random numbers of the right shape: a step
-    costs the same whatever they hold.
-
-    Args:
-        config: of a model of ours on the dataset.
-        state_dim: width of the LE's states.
-        steps: runs of each that the median is taken over.
-
-    Returns:
-        Median ratios of seconds, ours over RecBole's, by model: training steps, scoring.
-    """
-    train_ratio, inference_ratio = {}, {}
-    keys = dict(config.external_config_dict) | {"q_weight": 1.0}
-    keys |= {"lea_state": None, "lea_reward": None, "lea_augmentation": None}
-    for name, model_class in MODELS.items():
-        cheapest, costliest = (
-            Config(model=name, dataset=config["dataset"], config_dict=keys | {"lea_method": method})
-            for method in ("base", "LEASR")  # base loads the data without an LE
-        )
-        init_seed(cheapest["seed"], True)
-        loaders = data_preparation(cheapest, LEADataset(cheapest))
-        data = loaders[0]._dataset
-        batch, rows = next(iter(loaders[0])), next(iter(loaders[2]))[0]
-        batch.update(_random_feedback(len(batch), state_dim, data.num(data.iid_field)))
-        data.lea_feedback = SimpleNamespace(state_dim=state_dim)
-        ours = model_class(costliest, data)
-        stock = model_class.backbone_class()(cheapest, data)
-        ours.warmed_up = True
-        adam = torch.optim.Adam
-        step = training_step(ours, fused(adam(ours.parameters())))  # as LEATrainer's
-        stock_step = training_step(stock, adam(stock.parameters()))
-        train_ratio[name] = _ratio(partial(step, batch), partial(stock_step, batch), steps)
-        inference_ratio[name] = _ratio(
-            partial(_score, ours, rows), partial(_score, stock, rows), steps
-        )
-    return train_ratio, inference_ratio
-
-
-def _random_feedback(rows: int, state_dim: int, n_items: int) -> Interaction:
-    """What the transform adds to a batch under LEASR, as random numbers."""
-    numbers = ("reward", "negative_reward", "augmented_reward")
-    values = {name: torch.randn(rows) for name in numbers}
-    values |= {name: torch.randint(1, n_items, (rows,)) for name in ("negative", "augmented")}
-    values |= {name: torch.randn(rows, state_dim) for name in ("state", "next_state")}
-    return Interaction({FIELD_PREFIX + name: value for name, value in values.items()})
-
-
-def training_step(model: Any, optimizer: torch.optim.Optimizer) -> Callable[[Any], None]:
-    """What trains a model on one batch."""
-
-    def step(batch: Any) -> None:
-        optimizer.zero_grad()
-        loss: Any = model.calculate_loss(batch)
-        loss = sum(loss) if isinstance(loss, tuple) else loss
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-@torch.no_grad()
-def _score(model: Any, rows: Any) -> None:
-    model.eval()
-    model.full_sort_predict(rows)
-
-
-def _ratio(ours: Callable[[], Any], theirs: Callable[[], Any], n: int) -> float:
-    """Median ratio of alternating runs."""
-    ours()
-    theirs()
-    return statistics.median(timed(ours) / timed(theirs) for _ in range(n))
-
-
 def run(config: Config, rows: int) -> dict[str, Any]:
     """All measurements on a sample of ``rows`` training transitions.
 
@@ -346,38 +237,31 @@ def run(config: Config, rows: int) -> dict[str, Any]:
     stages = StageLog()
     dataset = LEADataset(config)
     _, tokens = dataset.splits()
-    costs, tunings, pools = {}, {}, {}
-    n_rows: dict[str, int] = {}
+    costs: dict[str, dict[str, Any]] = {}
+    a_row: dict[tuple[str, int], float] = {}  # seconds, by template and scored negatives
     for template, changes in TEMPLATES.items():
         pipeline = dataset.pipeline(first_sequences(tokens, SAMPLES[template] * rows))
-        n_rows[template] = len(pipeline.negatives)
         settings = dataclasses.replace(pipeline.settings, **changes)
         env, _ = _environment(pipeline, settings)
         with stages.stage(f"fine-tuning {template}"):
-            tunings[template] = finetune_cost(env, pipeline.sequences)
-        logger.info("fine-tuning, %s: %s", template, tunings[template])
+            costs[template] = finetune_cost(env, pipeline.sequences)
         # a fresh one: fine-tuning has compiled its layers
         env, tokenizer = _environment(pipeline, settings)
         env.merge()
+        n_rows = len(pipeline.negatives)
         groups = reward_groups(env.prompts, pipeline.sequences, pipeline.negatives)
         with stages.stage(f"feedback {template}"):
-            pools[template] = {pool: pool_seconds(env, pipeline, pool) for pool in (1, 10)}
-            costs[template] = feedback_cost(env, groups)
-        logger.info("feedback, %s: %s", template, costs[template])
-    options = option_token_ratios(env, pipeline, tokenizer)
+            for pool in (1, 10):
+                a_row[template, pool] = pool_seconds(env, pipeline, pool) / n_rows
+            costs[template] |= feedback_cost(env, groups) | {"rows": n_rows}
+        logger.info("%s: %s", template, costs[template])
     state_dim = pipeline.settings.state_dim or env.item_tokens.shape[1]
-    train_ratio, inference_ratio = training_ratios(config, state_dim, steps=9)
-    ten, one = pools["item_last"][10] / n_rows["item_last"], pools["paper"][1] / n_rows["paper"]
     return {
-        "rows": n_rows,
-        "pool_of_10_ratio": {name: own[10] / own[1] for name, own in pools.items()},
-        "item_last_pool_of_10_over_paper_pool_of_1": ten / one,
-        **{f"feedback_{name}": {t: costs[t][name] for t in costs} for name in FEEDBACK},
-        **{f"finetune_{name}": {t: tunings[t][name] for t in tunings} for name in FINETUNING},
-        **{name: {t: costs[t][name] for t in costs} for name in EXACTNESS},
-        "train_step_ratio": train_ratio,
-        "inference_ratio": inference_ratio,
-        "option_token_ratio": options,
+        **{name: {t: costs[t][name] for t in TEMPLATES} for name in costs["paper"]},
+        "pool_of_10_ratio": {t: a_row[t, 10] / a_row[t, 1] for t in TEMPLATES},
+        "item_last_pool_of_10_over_paper_pool_of_1": a_row["item_last", 10] / a_row["paper", 1],
+        "option_token_ratio": option_token_ratios(env, pipeline, tokenizer),
+        **training_ratios(config, state_dim, steps=9),
         "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.stages.values()),
     }
 

@@ -14,17 +14,11 @@ LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Users:
-    """One metric of one method by test user, averaged over seeds.
+    """One metric of one method by test user, averaged over seeds."""
 
-    Attributes:
-        tokens: users [U].
-        rows: test rows of each [U].
-        values: mean of the metric over the user's rows [U].
-    """
-
-    tokens: np.ndarray
-    rows: np.ndarray
-    values: np.ndarray
+    tokens: np.ndarray  # users [U]
+    rows: np.ndarray  # test rows of each [U]
+    values: np.ndarray  # mean of the metric over the user's rows [U]
 
     @property
     def sums(self) -> np.ndarray:
@@ -34,21 +28,13 @@ class Users:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A method against its baseline.
+    """A method against its baseline."""
 
-    Attributes:
-        gain: relative difference of the means; None where the baseline's is 0.
-        low: lower end of the 95 % interval of the gain over test users.
-        high: its upper end.
-        p_seeds: paired t-test over seeds; None with fewer than two.
-        p_users: paired permutation test over test users.
-    """
-
-    gain: float | None
-    low: float | None
-    high: float | None
-    p_seeds: float | None
-    p_users: float
+    gain: float | None  # relative difference of the means; None where the baseline's is 0
+    low: float | None  # lower end of the 95 % interval of the gain over test users
+    high: float | None  # its upper end
+    p_seeds: float | None  # paired t-test over seeds; None with fewer than two
+    p_users: float  # paired permutation test over test users
 
 
 def average(users: Sequence[Users]) -> Users:
@@ -76,15 +62,11 @@ def compare(
         ValueError: the two were tested on different users.
     """
     _check_same(users, baseline)
-    low, high = gain_interval(users.sums, baseline.sums)
     base = float(np.mean(baseline_seeds))
-    return Comparison(
-        gain=float(np.mean(seeds)) / base - 1 if base else None,
-        low=low,
-        high=high,
-        p_seeds=seed_test(seeds, baseline_seeds),
-        p_users=user_test(users.sums - baseline.sums),
-    )
+    gain = float(np.mean(seeds)) / base - 1 if base else None
+    low, high = gain_interval(users.sums, baseline.sums)
+    by_seed, by_user = seed_test(seeds, baseline_seeds), user_test(users.sums - baseline.sums)
+    return Comparison(gain, low, high, by_seed, by_user)
 
 
 def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | None:
@@ -92,10 +74,9 @@ def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | Non
 
     A signed-rank test could not fall below 0.0625 with five seeds.
     """
-    difference = np.subtract(values, baseline)
-    if len(difference) < 2:
+    if len(values) < 2:
         return None
-    if not difference.any():
+    if np.array_equal(values, baseline):
         return 1.0
     with warnings.catch_warnings():  # scipy warns where all differences are equal
         warnings.simplefilter("ignore", RuntimeWarning)
