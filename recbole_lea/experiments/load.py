@@ -25,10 +25,11 @@ from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.data.dataset import SequentialDataset
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from recbole_lea.engine.llm import locate
 from recbole_lea.engine.stagelog import StageLog
-from recbole_lea.experiments.growth import tiny_llm
-from recbole_lea.experiments.speed import training_step
+from recbole_lea.experiments.training_speed import training_step
 from recbole_lea.le import Pipeline, answers
 from recbole_lea.le import item_tokens as tokenization
 from recbole_lea.model import GRU4RecSNQNLEA, SASRecSA2CLEA
@@ -41,35 +42,24 @@ logger = logging.getLogger(__name__)
 NAME = "load"
 TRANSITIONS = 10  # training transitions of a user; two more interactions are held out
 ASKED = 3  # shards of a stage, and batches of items, for which the LLM is asked
+STEPS = 5  # of training and of full-sort scoring
 
 KEYS = {
-    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-    "train_neg_sample_args": None,
-    "MAX_ITEM_LIST_LENGTH": 10,
-    "train_batch_size": 64,
-    "eval_batch_size": 64,
-    "show_progress": False,
-    "lea_llm_dtype": "float32",
-    "lea_compile": False,
-    "lea_item_sentence": "{item} is titled {title}.",
-    "lea_item_iterations": 1,
-    "lea_finetune_fraction": 1e-5,
-    "lea_finetune_epochs": 1,
-    "lea_finetune_eval": 100,
-}
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+    "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 64, "eval_batch_size": 64,
+    "show_progress": False, "lea_llm_dtype": "float32", "lea_compile": False,
+    "lea_item_sentence": "{item} is titled {title}.", "lea_item_iterations": 1,
+    "lea_finetune_fraction": 1e-5, "lea_finetune_epochs": 1, "lea_finetune_eval": 100,
+}  # fmt: skip
 
 
 def generate(folder: Path, items: int, transitions: int) -> None:
-    """Write a RecBole dataset in which each item occurs, if there are as many interactions.
+    """Write a RecBole dataset, called like its folder, in which each item occurs.
 
-    Args:
-        folder: made; its name is the dataset's.
-        items: different items.
-        transitions: training transitions under leave-one-out, a multiple of ten.
+    There have to be as many interactions; training transitions are those of leave-one-out.
     """
     rng = np.random.default_rng(0)
-    shape = (transitions // TRANSITIONS, TRANSITIONS + 3)
-    drawn = rng.integers(0, items, shape)
+    drawn = rng.integers(0, items, (transitions // TRANSITIONS, TRANSITIONS + 3))
     places = rng.permutation(drawn.size)[:items]
     drawn.flat[places] = np.arange(len(places))
     folder.mkdir(parents=True)
@@ -80,6 +70,19 @@ def generate(folder: Path, items: int, transitions: int) -> None:
     with (folder / f"{folder.name}.item").open("w", encoding="utf-8") as file:
         file.write("item_id:token\ttitle:token_seq\n")
         file.writelines(f"i{item}\titem number {item}\n" for item in range(items))
+
+
+def tiny_llm(folder: Path, tokenizer_of: str) -> None:
+    """Write a one-layer Llama with random weights and the tokenizer of ``lea_llm``."""
+    source, gguf = locate(tokenizer_of)
+    file = {"gguf_file": gguf} if gguf else {}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file)
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @contextlib.contextmanager
@@ -111,11 +114,9 @@ def mostly_random() -> Iterator[None]:
 def measure(who: str, keys: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
     """Seconds and peak memory of each stage.
 
-    Args:
-        who: ``RecBole``, its own SASRec and GRU4Rec; or ``LEA``, SASRecSA2CLEA and GRU4RecSNQNLEA
-            with LE states beside h_t, LE rewards and both augmented losses, after the warm-up.
-        keys: of RecBole's config.
-        steps: of training and of full-sort scoring.
+    ``RecBole``'s are those of its own SASRec and GRU4Rec; ``LEA``'s of SASRecSA2CLEA and
+    GRU4RecSNQNLEA with LE states beside h_t, LE rewards and both augmented losses, after the
+    warm-up.
     """
     ours = who == "LEA"
     models = (SASRecSA2CLEA, GRU4RecSNQNLEA) if ours else (SASRec, GRU4Rec)
@@ -131,22 +132,23 @@ def measure(who: str, keys: dict[str, Any], steps: int) -> dict[str, dict[str, f
         if ours:
             _augment(train._dataset, log)
     for model_class, config in zip(models, configs, strict=True):
-        with log.stage(f"build {model_class.__name__}"):
+        name = model_class.__name__
+        with log.stage(f"build {name}"):
             model = model_class(config, train._dataset)
             model.warmed_up = True
             adam = torch.optim.Adam(model.parameters())
-            optimizer = fused(adam) if ours else adam  # as the trainers have them
+            step = training_step(model, fused(adam) if ours else adam)  # as the trainers have them
         batches = iter(train)
-        for name, n in (("first step", 1), (f"{steps} more steps", steps)):
-            with log.stage(f"{model_class.__name__}: {name}"):
+        for what, n in (("first step", 1), (f"{steps} more steps", steps)):
+            with log.stage(f"{name}: {what}"):
                 for batch in itertools.islice(batches, n):
-                    training_step(model, batch, optimizer)()
-        del batch, batches
+                    step(batch)
+        del batch, batches, step, adam
         model.eval()
-        with log.stage(f"{model_class.__name__}: rank {steps} batches"), torch.no_grad():
+        with log.stage(f"{name}: rank {steps} batches"), torch.no_grad():
             for batch in itertools.islice(test, steps):
                 model.full_sort_predict(batch[0]).topk(20)
-        del model, optimizer
+        del model
     return log.stages
 
 
@@ -164,14 +166,11 @@ def _augment(data: Any, log: StageLog) -> None:
         again.precomputed(want_states=True, want_rewards=True)
 
 
-def run(llm: str, items: int, transitions: int, steps: int = 5) -> dict[str, dict[str, Any]]:
+def run(llm: str, items: int, transitions: int, steps: int = STEPS) -> dict[str, dict[str, Any]]:
     """Both measurements on generated data, each in a process of its own.
 
-    Args:
-        llm: ``lea_llm``, whose tokenizer the tiny LLM gets.
-        items: different items.
-        transitions: training transitions.
-        steps: of training and of full-sort scoring, each model.
+    The tiny LLM gets the tokenizer of ``llm``; each model makes ``steps`` steps of training and
+    of full-sort scoring.
 
     Returns:
         ``RecBole`` and ``LEA`` -> stage -> seconds and peak memory.
@@ -189,19 +188,14 @@ def run(llm: str, items: int, transitions: int, steps: int = 5) -> dict[str, dic
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder) / "data" / NAME, items, transitions)
         tiny_llm(Path(folder) / "llm", llm)
-        keys = KEYS | {
-            "data_path": f"{folder}/data",
-            "lea_llm": f"{folder}/llm",
-            "lea_cache_dir": f"{folder}/cache",
-        }
+        places = {"data_path": "data", "lea_llm": "llm", "lea_cache_dir": "cache"}
+        keys = KEYS | {key: f"{folder}/{place}" for key, place in places.items()}
         for who in ("RecBole", "LEA"):
             done = subprocess.run(
-                [sys.executable, "-m", "recbole_lea.experiments.load"],
+                [sys.executable, "-m", "recbole_lea.experiments.load"], check=True, text=True,
                 input=json.dumps({"who": who, "keys": keys, "steps": steps}),
                 stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
+            )  # fmt: skip
             report[who] = json.loads(done.stdout.splitlines()[-1])
             logger.info("%s: %s", who, stage_report(report[who]))
     return report

@@ -12,10 +12,7 @@ import yaml
 
 from recbole_lea.methods import Switches, switches
 
-DROPOUT = {
-    "SASRec": ("hidden_dropout_prob", "attn_dropout_prob"),
-    "GRU4Rec": ("dropout_prob",),
-}
+DROPOUT = {"SASRec": ("hidden_dropout_prob", "attn_dropout_prob"), "GRU4Rec": ("dropout_prob",)}
 
 # Keys of the search that every method has; the others depend on its losses.
 COMMON = ("learning_rate", "dropout")
@@ -25,55 +22,38 @@ OPTIONAL = ("q_weight", "w_ah", "w_aq")
 AUGMENTATIONS = {"sv": "supervised", "q": "Q", "sv+q": "both"}
 
 TABLES: dict[int, dict[str, tuple[str, ...]]] = {
-    2: {
-        "none": ("Normal",),
-        "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
-        "SA2C": ("SA2C", "LEAR", "LEAS", "LEAS'R", "LEASR"),
-    },
+    2: {"none": ("Normal",), "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
+        "SA2C": ("SA2C", "LEAR", "LEAS", "LEAS'R", "LEASR")},
     3: {"none": ("Normal", "sv"), "SA2C": ("SA2C", "sv", "q", "sv+q")},
     4: {"SA2C": ("SA2C", "LER", "LEA", "LEAR")},
     5: {"SA2C": ("SA2C", "LES'", "LES")},
     # not the paper's: what item embeddings that start from the LE's item tokens have to do with it
-    6: {
-        "none": ("Normal", "Normal with LE embeddings"),
+    6: {"none": ("Normal", "Normal with LE embeddings"),
         "SNQN": ("SNQN", "LEASR", "LEASR with LE embeddings"),
-        "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings"),
-    },
+        "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings")},
     # a control: whether it matters what the LE says of a transition
-    7: {
-        "SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
-        "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled"),
-    },
-}
+    7: {"SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
+        "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled")},
+}  # fmt: skip
 BOTH_BACKBONES = (2, 5, 6)
-LE_EMBEDDINGS = " with LE embeddings"  # --methods is separated by commas
 VARIANTS: dict[str, dict[str, Any]] = {
-    LE_EMBEDDINGS: {"item_embedding_init": "le"},
+    " with LE embeddings": {"item_embedding_init": "le"},
     " shuffled": {"lea_shuffle": True},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of a table, or one point of a figure.
+    """One row of a table, or one point of a figure."""
 
-    Attributes:
-        backbone: ``SASRec`` or ``GRU4Rec``.
-        framework: ``none``, ``SNQN`` or ``SA2C``.
-        name: as the paper has it; ``RecBole`` is RecBole's own class.
-        keys: what makes the method, as RecBole config keys; they are tuned.
-        baseline: name of the row that it is compared with, on the same backbone.
-        changes: keys set after tuning: the point of a sweep or an ablation.
-        missing: why it cannot be run, if so.
-    """
-
-    backbone: str
-    framework: str
-    name: str
-    keys: Mapping[str, Any]
-    baseline: str | None = None
+    backbone: str  # "SASRec" or "GRU4Rec"
+    framework: str  # "none", "SNQN" or "SA2C"
+    name: str  # as the paper has it; "RecBole" is RecBole's own class
+    keys: Mapping[str, Any]  # what makes the method, as RecBole config keys; they are tuned
+    baseline: str | None = None  # the row that it is compared with, on the same backbone
+    # keys set after tuning: the point of a sweep or an ablation
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    missing: str | None = None
+    missing: str | None = None  # why it cannot be run, if so
 
     @property
     def label(self) -> str:
@@ -92,11 +72,6 @@ class Method:
         return self.name == "RecBole"
 
     @property
-    def le_embeddings(self) -> bool:
-        """Whether item embeddings start from the LE's item tokens."""
-        return self.keys.get("item_embedding_init") == "le"
-
-    @property
     def model(self) -> str:
         """The model class; with the RL part off, SNQN's and SA2C's are the same."""
         return f"{self.backbone}{'SNQN' if self.framework == 'none' else self.framework}LEA"
@@ -106,6 +81,16 @@ class Method:
         """What the LE contributes to training."""
         config = dict.fromkeys(("lea_state", "lea_reward", "lea_augmentation"))
         return switches({"q_weight": 1.0} | config | dict(self.keys), self.framework)
+
+    @property
+    def le_wants(self) -> dict[str, str]:
+        """Keys under which a run builds all that the method needs of the LE."""
+        used = self.switches
+        wants = {"lea_state": "both"} if used.le_state else {}
+        wants |= {"lea_reward": "LE"} if used.le_reward else {}
+        wants |= {"lea_augmentation": "both"} if used.augmented else {}
+        start = "item_embedding_init"  # item embeddings may start from the LE's item tokens
+        return wants | ({start: "le"} if self.keys.get(start) == "le" else {})
 
 
 def table(number: int) -> list[Method]:
@@ -125,10 +110,10 @@ def table(number: int) -> list[Method]:
     ]
 
 
-def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
+def _method(backbone: str, framework: str, name: str) -> Method:
     for suffix, change in VARIANTS.items():
         if name.endswith(suffix):
-            same = _method(backbone, framework, name.removesuffix(suffix), **more)
+            same = _method(backbone, framework, name.removesuffix(suffix))
             baseline: str | None = same.label.removeprefix(f"{backbone} ")
             keys: dict[str, Any] = {**same.keys, **change}
             return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
@@ -143,7 +128,7 @@ def _method(backbone: str, framework: str, name: str, **more: Any) -> Method:
         keys = {"lea_method": "LEA"}
     elif name in AUGMENTATIONS:
         keys |= {"lea_method": "base", "lea_augmentation": AUGMENTATIONS[name]}
-    return Method(backbone, framework, name, keys, baseline, **more)
+    return Method(backbone, framework, name, keys, baseline)
 
 
 def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
@@ -156,50 +141,36 @@ def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
     base, lear, les = (_method("SASRec", "SA2C", name) for name in ("SA2C", "LEASR", "LES"))
     base = dataclasses.replace(base, baseline=None)
 
-    def point(parent: Method, name: str, baseline: str, **more: Any) -> Method:
-        return dataclasses.replace(parent, name=name, baseline=baseline, **more)
+    def point(parent: Method, what: str, changes: dict[str, Any], baseline: str) -> Method:
+        name = f"{parent.name} {what}"
+        return dataclasses.replace(parent, name=name, changes=changes, baseline=baseline)
 
     if number == 4:
-        return [base] + [
-            point(lear, f"LEASR {key}={value:g}", "SA2C", changes={key: value})
-            for key in ("w_ah", "w_aq")
-            for value in sweeps[key]
-        ]
-    fractions = [
-        point(lear, f"LEASR {value:.0%} of the data", "SA2C",
-              changes={"lea_finetune_fraction": value})
-        for value in sweeps["lea_finetune_fraction"]
-    ]  # fmt: skip
-    other = sweeps["other_llm"]
+        weights = [(key, value) for key in ("w_ah", "w_aq") for value in sweeps[key]]
+        return [base, *(point(lear, f"{k}={v:g}", {k: v}, "SA2C") for k, v in weights)]
+    share, other = "lea_finetune_fraction", sweeps["other_llm"]
+    second = point(lear, "other LLM", {"lea_llm": other}, "SA2C LEASR")
     no_llm = "no second LLM is named: set other_llm in the benchmark's YAML file"
     return [
         base,
-        *fractions,
+        *(point(lear, f"{v:.0%} of the data", {share: v}, "SA2C") for v in sweeps[share]),
         lear,
-        point(lear, "LEASR -IT", "SA2C LEASR", changes={"lea_prompt_items": "title"}),
-        point(lear, "LEASR other LLM", "SA2C LEASR", changes={"lea_llm": other},
-              missing=None if other else no_llm),
+        point(lear, "-IT", {"lea_prompt_items": "title"}, "SA2C LEASR"),
+        dataclasses.replace(second, missing=None if other else no_llm),
         les,
-        point(les, "LES -SM", "SA2C LES", changes={"lea_state_weight": 0.0}),
-    ]  # fmt: skip
+        point(les, "-SM", {"lea_state_weight": 0.0}, "SA2C LES"),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The search on validation that every method gets, baselines included.
+    """The search on validation that every method gets, baselines included."""
 
-    Attributes:
-        trials: configurations tried for each method.
-        tuning_seed: of all trials; never a reported seed.
-        grid: key -> values, or values by backbone; ``dropout`` stands for the backbone's own
-            dropout keys.
-        sweeps: values of figures 4 and 5.
-    """
-
-    trials: int
-    tuning_seed: int
+    trials: int  # configurations tried for each method
+    tuning_seed: int  # of all trials; never a reported seed
+    # key -> values, or values by backbone; "dropout" stands for the backbone's own dropout keys
     grid: Mapping[str, list | Mapping[str, list]]
-    sweeps: Mapping[str, Any]
+    sweeps: Mapping[str, Any]  # values of figures 4 and 5
 
     @classmethod
     def read(cls, path: str | Path, fixed: Collection[str] = ()) -> "Search":
@@ -216,45 +187,37 @@ class Search:
         parts = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, dict) or set(content) != parts:
             raise ValueError(f"{path} has to have exactly the keys {', '.join(sorted(parts))}")
-        grid = dict(content["grid"])
-        unknown = set(grid) - {*COMMON, *OPTIONAL}
+        dropouts = {key for keys in DROPOUT.values() for key in keys}
+        absent = {*fixed, *(["dropout"] if dropouts & set(fixed) else [])}
+        grid = {key: values for key, values in content["grid"].items() if key not in absent}
+        search = cls(**content | {"grid": grid})
+        unknown = set(content["grid"]) - {*COMMON, *OPTIONAL}
         if unknown:
             raise ValueError(
                 f"{path}: the grid has the unknown key {sorted(unknown)[0]}; it may have "
                 f"{', '.join((*COMMON, *OPTIONAL))}"
             )
-        dropouts = {key for keys in DROPOUT.values() for key in keys}
-        for key in list(grid):
-            if key in fixed or (key == "dropout" and dropouts & set(fixed)):
-                del grid[key]
-        search = cls(content["trials"], content["tuning_seed"], grid, content["sweeps"])
-        if not isinstance(search.trials, int) or search.trials < 1:
-            raise ValueError(f"{path}: trials is {search.trials!r}, but has to be 1 or more")
-        for key, values in grid.items():
+        search._check(path)
+        return search
+
+    def _check(self, path: str | Path) -> None:
+        if not isinstance(self.trials, int) or self.trials < 1:
+            raise ValueError(f"{path}: trials is {self.trials!r}, but has to be 1 or more")
+        for key, values in self.grid.items():
             if isinstance(values, dict) and set(values) != set(DROPOUT):
                 raise ValueError(
                     f"{path}: the grid's {key} has values for {', '.join(values)}, but needs them "
                     f"for {' and '.join(DROPOUT)}, or one list for all"
                 )
         for backbone in DROPOUT:
-            points = len(search._common(backbone))
-            if search.trials > points:
+            points = len(self._common(backbone))
+            if self.trials > points:
                 raise ValueError(
-                    f"{path}: trials is {search.trials}, but {' and '.join(COMMON)} have only "
+                    f"{path}: trials is {self.trials}, but {' and '.join(COMMON)} have only "
                     f"{points} combinations for {backbone} (keys given on the command line leave "
                     "the grid), and a baseline would get fewer trials than the methods: lower "
                     "trials or add values"
                 )
-        return search
-
-    def _values(self, key: str, backbone: str) -> list[Any]:
-        values = self.grid[key]
-        return values[backbone] if isinstance(values, Mapping) else values
-
-    def _common(self, backbone: str) -> list[dict[str, Any]]:
-        keys = [key for key in COMMON if key in self.grid]
-        values = itertools.product(*(self._values(key, backbone) for key in keys))
-        return [dict(zip(keys, point, strict=True)) for point in values]
 
     def points(self, method: Method) -> list[dict[str, Any]]:
         """The method's trials, as RecBole keys.
@@ -265,7 +228,14 @@ class Search:
         rng = np.random.default_rng(self.tuning_seed)
         common = self._common(method.backbone)
         chosen = [common[i] for i in rng.permutation(len(common))[: self.trials]]
-        extra = {key: self._spread(key, method.backbone) for key in self._optional(method)}
+        augmentation = method.switches.augmentation
+        used = {
+            "q_weight": method.framework != "none",
+            "w_ah": augmentation in ("supervised", "both"),
+            "w_aq": augmentation in ("Q", "both"),
+        }
+        weights = [key for key in OPTIONAL if used[key] and key in self.grid]
+        extra = {key: self._spread(key, method.backbone) for key in weights}
         points = []
         for i, point in enumerate(chosen):
             point = point | {key: values[i] for key, values in extra.items()}
@@ -275,14 +245,14 @@ class Search:
             points.append(point)
         return points
 
-    def _optional(self, method: Method) -> list[str]:
-        augmentation = method.switches.augmentation
-        used = {
-            "q_weight": method.framework != "none",
-            "w_ah": augmentation in ("supervised", "both"),
-            "w_aq": augmentation in ("Q", "both"),
-        }
-        return [key for key in OPTIONAL if used[key] and key in self.grid]
+    def _values(self, key: str, backbone: str) -> list[Any]:
+        values = self.grid[key]
+        return values[backbone] if isinstance(values, Mapping) else values
+
+    def _common(self, backbone: str) -> list[dict[str, Any]]:
+        keys = [key for key in COMMON if key in self.grid]
+        values = itertools.product(*(self._values(key, backbone) for key in keys))
+        return [dict(zip(keys, point, strict=True)) for point in values]
 
     def _spread(self, key: str, backbone: str) -> list[Any]:
         rng = np.random.default_rng([self.tuning_seed, zlib.crc32(key.encode())])

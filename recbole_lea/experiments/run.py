@@ -1,7 +1,7 @@
 """One run of a benchmark, in a process: ``python -m recbole_lea.experiments.run FOLDER``.
 
-FOLDER holds ``spec.json``; ``run.json``, written last, says that the run is finished. A test
-also leaves ``users.npz``: each test user's number of rows and mean of every metric.
+FOLDER, which is in ``results/DATASET/runs/``, holds ``spec.json`` and is where the run works. The
+finished run is added to the dataset's ``runs.jsonl`` and ``users.npz``.
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.utils import init_seed
 
+from recbole_lea import arguments
 from recbole_lea.engine.versions import code_version
+from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.keys import absolute_paths, built_in_types
 from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.evaluation import evaluate_rows
 from recbole_lea.plugin.quick_start import backbone_config, prepare
-from recbole_lea.store.files import replacing
 
 # RecBole rounds to 4 places: too coarse for a difference between two seeds.
 DECIMALS = 8
@@ -35,7 +36,7 @@ DECIMALS = 8
 # An item is cold if training has seen it less often.
 COLD = 5
 
-# Keys that cannot change a result, and so are no part of a run's identity.
+# Keys that cannot change a result, and so are no part of a run's identity or record.
 VOLATILE = {
     "gpu_id", "use_gpu", "worker", "device", "state", "data_path", "checkpoint_dir",
     "show_progress", "save_dataset", "save_dataloaders", "dataset_save_path",
@@ -43,33 +44,26 @@ VOLATILE = {
     "lea_note", "lea_compare", "lea_cache_dir", "lea_compile", "lea_stop_after",
 }  # fmt: skip
 
+# A run's record, and of a test what `by_user` gives.
+Result = tuple[dict[str, Any], dict[str, np.ndarray] | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a run is.
+    """What a run is."""
 
-    Attributes:
-        kind: ``le`` builds the LE's feedback, ``trial`` trains and validates, ``test`` also tests.
-        model: one of ours.
-        stock: train RecBole's own backbone of that model instead.
-        dataset: its name.
-        seed: of the training.
-        keys: config keys of this run.
-        config_files: YAML files of all runs.
-        arguments: ``--key=value`` of all runs.
-    """
-
-    kind: str
-    model: str
-    stock: bool
+    kind: str  # "le" builds the LE's feedback, "trial" trains and validates, "test" also tests
+    model: str  # one of ours
+    stock: bool  # train RecBole's own backbone of that model instead
     dataset: str
-    seed: int
-    keys: dict[str, Any]
-    config_files: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
+    seed: int  # of the training
+    keys: dict[str, Any]  # config keys of this run
+    config_files: tuple[str, ...] = ()  # of all runs
+    arguments: tuple[str, ...] = ()  # --key=value of all runs
+    method: str = ""  # the row that the run is made for, in clear text
 
     def config(self) -> Config:
-        """RecBole's config; the caller's ``sys.argv`` has to hold ``arguments``."""
+        """RecBole's config; ``arguments`` have to be those that RecBole is given."""
         keys = {"seed": self.seed, "metric_decimal_place": DECIMALS, "show_progress": False}
         config = Config(
             self.model, self.dataset, list(self.config_files) or None, dict(self.keys) | keys
@@ -95,6 +89,15 @@ class Spec:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return digest, values
 
+    def about(self) -> dict[str, Any]:
+        """What the record says of the run beside its config; paths start where it was started."""
+        given = [text for text in self.arguments if text[2:].split("=")[0] not in VOLATILE]
+        return {
+            "method": self.method, "kind": self.kind, "stock": self.stock, "keys": self.keys,
+            "config_files": [os.path.relpath(file) for file in self.config_files],
+            "arguments": given,
+        }  # fmt: skip
+
 
 def lasting(values: dict[str, Any]) -> dict[str, Any]:
     """The keys that can change a result, in built-in types."""
@@ -104,22 +107,31 @@ def lasting(values: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Do the run whose folder is given, unless it is finished."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
-    folder = Path(sys.argv[1])
+    folder = Path(arguments.given()[0])
     content = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    spec = Spec(**content)
-    sys.argv = [sys.argv[0], *spec.arguments]
+    again, spec = content.pop("again"), Spec(**content)
+    arguments.set_given(spec.arguments)
+    finished = FinishedRuns(folder.parent.parent)
     # a run whose benchmark was killed may still be going on
     with FileLock(folder / "lock"):
-        if not (folder / "run.json").is_file():
-            execute(spec, folder)
+        if again or folder.name not in finished.records():
+            finished.add(*execute(spec, folder))
 
 
-def execute(spec: Spec, folder: Path) -> None:
-    """Do a run; ``folder`` gets its results."""
+def execute(spec: Spec, folder: Path) -> Result:
+    """Do a run.
+
+    Args:
+        spec: what it is.
+        folder: to work in, called like the run.
+
+    Returns:
+        Its record, and of a test ``by_user``'s arrays.
+    """
     start, folder = time.perf_counter(), folder.absolute()
     code = code_version()  # before the training: the files may change meanwhile
     config = spec.config()
-    given = built_in_types(config.final_config_dict)
+    about, given = spec.about(), lasting(config.final_config_dict)
     for key, path in absolute_paths(config).items():
         config[key] = path
     # RecBole leaves checkpoints and TensorBoard's files where it works
@@ -127,27 +139,26 @@ def execute(spec: Spec, folder: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     os.chdir(work)
     try:
-        le = spec.kind == "le"
-        content = _le(config, code) if le else _training(config, code, spec.kind, folder)
+        content, users = _le(config, code) if spec.kind == "le" else _train(config, code, spec.kind)
     finally:
         os.chdir(home)
     shutil.rmtree(work)
     seconds = round(time.perf_counter() - start, 3)
-    record.write(content | {"kind": spec.kind, "config": given, "seconds": seconds}, folder)
+    return {"name": folder.name, **about, **content, "config": given, "seconds": seconds}, users
 
 
-def _le(config: Config, code: dict[str, Any]) -> dict[str, Any]:
+def _le(config: Config, code: dict[str, Any]) -> Result:
     """Build the feedback that the config asks for, and what the augmentation needs of the LE."""
     init_seed(config["seed"], config["reproducibility"])
     splits = [loader._dataset for loader in data_preparation(config, LEADataset(config))]
     pipeline = splits[0].lea_pipeline
     if config["lea_augmentation"] != "none":
         pipeline.prepare_selection()
-    content = record.start(config, splits[0], pipeline, splits[0].lea_stages, code)
-    return content | {"data": _counts(splits)}
+    stages = splits[0].lea_stages
+    return record.start(config, splits[0], pipeline, stages, code) | {"data": _counts(splits)}, None
 
 
-def _training(config: Config, code: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
+def _train(config: Config, code: dict[str, Any], kind: str) -> Result:
     trainer, (train, valid, test) = prepare(config)
     curve: list[list[float]] = []
     stages = train._dataset.lea_stages
@@ -162,16 +173,15 @@ def _training(config: Config, code: dict[str, Any], kind: str, folder: Path) -> 
         "best_is_warmup": getattr(trainer, "record", {}).get("best_is_warmup", False),
         "data": _counts([loader._dataset for loader in (train, valid, test)]),
     }
+    users = None
     if kind == "test":
         with stages.stage("test"):
             content["test_result"], rows = evaluate_rows(trainer, test)
         content["cold"] = cold_result(train._dataset, test._dataset, rows)
         users = by_user(test._dataset, rows)
         content["data"]["test users"] = len(users["users"])
-        with replacing(folder / "users.npz") as stream:
-            np.savez_compressed(stream, **users)
     dataset = train._dataset
-    return record.start(config, dataset, dataset.lea_pipeline, stages, code) | content
+    return record.start(config, dataset, dataset.lea_pipeline, stages, code) | content, users
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:

@@ -1,16 +1,13 @@
 """Starts the runs of a table or figure, those that are not finished yet, and reads them back."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 from recbole.config import Config
 
 from recbole_lea.engine.versions import code_version
+from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
@@ -29,150 +27,123 @@ from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
 
-# With each user's first interaction, which is no row, they are all interactions.
-SPLITS = ("training transitions", "validation rows", "test rows")
-
 CHILD = (sys.executable, "-m", "recbole_lea.experiments.run")
+
+POLL = 0.1  # seconds between two looks at the processes
+
+# Keys of a run that builds nothing of the LE; ``Method.le_wants`` adds to them.
+NOTHING = {
+    "lea_method": "base", "lea_state": "hidden", "lea_reward": "constant",
+    "lea_augmentation": "none",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run and where its results are.
-
-    Attributes:
-        spec: what it is.
-        folder: with ``run.json`` once it is finished.
-        values: of all config keys, as ``Spec.identity`` gives them.
-    """
+    """A run and where its results are."""
 
     spec: Spec
-    folder: Path
-    values: Mapping[str, Any]
+    folder: Path  # where it works; called like the run
+    values: Mapping[str, Any]  # of all config keys, as ``Spec.identity`` gives them
+    finished: FinishedRuns  # where it is written down in the end
+
+    @property
+    def name(self) -> str:
+        """What it is called among the finished runs."""
+        return self.folder.name
+
+    def written(self) -> dict[str, Any] | None:
+        """Its record as it is written down."""
+        return self.finished.records().get(self.name)
 
     def record(self) -> dict[str, Any] | None:
-        """``run.json``; None while the run is not finished, or if a default has changed since."""
-        path = self.folder / "run.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        """Its record; None while it is not finished, or if a default has changed since."""
+        content = self.written()
+        if content is None:
             return None
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}): delete {self.folder}") from None
         known = content["config"]
         same = all(known.get(key, value) == value for key, value in self.values.items())
         return content if same else None
 
-    def users(self) -> dict[str, Users]:
-        """Each metric by test user."""
-        with np.load(self.folder / "users.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-        tokens, rows = arrays.pop("users"), arrays.pop("rows")
-        return {name: Users(tokens, rows, values) for name, values in arrays.items()}
-
 
 @dataclasses.dataclass
 class Outcome:
-    """What there is of one method.
-
-    Attributes:
-        method: the row.
-        trials: keys and ``run.json`` of each finished trial.
-        chosen: keys of the best one; None while trials are missing.
-        records: seed -> ``run.json`` of the finished tests.
-        users: seed -> metric -> values by test user.
-    """
+    """What there is of one method."""
 
     method: Method
-    trials: list[tuple[dict[str, Any], dict[str, Any]]]
-    chosen: dict[str, Any] | None
-    records: dict[int, dict[str, Any]]
-    users: dict[int, dict[str, Users]]
+    trials: list[tuple[dict[str, Any], dict[str, Any]]]  # keys and record of each finished one
+    chosen: dict[str, Any] | None  # keys of the best trial; None while trials are missing
+    records: dict[int, dict[str, Any]]  # seed -> record of the finished tests
+    users: dict[int, dict[str, Users]]  # seed -> metric -> values by test user
 
 
 @dataclasses.dataclass
 class Benchmark:
     """The runs of one table or figure on one dataset.
 
-    The caller's ``sys.argv`` has to hold ``arguments``, which RecBole reads from there.
-
-    Attributes:
-        dataset: its name.
-        methods: the rows.
-        search: grid and trials.
-        seeds: of the reported runs.
-        results: folder of all results.
-        config_files: YAML files of all runs.
-        arguments: ``--key=value`` of all runs.
-        jobs: runs at a time.
-        rerun_old: repeat finished runs whose training code was another.
-        only: labels of the rows to run now; empty for all. The report has whatever is finished.
+    The process has to let RecBole read ``arguments`` (``recbole_lea.arguments.set_given``).
 
     Raises:
         ValueError: a reported seed is the tuning seed, or ``only`` names no row of the table.
     """
 
     dataset: str
-    methods: Sequence[Method]
-    search: Search
-    seeds: Sequence[int]
-    results: Path
-    config_files: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    jobs: int = 1
-    rerun_old: bool = False
-    only: Sequence[str] = ()
+    methods: Sequence[Method]  # the rows
+    search: Search  # grid and trials
+    seeds: Sequence[int]  # of the reported runs
+    results: Path  # folder of all results
+    config_files: tuple[str, ...] = ()  # of all runs
+    arguments: tuple[str, ...] = ()  # --key=value of all runs
+    jobs: int = 1  # runs at a time
+    rerun_old: bool = False  # repeat finished runs whose training code was another
+    only: Sequence[str] = ()  # labels of the rows to run now; empty for all
 
     def __post_init__(self) -> None:
-        if self.search.tuning_seed in self.seeds:
+        seed = self.search.tuning_seed
+        if seed in self.seeds:
             raise ValueError(
-                f"the tuning seed {self.search.tuning_seed} is among the reported seeds: what was "
-                "chosen on it would be reported as found; change tuning_seed"
+                f"the tuning seed {seed} is among the reported seeds: what was chosen on it would "
+                "be reported as found; change tuning_seed"
             )
         labels = [method.label for method in self.methods]
         for name in self.only:
             if name not in labels:
                 raise ValueError(f"no row is called {name!r}; there are: {', '.join(labels)}")
         self.folder = self.results / self.dataset
-        self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.finished = FinishedRuns(self.folder)
+        self.possible = [method for method in self.methods if method.missing is None]
+        self.wanted = [m for m in self.possible if not self.only or m.label in self.only]
         self.code = code_version()["fingerprint"]
         config = self._le_spec({}).config()
         self.cache = Path(config["lea_cache_dir"]) / self.dataset
-        self.data = self._data_fingerprint(config)
+        self.data = data_fingerprint(config)
+        self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def _data_fingerprint(self, config: Config) -> str:
-        digest = hashlib.sha256()
-        for suffix in ("inter", "item"):
-            path = Path(config["data_path"]) / f"{self.dataset}.{suffix}"
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path} does not exist; give --data_path=FOLDER with {self.dataset}/ in it"
-                    + (f", or make it by: {config['lea_prepare']}" if config["lea_prepare"] else "")
-                )
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
-
-    def _spec(self, kind: str, method: Method, keys: dict[str, Any], seed: int) -> Spec:
-        keys = dict(method.keys) | keys
+    def _spec(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Spec:
         return Spec(
-            kind, method.model, method.stock, self.dataset, seed, keys,
-            self.config_files, self.arguments,
+            kind, method.model, method.stock, self.dataset, seed, {**method.keys, **keys},
+            self.config_files, self.arguments, method.label,
+        )  # fmt: skip
+
+    def _le_spec(self, keys: dict[str, Any]) -> Spec:
+        return Spec(
+            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, keys,
+            self.config_files, self.arguments, "LE",
         )  # fmt: skip
 
     def _run(self, spec: Spec) -> Run:
-        name = "RecBole-" * spec.stock + spec.model
-        own = json.dumps(dataclasses.asdict(spec))
+        own = json.dumps([spec.kind, spec.model, spec.stock, spec.seed, spec.keys])
         if own not in self._identities:  # RecBole takes its time to make a config
             self._identities[own] = spec.identity(self.data)
         key, values = self._identities[own]
-        return Run(spec, self.folder / "runs" / f"{spec.kind}-{name}-{key[:12]}", values)
+        name = f"{spec.kind}-{'RecBole-' * spec.stock}{spec.model}-{key[:12]}"
+        return Run(spec, self.folder / "runs" / name, values, self.finished)
 
     def trials(self, method: Method) -> list[Run]:
-        """The method's search."""
+        """The method's search; without anything to choose from, none."""
         points = self.search.points(method)
-        if len(points) == 1:  # nothing to choose from
-            return []
-        seed = self.search.tuning_seed
-        return [self._run(self._spec("trial", method, point, seed)) for point in points]
+        specs = [self._spec("trial", method, p, self.search.tuning_seed) for p in points]
+        return [self._run(spec) for spec in specs] if len(specs) > 1 else []
 
     def chosen(self, method: Method) -> dict[str, Any] | None:
         """Keys of the best trial on validation; None while one is missing."""
@@ -203,30 +174,29 @@ class Benchmark:
         A finished one too, if its cache is not here (a fresh clone has the records alone) and a
         method that needs it has runs to do.
         """
+
+        def needed(methods: list[Method]) -> bool:
+            runs = (self.trials(method) + self.tests(method) for method in methods)
+            return any(map(self.pending, runs))
+
         return [
             run
             for run, methods in self._environments
-            if not self._done(run)
-            or (not self._in_cache(run) and any(map(self._unfinished, methods)))
+            if not self._is_done(run) or (not self._in_cache(run) and needed(methods))
         ]
 
     def _in_cache(self, run: Run) -> bool:
-        record = run.record()
-        assert record is not None  # asked of finished runs alone
-        stages = record["fingerprints"]["feedback"]
-        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages.items())
-
-    def _unfinished(self, method: Method) -> list[Run]:
-        return self.pending([*self.trials(method), *self.tests(method)])
+        record: Any = run.record()
+        stages = record["fingerprints"]["feedback"].items()
+        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages)
 
     @functools.cached_property
     def _environments(self) -> list[tuple[Run, list[Method]]]:
         """Each LE's run, and the methods that need it."""
         wants: dict[str, dict[str, Any]] = {}
         needing: dict[str, list[Method]] = {}
-        for method in self._wanted():
-            switches = method.switches
-            if not switches.needs_le and not method.le_embeddings:
+        for method in self.wanted:
+            if not method.le_wants:
                 continue
             for changes in ({}, dict(method.changes)):  # the trials' LE and the tests'
                 config = self._spec("le", method, changes, 0).config()
@@ -234,34 +204,18 @@ class Benchmark:
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
                 needing.setdefault(key, []).append(method)
-                le_keys = {k: v for k, v in changes.items() if k.startswith("lea_")}
-                want = wants.setdefault(key, {
-                    "lea_method": "base", "lea_state": "hidden", "lea_reward": "constant",
-                    "lea_augmentation": "none",
-                } | le_keys)  # fmt: skip
-                want |= {"lea_state": "both"} if switches.le_state else {}
-                want |= {"lea_reward": "LE"} if switches.le_reward else {}
-                want |= {"lea_augmentation": "both"} if switches.augmented else {}
-                want |= {"item_embedding_init": "le"} if method.le_embeddings else {}
+                start = {k: v for k, v in changes.items() if k.startswith("lea_")}
+                wants.setdefault(key, NOTHING | start).update(method.le_wants)
         return [(self._run(self._le_spec(want)), needing[key]) for key, want in wants.items()]
-
-    def _le_spec(self, keys: dict[str, Any]) -> Spec:
-        return Spec(
-            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, keys,
-            self.config_files, self.arguments,
-        )  # fmt: skip
-
-    def _possible(self) -> list[Method]:
-        return [method for method in self.methods if method.missing is None]
-
-    def _wanted(self) -> list[Method]:
-        return [m for m in self._possible() if not self.only or m.label in self.only]
 
     def pending(self, runs: Iterable[Run]) -> list[Run]:
         """The runs to be done, each once."""
-        return [run for run in {run.folder: run for run in runs}.values() if not self._done(run)]
+        once: dict[Path, Run] = {}
+        for run in runs:
+            once.setdefault(run.folder, run)
+        return [run for run in once.values() if not self._is_done(run)]
 
-    def _done(self, run: Run) -> bool:
+    def _is_done(self, run: Run) -> bool:
         content = run.record()
         return content is not None and not (
             self.rerun_old and content["code"]["fingerprint"] != self.code
@@ -276,10 +230,9 @@ class Benchmark:
         failed = self._phase("LE", self.environments(), self.unbuilt())
         if failed:
             return failed
-        methods = self._wanted()
-        trials = [run for method in methods for run in self.trials(method)]
+        trials = [run for method in self.wanted for run in self.trials(method)]
         failed = self._phase("trial", trials, self.pending(trials))
-        tests = [run for method in methods for run in self.tests(method)]
+        tests = [run for method in self.wanted for run in self.tests(method)]
         return failed + self._phase("test", tests, self.pending(tests))
 
     def _phase(self, title: str, runs: list[Run], pending: list[Run]) -> list[Run]:
@@ -287,97 +240,59 @@ class Benchmark:
         if total:
             logger.info("%s: %d of %d runs are finished", title, total - len(pending), total)
         # an LE gets the whole machine
-        jobs = 1 if title == "LE" else self.jobs
-        return execute(pending, jobs) if pending else []
+        return execute(pending, 1 if title == "LE" else self.jobs) if pending else []
 
     def outcomes(self) -> list[Outcome]:
         """What the finished runs say, in the order of the methods."""
         found = []
-        for method in self._possible():
-            trials = [(run, run.record()) for run in self.trials(method)]
-            tests = [(run, run.record()) for run in self.tests(method)]
-            points = self.search.points(method)
+        for method in self.possible:
+            trials = [run.record() for run in self.trials(method)]
+            points = zip(self.search.points(method), trials, strict=False)
+            tests = {run.spec.seed: run for run in self.tests(method) if run.record()}
             found.append(Outcome(
                 method,
-                [(point, content)
-                 for point, (_, content) in zip(points, trials, strict=False) if content],
+                [(point, record) for point, record in points if record],
                 self.chosen(method),
-                {run.spec.seed: content for run, content in tests if content},
-                {run.spec.seed: run.users() for run, content in tests if content},
+                {seed: record for seed, run in tests.items() if (record := run.record())},
+                {seed: self.finished.users(run.name) for seed, run in tests.items()},
             ))  # fmt: skip
         return found
 
     def plan(self) -> str:
-        """What there is to do, and how long it may take (``--dry-run``)."""
-        rates = finished_rates(self.results)
-        size = self._interactions()
-        seconds, unknown = 0.0, 0
-
-        def cost(n: int, kind: str) -> str:
-            nonlocal seconds, unknown
-            if n and kind not in rates:
-                unknown += n
-            if not n or kind not in rates:
-                return ""
-            seconds += n * size * rates[kind]
-            return f"  about {duration(n * size * rates[kind])}"
-
-        environments = self.environments()
-        n = len(self.unbuilt())
+        """What there is to do (``--dry-run``)."""
         width = max(len(method.label) for method in self.methods) + 2
-        lines = [f"  {'LE':<{width}}{n} of {len(environments)}{cost(n, 'le')}"]
+        counts = f"{len(self.unbuilt())} of {len(self.environments())}"
+        lines = [f"  {'LE':<{width}}{counts}"]
         for method in self.methods:
             if method.missing:
                 lines.append(f"  {method.label:<{width}}left out: {method.missing}")
-                continue
-            if self.only and method.label not in self.only:
-                continue
-            trials, tests = self.trials(method), self.tests(method)
-            trials_left = len(self.pending(trials))
-            tests_left = len(self.pending(tests)) if tests else len(self.seeds)
-            text = f"trials {trials_left} of {len(trials)}, tests {tests_left} of {len(self.seeds)}"
-            # a stock run's record has none of our keys
-            kind = (
-                _cost_kind(method.backbone, {})
-                if method.stock
-                else _cost_kind(method.model, method.keys)
+            elif method in self.wanted:
+                trials, tests = self.trials(method), self.tests(method)
+                left = len(self.pending(tests)) if tests else len(self.seeds)
+                lines.append(
+                    f"  {method.label:<{width}}trials {len(self.pending(trials))} of "
+                    f"{len(trials)}, tests {left} of {len(self.seeds)}"
+                )
+        return "\n".join(lines)
+
+
+def data_fingerprint(config: Config) -> str:
+    """Hex digest of the dataset's files.
+
+    Raises:
+        FileNotFoundError: one is not there; the message says how to make it.
+    """
+    digest = hashlib.sha256()
+    name = config["dataset"]
+    for suffix in ("inter", "item"):
+        path = Path(config["data_path"]) / f"{name}.{suffix}"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist; give --data_path=FOLDER with {name}/ in it"
+                + (f", or make it by: {config['lea_prepare']}" if config["lea_prepare"] else "")
             )
-            lines.append(f"  {method.label:<{width}}{text}{cost(trials_left + tests_left, kind)}")
-        total = f"to do: about {duration(seconds / self.jobs)} with {self.jobs} jobs"
-        if unknown:
-            total += f", and {unknown} runs of kinds of which none has finished yet"
-        return "\n".join([*lines, total + " (from finished runs; on this machine it may differ)"])
-
-    def _interactions(self) -> int:
-        config = self._spec("trial", self.methods[0], {}, 0).config()
-        with (Path(config["data_path"]) / f"{self.dataset}.inter").open("rb") as file:
-            return sum(1 for _ in file) - 1
-
-
-def _cost_kind(model: str, keys: Mapping[str, Any]) -> str:
-    """Runs of one kind take about as long as each other."""
-    method = [str(keys.get(key)) for key in ("lea_method", "lea_augmentation")]
-    return " ".join([model, *method, str(keys.get("q_weight") == 0)])
-
-
-def finished_rates(results: Path) -> dict[str, float]:
-    """Kind of run -> median seconds an interaction of its dataset, over all finished runs."""
-    rates: dict[str, list[float]] = {}
-    for path in results.glob("*/runs/*/run.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind = "le" if content["kind"] == "le" else _cost_kind(content["model"], content["config"])
-        data = content["data"]
-        size = data["users"] + sum(data[split] for split in SPLITS)
-        rates.setdefault(kind, []).append(content["seconds"] / size)
-    return {kind: statistics.median(values) for kind, values in rates.items()}
-
-
-def duration(seconds: float) -> str:
-    """Such as "3 h 20 min"."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> list[Run]:
@@ -392,50 +307,50 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
         The runs that failed; the others go on.
     """
     jobs = min(jobs, len(runs))
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    processes: set[subprocess.Popen] = set()
-    lock, stopped = threading.Lock(), False
-
-    def one(run: Run) -> bool:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "run.json").unlink(missing_ok=True)
-        write_json(run.folder / "spec.json", dataclasses.asdict(run.spec))
-        command = [*child, str(run.folder)]
-        with (run.folder / "run.log").open("wb") as log:
-            with lock:
-                if stopped:
-                    return False
-                process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=environment
-                )
-                processes.add(process)
-            code = process.wait()
-        return code == 0 and (run.folder / "run.json").is_file()
-
-    failed, start = [], time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(one, run): run for run in runs}
-        try:
-            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-                run = futures[future]
-                if not future.result():
+    waiting, failed, start = list(reversed(runs)), [], time.monotonic()
+    running: dict[subprocess.Popen, tuple[Run, dict[str, Any] | None]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop()
+                before = run.written()
+                running[_started(run, jobs, child)] = (run, before)
+            time.sleep(POLL)
+            for process in [process for process in running if process.poll() is not None]:
+                run, before = running.pop(process)
+                if process.returncode or run.written() == before:
                     failed.append(run)
-                    logger.error("failed: %s\n  %s", run.folder / "run.log", _last_line(run))
+                    _report_failure(run)
+                done = len(runs) - len(waiting) - len(running)
                 left = (time.monotonic() - start) / done * (len(runs) - done)
                 logger.info(
-                    "%d of %d: %s; about %s left", done, len(runs), run.folder.name, duration(left)
+                    "%d of %d: %s; about %s left", done, len(runs), run.name, duration(left)
                 )
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            with lock:
-                stopped = True
-                for process in processes:
-                    process.terminate()
-            raise
+    finally:
+        for process in running:
+            process.terminate()
     return failed
 
 
-def _last_line(run: Run) -> str:
-    lines = (run.folder / "run.log").read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "(it wrote nothing)")
+def _started(run: Run, jobs: int, child: Sequence[str]) -> subprocess.Popen:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    again = run.written() is not None
+    write_json(run.folder / "spec.json", dataclasses.asdict(run.spec) | {"again": again})
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    with (run.folder / "run.log").open("wb") as log:
+        return subprocess.Popen([*child, str(run.folder)], stdout=log, stderr=log, env=environment)
+
+
+def _report_failure(run: Run) -> None:
+    log = run.folder / "run.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    logger.error("failed: %s\n  %s", log, lines[-1] if lines else "(it wrote nothing)")
+
+
+def duration(seconds: float) -> str:
+    """Such as "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

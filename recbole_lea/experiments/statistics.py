@@ -14,17 +14,11 @@ LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Users:
-    """One metric of one method by test user, averaged over seeds.
+    """One metric of one method by test user, averaged over seeds."""
 
-    Attributes:
-        tokens: users [U].
-        rows: test rows of each [U].
-        values: mean of the metric over the user's rows [U].
-    """
-
-    tokens: np.ndarray
-    rows: np.ndarray
-    values: np.ndarray
+    tokens: np.ndarray  # users [U]
+    rows: np.ndarray  # test rows of each [U]
+    values: np.ndarray  # mean of the metric over the user's rows [U]
 
     @property
     def sums(self) -> np.ndarray:
@@ -34,21 +28,13 @@ class Users:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A method against its baseline.
+    """A method against its baseline."""
 
-    Attributes:
-        gain: relative difference of the means; None where the baseline's is 0.
-        low: lower end of the 95 % interval of the gain over test users.
-        high: its upper end.
-        p_seeds: paired t-test over seeds; None with fewer than two.
-        p_users: paired permutation test over test users.
-    """
-
-    gain: float | None
-    low: float | None
-    high: float | None
-    p_seeds: float | None
-    p_users: float
+    gain: float | None  # relative difference of the means; None where the baseline's is 0
+    low: float | None  # lower end of the 95 % interval of the gain over test users
+    high: float | None  # its upper end
+    p_seeds: float | None  # paired t-test over seeds; None with fewer than two
+    p_users: float  # paired permutation test over test users
 
 
 def average(users: Sequence[Users]) -> Users:
@@ -57,10 +43,9 @@ def average(users: Sequence[Users]) -> Users:
     Raises:
         ValueError: the seeds were tested on different users or rows.
     """
-    first = users[0]
     for other in users[1:]:
-        _check_same(first, other)
-    return dataclasses.replace(first, values=np.mean([u.values for u in users], axis=0))
+        _check_same(users[0], other)
+    return dataclasses.replace(users[0], values=np.mean([u.values for u in users], axis=0))
 
 
 def _check_same(one: Users, other: Users) -> None:
@@ -71,27 +56,17 @@ def _check_same(one: Users, other: Users) -> None:
 def compare(
     seeds: Sequence[float], baseline_seeds: Sequence[float], users: Users, baseline: Users
 ) -> Comparison:
-    """Compare a method with its baseline on one metric.
-
-    Args:
-        seeds: the metric of each seed.
-        baseline_seeds: of the same seeds, in the same order.
-        users: by test user, averaged over seeds.
-        baseline: likewise.
+    """Compare a method with its baseline on one metric: by seed, and by test user over all seeds.
 
     Raises:
         ValueError: the two were tested on different users.
     """
     _check_same(users, baseline)
-    low, high = gain_interval(users.sums, baseline.sums)
     base = float(np.mean(baseline_seeds))
-    return Comparison(
-        gain=float(np.mean(seeds)) / base - 1 if base else None,
-        low=low,
-        high=high,
-        p_seeds=seed_test(seeds, baseline_seeds),
-        p_users=user_test(users.sums - baseline.sums),
-    )
+    gain = float(np.mean(seeds)) / base - 1 if base else None
+    low, high = gain_interval(users.sums, baseline.sums)
+    by_seed, by_user = seed_test(seeds, baseline_seeds), user_test(users.sums - baseline.sums)
+    return Comparison(gain, low, high, by_seed, by_user)
 
 
 def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | None:
@@ -99,10 +74,9 @@ def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | Non
 
     A signed-rank test could not fall below 0.0625 with five seeds.
     """
-    difference = np.subtract(values, baseline)
-    if len(difference) < 2:
+    if len(values) < 2:
         return None
-    if not difference.any():
+    if np.array_equal(values, baseline):
         return 1.0
     with warnings.catch_warnings():  # scipy warns where all differences are equal
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -119,53 +93,33 @@ def user_test(difference: np.ndarray) -> float:
     if len(difference) < 2:  # of one, both signs are as large
         return 1.0
     result = stats.permutation_test(
-        (difference,),
-        lambda x, axis: x.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        batch=1000,
-        rng=np.random.default_rng(0),
-    )
+        (difference,), lambda x, axis: x.sum(axis=axis), permutation_type="samples",
+        vectorized=True, n_resamples=PERMUTATIONS, batch=1000, rng=np.random.default_rng(0),
+    )  # fmt: skip
     return float(result.pvalue)
 
 
 def gain_interval(
     sums: np.ndarray, baseline: np.ndarray
 ) -> tuple[float, float] | tuple[None, None]:
-    """95 % bootstrap interval of the relative gain over test users.
-
-    Args:
-        sums: each user's part of the mean [U].
-        baseline: likewise.
-    """
+    """95 % bootstrap interval of the relative gain, of each user's part of both means [U]."""
     if len(sums) < 2 or not baseline.any():
         return None, None
     with np.errstate(divide="ignore", invalid="ignore"):
         result = stats.bootstrap(
-            (sums, baseline),
-            lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis) - 1,
-            paired=True,
-            vectorized=True,
-            n_resamples=BOOTSTRAPS,
-            batch=1000,
-            confidence_level=LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        )
+            (sums, baseline), lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis) - 1,
+            paired=True, vectorized=True, n_resamples=BOOTSTRAPS, batch=1000,
+            confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(0),
+        )  # fmt: skip
     low, high = map(float, result.confidence_interval)
     return (low, high) if np.isfinite([low, high]).all() else (None, None)
 
 
 def holm(p_values: Sequence[float | None], n: int) -> list[float | None]:
-    """Holm's correction for the number of comparisons; None stays None.
+    """Holm's correction (1979) for ``n`` planned comparisons; None stays None.
 
-    Holm, A simple sequentially rejective multiple test procedure, 1979.
-
-    Args:
-        p_values: of the comparisons made so far.
-        n: comparisons planned. Those that are still to be made count as the largest, which
-            corrects most: whatever they turn out to be, no corrected value rises.
+    Comparisons that are still to be made count as the largest, which corrects most: whatever
+    they turn out to be, no corrected value rises.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)

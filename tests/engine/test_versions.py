@@ -6,6 +6,22 @@ import pytest
 
 from recbole_lea.engine import versions
 
+TRAINER, HEAD = "plugin/trainer.py", "model/q_head.py"
+CODE = '''"""A module."""
+
+import torch
+
+SCALE = 2.0
+
+
+class Head:
+    """A head."""
+
+    def forward(self, x):
+        """Twice x."""
+        return SCALE * x  # scaled
+'''
+
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
@@ -13,8 +29,10 @@ def checkout(tmp_path, monkeypatch):
     root = tmp_path / "repository"
     package = root / "recbole_lea"
     (package / "experiments").mkdir(parents=True)
-    for name in ("__init__.py", "record.py", "speed.py", "experiments/plan.py"):
-        (package / name).write_text("x = 1\n")
+    for name in ("model", "plugin"):
+        (package / name).mkdir()
+    for name in ("__init__.py", TRAINER, HEAD, "plugin/record.py", "experiments/plan.py"):
+        (package / name).write_text(CODE)
     (root / "properties").mkdir()
     (root / "properties" / "lea.yaml").write_text("x: 1\n")
     (root / "setup.cfg").write_text("[metadata]\n")
@@ -40,7 +58,7 @@ def test_a_clean_checkout_has_its_commit(checkout):
     assert versions.code_version() == found
 
 
-@pytest.mark.parametrize("name", ["recbole_lea/record.py", "recbole_lea/new.py",
+@pytest.mark.parametrize("name", ["recbole_lea/plugin/record.py", "recbole_lea/new.py",
                                   "properties/lea.yaml", "properties/new.yaml"])  # fmt: skip
 def test_a_change_is_not_clean(checkout, name):
     root, _ = checkout
@@ -51,11 +69,31 @@ def test_a_change_is_not_clean(checkout, name):
 def test_the_fingerprint_is_of_the_code_that_trains(checkout):
     root, _ = checkout
     before = versions.code_version()["fingerprint"]
-    for name in ("speed.py", "experiments/plan.py"):
+    for name in ("plugin/record.py", "experiments/plan.py", "new.py"):
         (root / "recbole_lea" / name).write_text("x = 2\n")
     assert versions.code_version()["fingerprint"] == before
-    (root / "recbole_lea" / "record.py").write_text("x = 2\n")
-    assert versions.code_version()["fingerprint"] != before
+    for name in (TRAINER, HEAD):
+        path = root / "recbole_lea" / name
+        path.write_text(CODE.replace("2.0", "2.5"))
+        assert versions.code_version()["fingerprint"] != before
+        path.write_text(CODE)
+    assert versions.code_version()["fingerprint"] == before
+
+
+def test_a_move_and_another_comment_change_no_arithmetic(checkout):
+    root, _ = checkout
+    package = root / "recbole_lea"
+    before = versions.code_version()["fingerprint"]
+    (package / HEAD).rename(package / "model" / "heads.py")
+    text = CODE.replace("# scaled", "# twice").replace("import torch", "import torch as t")
+    (package / TRAINER).write_text(text.replace('"""A head."""', '"""Another text."""'))
+    assert versions.code_version()["fingerprint"] == before
+
+
+def test_all_that_is_named_as_training_is_there():
+    assert all((versions.FOLDER / name).exists() for name in versions.TRAINING)
+    found = {path.relative_to(versions.FOLDER).as_posix() for path in versions._training_files()}
+    assert {"le/environment.py", "le/finetune.py", "model/recommender.py", TRAINER} <= found
 
 
 def test_an_installed_package_has_no_commit(checkout):

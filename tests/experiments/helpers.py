@@ -3,6 +3,8 @@
 import numpy as np
 import yaml
 
+from recbole_lea.experiments.plan import table
+from recbole_lea.experiments.report import Report
 from recbole_lea.experiments.runner import Outcome
 from recbole_lea.experiments.statistics import Users
 from tests.conftest import tiny_keys
@@ -48,3 +50,19 @@ def outcome(method, means, seed=0, **changes):
     chosen = {"learning_rate": 0.001}
     trial = run_json(0.1, kind="trial", **changes)
     return Outcome(method, [(chosen, trial)], chosen, records, users)
+
+
+def table_4():
+    """Table 4: LER far better than SA2C, LEA alike, LEAR worse."""
+    methods = {method.name: method for method in table(4)}
+    means = {"RecBole": 0.30, "SA2C": 0.30, "LER": 0.45, "LEA": 0.30, "LEAR": 0.2}
+    return [
+        outcome(methods[name], [mean + d for d in (0.01, 0.0, -0.01, 0.005, -0.005)], seed)
+        for seed, (name, mean) in enumerate(means.items())
+    ]
+
+
+def report(outcomes, **changes):
+    keys = {"name": "table4", "dataset": "industrial", "command": "make it", "outcomes": outcomes,
+            "les": [], "left_out": {}, "n_seeds": 5} | changes  # fmt: skip
+    return Report(**keys)

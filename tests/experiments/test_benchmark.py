@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from recbole_lea.arguments import set_given
 from recbole_lea.console import console
 from recbole_lea.experiments import benchmark, run, runner
 from tests.experiments.helpers import tiny_yaml
@@ -30,7 +33,7 @@ def call(tiny_dataset, tiny_llm, tmp_path, monkeypatch):
     def in_process(runs, jobs):
         started.extend(runs)
         for own in runs:
-            run.execute(own.spec, own.folder)
+            own.finished.add(*run.execute(own.spec, own.folder))
         return []
 
     monkeypatch.setattr(runner, "execute", in_process)
@@ -39,7 +42,7 @@ def call(tiny_dataset, tiny_llm, tmp_path, monkeypatch):
     def command(*arguments):
         started.clear()
         common = ["--dataset", "tiny", "--search", "search.yaml", "--config_files", config]
-        monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, *common])
+        set_given([*arguments, *common])
         with pytest.raises(SystemExit) as end:
             console(benchmark.main)
         return end.value.code, list(started)
@@ -84,7 +87,9 @@ def test_dry_run_starts_nothing(call, capsys):
 def test_a_report_of_what_is_finished_starts_nothing(call):
     _, started = call("--table", "4", "--seeds", "2", "--methods", "SASRec SA2C")
     Path("results/tiny/table4.md").unlink()
-    (started[-1].folder / "run.json").unlink()
+    lines = Path("results/tiny/runs.jsonl").read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["name"] == started[-1].name
+    Path("results/tiny/runs.jsonl").write_text("".join(lines[:-1]))
     assert call("--table", "4", "--seeds", "2", "--report") == (0, [])
     text = Path("results/tiny/table4.md").read_text()
     assert "runs are missing: " in text and "SASRec SA2C LEAR" in text
@@ -127,7 +132,7 @@ def test_speed_is_that_of_the_config_files_and_keys(tiny_dataset, monkeypatch, c
     )
     Path("own.yaml").write_text("train_batch_size: 7\n", encoding="utf-8")
     own = ["--dataset", "tiny", "--config_files", "own.yaml", "--lea_row_length=99"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--speed", *own])
+    set_given(["--speed", *own])
     console(benchmark.main)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == [7, 99]
 
@@ -141,6 +146,30 @@ def test_failed_runs_are_counted(call, monkeypatch):
 
 def test_traceback_on_request(call, monkeypatch):
     monkeypatch.setitem(os.environ, "LEA_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--table", "4", "--seeds", "0"])
+    set_given(["--table", "4", "--seeds", "0"])
     with pytest.raises(ValueError, match="1 or more"):
         console(benchmark.main)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.modules.update(torch=None, recbole=None, numpy=None)\n"
+        "from recbole_lea.experiments.benchmark import main\n"
+        "sys.argv = ['benchmark', '--help']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "--speed" in done.stdout
+
+
+def test_commands_that_reports_name_can_be_parsed():
+    root = Path(__file__).parent.parent.parent
+    files = [*root.glob("results/**/*.md"), *root.glob("docs/*.md"), root / "README.md"]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    commands = re.findall(r"python -m recbole_lea\.benchmark (--[^`\n]*)", text)
+    assert len(commands) > 10
+    for command in set(commands):
+        options, rest = benchmark._parser().parse_known_args(command.split())
+        assert options.table or options.figure or options.speed or options.load
+        assert all("=" in argument for argument in rest)

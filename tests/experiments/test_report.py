@@ -1,39 +1,20 @@
-"""What a reader gets: rows, Markdown, and whether the results are final."""
+"""What runs say, and whether it is final."""
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recbole_lea.experiments import markdown
 from recbole_lea.experiments.plan import table
-from recbole_lea.experiments.report import (
-    Report,
-    not_final,
-    overview,
-    paper_values,
-    table_rows,
-    write_overview,
-)
-from tests.experiments.helpers import CODE, METRICS, outcome, run_json
+from recbole_lea.experiments.report import not_final, paper_values, table_rows
+from tests.experiments.helpers import CODE, METRICS, outcome, report, run_json, table_4
 
 
 @pytest.fixture
 def outcomes():
-    """Table 4: LER far better than SA2C, LEA alike, LEAR worse."""
-    methods = {method.name: method for method in table(4)}
-    means = {"RecBole": 0.30, "SA2C": 0.30, "LER": 0.45, "LEA": 0.30, "LEAR": 0.2}
-    return [
-        outcome(methods[name], [mean + d for d in (0.01, 0.0, -0.01, 0.005, -0.005)], seed)
-        for seed, (name, mean) in enumerate(means.items())
-    ]
-
-
-def report(outcomes, **changes):
-    keys = {"name": "table4", "dataset": "industrial", "command": "make it", "outcomes": outcomes,
-            "les": [], "left_out": {}, "n_seeds": 5} | changes  # fmt: skip
-    return Report(**keys)
+    return table_4()
 
 
 def test_rows_are_means_over_seeds_beside_the_paper_s(outcomes):
@@ -61,7 +42,7 @@ def test_p_values_need_both_tests_and_are_corrected(outcomes):
             assert row["p_value"] == max(row["p_seeds"], row["p_users"])
     assert rows["LER"]["p_value"] < 0.01 and rows["LEAR"]["p_value"] < 0.01
     assert rows["LEA"]["p_value"] > 0.05
-    lines = report(outcomes).markdown([]).splitlines()
+    lines = markdown.page(report(outcomes), []).splitlines()
     starred = {name: [r for r in lines if r.startswith(f"| SASRec SA2C {name} |") and "\\*" in r]
                for name in ("LER", "LEA")}  # fmt: skip
     assert starred["LER"] and not starred["LEA"]
@@ -88,23 +69,8 @@ def test_every_method_is_compared_with_recbole_s_own_class(outcomes):
     assert rows["RecBole"]["over_recbole"]["relative_gain"] is None
     # four comparisons here, three with the method's own baseline
     assert found["p_users"] == pytest.approx(rows["LER"]["p_users"] * 4 / 3)
-    text = made.markdown([]).partition("over RecBole's own class")[2]
+    text = markdown.page(made, []).partition("over RecBole's own class")[2]
     assert "| SASRec SA2C LER | +" in text and "| SASRec RecBole |" not in text.split("##")[0]
-
-
-def test_settings_that_differ_from_the_shipped_ones_are_said(outcomes):
-    outcomes[0].records[1]["config"] |= {"transform": None}  # RecBole's own class
-    outcomes[1].records[1]["config"] |= {"state_dim": 64, "w_ah": 0.1, "weight_decay": 0.01}
-    outcomes[1].records[1]["config"] |= {"train_neg_sample_args": {"distribution": "none"}}
-    text = report(outcomes).markdown([])
-    assert "| state_dim | `64` (shipped: `None`) |" in text
-    assert "| weight_decay | `0.01` (shipped: `0.0`) |" in text  # RecBole's own key
-    assert "w_ah" not in text and "| transform |" not in text and "| train_neg" not in text
-
-
-def test_no_trial_is_said(outcomes):
-    none = [dataclasses.replace(o, trials=[]) for o in outcomes]
-    assert "| SASRec SA2C LER | none |" in report(none).markdown([])
 
 
 def test_one_seed_has_no_deviation_and_no_significance(outcomes):
@@ -131,7 +97,7 @@ def test_the_paper_s_values_are_read():
 
 def test_clean_and_complete_runs_of_one_commit_are_final(outcomes):
     assert not_final(outcomes, [run_json(0.1)], 5) == []
-    assert "Final. Commit " + CODE["commit"] in report(outcomes).markdown([])
+    assert "Final. Commit " + CODE["commit"] in markdown.page(report(outcomes), [])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +114,7 @@ def test_what_keeps_results_from_being_final(outcomes, change, reason):
     outcomes[2].records[3] |= change
     (found,) = not_final(outcomes, [], 5)
     assert reason in found
-    assert "**Not final**: " + found in report(outcomes).markdown([])
+    assert "**Not final**: " + found in markdown.page(report(outcomes), [])
     outcomes[2].records[3] |= run_json(0.1)
     assert len(not_final(outcomes, [run_json(0.1, **change)], 5)) == 1  # an LE's run as well
     outcomes[2].trials[0][1].update(change)  # and a trial, which has chosen the keys
@@ -170,7 +136,7 @@ def test_backbones_may_be_of_different_training_code(outcomes):
     rows = {method.label: method for method in table(2)}
     others = [outcome(rows["GRU4Rec SA2C"], [0.1] * 5, 9, code=other)]
     assert not_final([*outcomes, *others], [run_json(0.1)], 5) == []
-    text = report([*outcomes, *others]).markdown([])
+    text = markdown.page(report([*outcomes, *others]), [])
     assert f"Commit {CODE['commit']} (SASRec); {other['commit']} (GRU4Rec)." in text
 
 
@@ -183,7 +149,7 @@ def test_an_le_of_unknown_code_is_not_final(outcomes, le):
 def test_another_commit_with_the_same_training_code_is_final(outcomes):
     outcomes[2].records[3]["code"] = CODE | {"commit": "d" * 40}
     assert not_final(outcomes, [], 5) == []
-    assert "d" * 40 in report(outcomes).markdown([])
+    assert "d" * 40 in markdown.page(report(outcomes), [])
 
 
 def test_missing_runs_are_not_final(outcomes):
@@ -198,65 +164,3 @@ def test_missing_runs_are_not_final(outcomes):
 
 def test_two_seeds_are_not_final(outcomes):
     assert "too few" in not_final(outcomes, [], 2)[0]
-
-
-def test_markdown_has_what_a_reader_needs(outcomes):
-    le = run_json(
-        0.1,
-        le={"accuracy": 0.812, "hit_10": 0.055, "n": 500, "reward_popularity": -0.25},
-        stages={"LE fine-tuning": {"seconds": 3600.0, "peak_memory_mb": 2100.0}},
-        config={"lea_llm": "wheel:x", "lea_finetune_fraction": 0.1, "lea_state_weight": 0.3,
-                "lea_prompt_items": "token"},
-    )  # fmt: skip
-    titles = le | {"config": le["config"] | {"lea_prompt_items": "title"}}
-    for record in outcomes[3].records.values():
-        record["le"] = {"positions_chosen": [0.3, 0.1, 0.2, 0.2, 0.2],
-                        "true_item_listed": 0.4, "true_item_chosen": 0.123}  # fmt: skip
-        record["best_is_warmup"] = True
-        if record["seed"] > 2:
-            record["config"] = record["config"] | {"epochs": 4, "eval_step": 1 + record["seed"] % 2}
-        record["cold"] = {"below": 5, "rows": 1234, "result": {"hit@10": 0.0123 + record["seed"]}}
-    made = report(outcomes, les=[le, titles], left_out={"SASRec X": "no reason"})
-    text = made.markdown(["table4-gains.png"])
-    assert "![](table4-gains.png)" in text and "make it" in text
-    line = next(r for r in text.splitlines() if r.startswith("| SASRec SA2C LER | **0."))
-    own = next(r for r in made.rows if (r["method"], r["metric"]) == ("LER", "NDCG@10"))
-    assert f"**{own['mean']:.4f}** ± {own['std']:.4f} (0.0928)" in line
-    assert "+10.2 %" in text  # the paper's own gain of LER: .0928 / .0842
-    assert "learning_rate 0.001" in text
-    assert "state weight 0.3 | 0.812 | 0.055 | 500 | -0.250" in text
-    assert "state weight 0.3, titles in the prompts | 0.812" in text
-    assert "0.30 0.10 0.20 0.20 0.20 | 0.400 | 0.123" in text
-    assert "5 of 5 | 4 of 5" in text  # seed 4 would have been measured once more
-    assert "LE fine-tuning 3600 s, 2,100 MB | 1 h 0 min" in text
-    assert "| SASRec SA2C LER | training 50 s, 900 MB | " in text  # of six runs, each
-    assert "1,234 test rows whose item is seen fewer than 5 times in training" in text
-    cold = next(r for r in text.splitlines() if "3.0123 ± 1.5811" in r)
-    assert cold.startswith(f"| {outcomes[3].method.label} |")
-    assert "SASRec X: no reason" in text
-    assert "ttest_rel" in text and "Holm" in text
-    for block in text.split("\n\n"):
-        lines = [line for line in block.splitlines() if line.startswith("| ")]
-        assert len({line.count("|") for line in lines}) <= 1
-
-
-def test_files_and_overview(outcomes):
-    folder = Path("results/industrial")
-    folder.mkdir(parents=True)
-    made = report(outcomes, left_out={"SASRec X": "no reason"})
-    made.write(folder, [])
-    assert json.loads((folder / "table4.json").read_text()) == made.rows
-    about = json.loads((folder / "table4-runs.json").read_text())
-    assert about["search"]["SASRec SA2C LER"]["chosen"] == {"learning_rate": 0.001}
-    write_overview(Path("results"))
-    text = Path("results/README.md").read_text()
-    assert text == overview(Path("results"))
-    assert "## industrial" in text and "(industrial/table4.md)" in text and "final" in text
-    lines = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
-    assert "LER (+" in lines["- better than its baseline"]
-    assert "LEAR (-" in lines["- worse than its baseline"]
-    assert "LEA (" in lines["- no significant difference"]
-    assert "SASRec X" in lines["- left out"]
-    assert "RecBole's own SASRec" in lines["- highest"]
-    assert f"- Commit {CODE['commit']}" in text
-    assert "make it" in text

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recbole_lea import arguments
+from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.experiments.run import Spec, by_user, cold_result, execute, main
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.evaluation import evaluate_rows
@@ -30,8 +32,9 @@ def spec(tiny_dataset, tiny_llm, tmp_path):
 
 
 def done(spec, folder):
-    execute(spec, Path(folder))
-    return json.loads((Path(folder) / "run.json").read_text())
+    finished = FinishedRuns(Path("results"))
+    finished.add(*execute(spec, Path(folder)))
+    return finished.records()[folder]
 
 
 def test_rows_are_what_recbole_averages(tiny_config):
@@ -79,11 +82,11 @@ def test_a_test_leaves_all_that_the_report_needs(spec):
     assert sum(content["le"]["positions_chosen"]) == pytest.approx(1)
     assert 0 <= content["le"]["true_item_chosen"] <= content["le"]["true_item_listed"] <= 1
     assert -1 <= content["le"]["reward_popularity"] <= 1
-    with np.load("run/users.npz", allow_pickle=False) as users:
-        assert set(users) == {"users", "rows", *METRICS}
-        mean = (users["hit@20"] * users["rows"]).sum() / users["rows"].sum()
+    users = FinishedRuns(Path("results")).users("run")
+    assert set(users) == set(METRICS)
+    mean = (users["hit@20"].values * users["hit@20"].rows).sum() / users["hit@20"].rows.sum()
     assert mean == pytest.approx(content["test_result"]["hit@20"], abs=1e-7)
-    assert sorted(path.name for path in Path("run").iterdir()) == ["run.json", "users.npz"]
+    assert not list(Path("run").iterdir())
     assert not Path("saved").exists() and not Path("log").exists()
 
 
@@ -110,7 +113,7 @@ def test_a_trial_never_sees_the_test_data(spec, monkeypatch):
     monkeypatch.setattr("recbole_lea.experiments.run.evaluate_rows", refuse)
     content = done(spec("trial"), "run")
     assert "test_result" not in content
-    assert not Path("run/users.npz").exists()
+    assert not Path("results/users.npz").exists()
     with pytest.raises(AssertionError):
         done(spec("test"), "other")
 
@@ -152,6 +155,7 @@ def test_identity_is_all_that_the_result_depends_on(spec, tiny_llm, tmp_path):
     assert len({*map(key, others), key(own, "other data"), key(own)}) == 6
     # neither paths nor progress bars
     moved = dataclasses.replace(own, keys=own.keys | {"lea_cache_dir": "x", "use_gpu": True})
+    moved = dataclasses.replace(moved, method="another row's name")
     assert moved.identity("data") == own.identity("data")
     assert own.identity("data")[1]["epochs"] == 2
     other = tmp_path / "other"
@@ -174,17 +178,36 @@ def test_a_new_key_makes_no_other_run(spec, monkeypatch):
     assert new_values == values | {"lea_new": 3}
 
 
+def test_a_record_has_no_absolute_path(spec, tmp_path):
+    own = dataclasses.replace(spec("trial"), arguments=("--data_path=/somewhere", "--epochs=1"))
+    about = own.about()
+    assert about["config_files"] == ["tiny.yaml"]
+    assert about["arguments"] == ["--epochs=1"]
+    content = done(dataclasses.replace(own, arguments=(), method="SASRec SA2C"), "run")
+    del content["config"]["lea_llm"]  # a folder here
+    assert content["method"] == "SASRec SA2C"
+    assert str(tmp_path) not in json.dumps(content)
+
+
 def test_a_run_is_a_process_and_is_done_once(spec, monkeypatch):
-    folder = Path("run")
-    folder.mkdir()
+    folder = Path("results/tiny/runs/run")
+    folder.mkdir(parents=True)
     content = dataclasses.asdict(spec("trial"))
-    (folder / "spec.json").write_text(json.dumps(content))
-    command = [sys.executable, "-m", "recbole_lea.experiments.run", "run"]
+    (folder / "spec.json").write_text(json.dumps(content | {"again": False}))
+    command = [sys.executable, "-m", "recbole_lea.experiments.run", str(folder)]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    first = (folder / "run.json").read_bytes()
-    assert json.loads(first)["kind"] == "trial"
-    monkeypatch.setattr(sys, "argv", ["run", "run"])
+    first = Path("results/tiny/runs.jsonl").read_bytes()
+    record = json.loads(first)
+    assert (record["name"], record["kind"]) == ("run", "trial")
     monkeypatch.setattr("recbole_lea.experiments.run.execute", None)
+    arguments.set_given([str(folder)])
     main()
-    assert (folder / "run.json").read_bytes() == first
+    assert Path("results/tiny/runs.jsonl").read_bytes() == first
+    # unless it is to be repeated
+    (folder / "spec.json").write_text(json.dumps(content | {"again": True}))
+    again = lambda spec, folder: (record | {"seconds": 1}, None)  # noqa: E731
+    monkeypatch.setattr("recbole_lea.experiments.run.execute", again)
+    arguments.set_given([str(folder)])
+    main()
+    assert json.loads(Path("results/tiny/runs.jsonl").read_bytes())["seconds"] == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from recbole_lea.experiments import runner
+from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.experiments.plan import Search, figure, table
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.runner import Benchmark, Run, duration, execute
@@ -51,7 +52,6 @@ def started(monkeypatch):
     def fake(pending, jobs):
         for run in pending:
             runs.append(run)
-            run.folder.mkdir(parents=True, exist_ok=True)
             rate = run.spec.keys.get("learning_rate", 0)
             content = run_json(0.1, kind=run.spec.kind, best_valid_score=rate, seed=run.spec.seed)
             content["config"] = {**run.values, "valid_metric_bigger": True}
@@ -63,13 +63,20 @@ def started(monkeypatch):
                 content["model"] = "SASRec"
                 ours = ("lea_method", "lea_augmentation", "q_weight")
                 content["config"] = {k: v for k, v in content["config"].items() if k not in ours}
-            (run.folder / "run.json").write_text(json.dumps(content))
             users = {"users": np.array(["a", "b"]), "rows": np.array([1, 1])}
-            np.savez(run.folder / "users.npz", **users, **dict.fromkeys(METRICS, np.zeros(2)))
+            users |= dict.fromkeys(METRICS, np.zeros(2))
+            tested = users if run.spec.kind == "test" else None
+            run.finished.add({"name": run.name, "method": run.spec.method, **content}, tested)
         return []
 
     monkeypatch.setattr(runner, "execute", fake)
     return runs
+
+
+def forget(run):
+    """Take a run's line out of the finished ones."""
+    lines = run.finished.path.read_text().splitlines(keepends=True)
+    run.finished.path.write_text("".join(x for x in lines if json.loads(x)["name"] != run.name))
 
 
 def test_le_then_trials_then_tests_of_the_best(benchmark, started):
@@ -184,7 +191,7 @@ def test_an_le_is_built_again_where_its_cache_is_needed_and_not_there(benchmark,
     own.run()
     assert len(started) == n
     row = next(method for method in own.methods if method.name == "LEASR 50% of the data")
-    (own.tests(row)[0].folder / "run.json").unlink()
+    forget(own.tests(row)[0])
     own.run()
     kinds = [run.spec.kind for run in started[n:]]
     fractions = [run.spec.keys.get("lea_finetune_fraction") for run in started[n:]]
@@ -216,13 +223,13 @@ def test_a_run_under_another_default_is_repeated(benchmark, started):
     own.run()
     n = len(started)
     run = own.tests(own.methods[1])[0]
-    content = json.loads((run.folder / "run.json").read_text())
+    content = run.record()
     del content["config"]["gamma"]  # a key that the program did not have then
-    (run.folder / "run.json").write_text(json.dumps(content))
+    own.finished.add(content)
     own.run()
     assert len(started) == n
     content["config"]["gamma"] = 0.9
-    (run.folder / "run.json").write_text(json.dumps(content))
+    own.finished.add(content)
     own.run()
     assert started[n:] == [run]
 
@@ -237,7 +244,7 @@ def test_a_method_with_a_missing_trial_is_not_tested(benchmark, started):
     own = benchmark()
     own.run()
     ler = next(method for method in own.methods if method.name == "LER")
-    (own.trials(ler)[0].folder / "run.json").unlink()
+    forget(own.trials(ler)[0])
     outcomes = {outcome.method.name: outcome for outcome in own.outcomes()}
     assert outcomes["LER"].chosen is None and not outcomes["LER"].records
     assert sorted(outcomes["LEA"].records) == [1, 2]
@@ -255,35 +262,57 @@ def test_missing_data_are_named(benchmark):
         benchmark()
 
 
-def test_plan_counts_and_estimates(benchmark, started):
+def test_plan_counts(benchmark, started):
     own = benchmark()
     text = own.plan()
     assert text.splitlines()[0].split() == ["LE", "1", "of", "1"]
     assert "trials 2 of 2, tests 2 of 2" in text
-    assert "21 runs of kinds of which none has finished" in text
     own.run()
     more = benchmark(seeds=(1, 2, 3)).plan()
     assert "trials 0 of 2, tests 1 of 3" in more
     assert "LE" in more and "0 of 1" in more
-    assert "none has finished" not in more
-    # 60 s a run, 40 + 100 + 40 + 40 interactions in the finished runs' data
-    seconds = 60 / 220 * own._interactions()
-    assert f"tests 1 of 3  about {duration(seconds)}" in more
+
+
+def test_a_fresh_clone_has_all_that_was_finished(benchmark, started):
+    own = benchmark()
+    own.run()
+    n, before = len(started), own.outcomes()
+    files = {path.name for path in own.folder.iterdir() if path.name != "runs"}  # not committed
+    assert files == {"runs.jsonl", "users.npz"}
+    shutil.rmtree(own.folder / "runs")
+    again = benchmark()
+    assert again.run() == [] and len(started) == n
+    for one, other in zip(before, again.outcomes(), strict=True):
+        assert (one.trials, one.chosen, one.records) == (other.trials, other.chosen, other.records)
+        assert one.users.keys() == other.users.keys() == {1, 2}
+        assert one.users[1].keys() == other.users[1].keys() == set(METRICS)
+
+
+def test_a_finished_run_says_its_method_in_clear_text(benchmark, started):
+    own = benchmark()
+    own.run()
+    methods = [record["method"] for record in own.finished.records().values()]
+    assert methods.count("LE") == 1
+    assert methods.count("SASRec SA2C LEAR") == 4  # two trials and two tests
 
 
 def spec_run(name, **keys):
-    return Run(Spec("test", "SASRecSA2CLEA", False, "tiny", 1, keys), Path(name), {})
+    spec = Spec("test", "SASRecSA2CLEA", False, "tiny", 1, keys)
+    return Run(spec, Path("results/runs") / name, {}, FinishedRuns(Path("results")))
 
 
+# What a child does; it imports neither torch nor RecBole.
 CHILD = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 keys = json.loads((folder / "spec.json").read_text())["keys"]
 if "fail" in keys:
     print("ValueError: no such luck")
     sys.exit(1)
 if "silent" not in keys:
-    (folder / "run.json").write_text("{}")
+    line = {"name": folder.name, "config": {}, "threads": os.environ["OMP_NUM_THREADS"]}
+    with open(folder.parent.parent / "runs.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\\n")
 """
 
 
@@ -293,19 +322,16 @@ def test_a_failed_run_is_named_and_the_others_go_on(caplog):
     failed = execute(runs, 2, [sys.executable, "-c", CHILD])
     assert {run.folder.name for run in failed} == {"b", "c"}
     assert "b/run.log\n  ValueError: no such luck" in caplog.text
+    assert "c/run.log\n  (it wrote nothing)" in caplog.text
     assert "4 of 4" in caplog.text
-    assert all(Path(name, "run.json").is_file() for name in "ad")
+    assert all(run.record() for run in (runs[0], runs[3]))
 
 
 def test_jobs_share_the_cores():
-    code = """
-import os, pathlib, sys
-pathlib.Path(sys.argv[1], "run.json").write_text(os.environ["OMP_NUM_THREADS"])
-"""
     runs = [spec_run("a"), spec_run("b")]
-    execute(runs, 2, [sys.executable, "-c", code])
+    execute(runs, 2, [sys.executable, "-c", CHILD])
     cores = len(runner.os.sched_getaffinity(0))
-    assert int(Path("a/run.json").read_text()) == max(1, cores // 2)
+    assert int(runs[0].record()["threads"]) == max(1, cores // 2)
 
 
 def test_an_interrupted_benchmark_ends_its_runs(monkeypatch):
@@ -324,14 +350,6 @@ def test_an_interrupted_benchmark_ends_its_runs(monkeypatch):
         execute([spec_run("a"), spec_run("b")], 2, [sys.executable, "-c", code])
     assert children[0].wait(timeout=30) != 0
     children[1].kill()
-
-
-def test_a_broken_run_json_is_named():
-    run = spec_run("a")
-    run.folder.mkdir()
-    (run.folder / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"a/run\.json is not valid JSON.*delete a"):
-        run.record()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (120, "2 min"), (3720, "1 h 2 min")])

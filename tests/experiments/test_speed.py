@@ -1,26 +1,22 @@
 """The speed report has its fields; what they measure is not judged here."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from recbole_lea.experiments import speed
-from recbole_lea.methods import METHODS
-from recbole_lea.model import MODELS
 from tests.le.helpers import SEQUENCES, environment
 
 
 @pytest.mark.parametrize("changes", speed.TEMPLATES.values(), ids=speed.TEMPLATES)
-def test_plain_rewards_equal_packed_ones(settings, changes):
+def test_padded_rewards_equal_packed_ones(settings, changes):
     env = environment(settings(**changes))
     torch.nn.init.normal_(env.state_head.weight)
     prompts = [env.prompts.reward(SEQUENCES.history(s, t), 3) for s in (2, 6) for t in range(1, 4)]
-    rewards = speed.plain_rewards(env, prompts)
-    packed = env.answer([[prompt] for prompt in prompts], env.reward_of)
+    rewards = speed.padded_rewards(env, prompts)
+    packed = env.read([[prompt] for prompt in prompts], env.reward_of)
     np.testing.assert_allclose(rewards, packed, rtol=1e-4, atol=1e-6)
 
 
@@ -35,8 +31,17 @@ def test_same_ranking_counts_pairs():
     assert speed.same_ranking(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(2 / 3)
 
 
-def test_report(tiny_config):
+@pytest.fixture
+def compiled(monkeypatch):
+    """Models whose layers were to be compiled, which takes minutes: test_environment.py does it."""
+    models = []
+    monkeypatch.setattr(speed, "compile_layers", models.append)
+    return models
+
+
+def test_report(tiny_config, compiled):
     report = speed.run(tiny_config(lea_method="base"), rows=12)
+    assert len(compiled) == 2 * len(speed.TEMPLATES)  # for fine-tuning and for feedback
     assert min(report["rows"].values()) >= 12
     for name in ("feedback_speedup", "feedback_token_ratio", "finetune_speedup", "utilisation"):
         assert set(report[name]) == {"paper", "item_last"}
@@ -48,27 +53,3 @@ def test_report(tiny_config):
     assert max(report["max_abs_diff"].values()) < 1e-3
     assert min(report["same_ranking"].values()) > 0.99
     assert json.dumps(report)
-
-
-def test_training_ratios_are_of_the_costliest_method(tiny_config, monkeypatch):
-    steps, measured = speed.training_step, []
-
-    def step(model, batch, optimizer):
-        measured.append(model)
-        return steps(model, batch, optimizer)
-
-    monkeypatch.setattr(speed, "training_step", step)
-    train, inference = speed.training_ratios(tiny_config(lea_method="LER"), state_dim=8, steps=1)
-    assert list(train) == list(inference) == list(MODELS)
-    ours, stock = measured[::2], measured[1::2]
-    assert {m.switches for m in ours} == {METHODS["LEASR"]}
-    assert all(m.warmed_up and m.q_head.norm.normalized_shape == (8,) for m in ours)
-    assert [type(m).__name__ for m in stock] == ["SASRec", "SASRec", "GRU4Rec", "GRU4Rec"]
-
-
-def test_command_line_says_what_it_takes():
-    done = subprocess.run(
-        [sys.executable, "-m", "recbole_lea.benchmark", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "--speed" in done.stdout

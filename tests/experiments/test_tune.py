@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recbole_lea.arguments import set_given
 from recbole_lea.console import console
-from recbole_lea.experiments.tune import main, read_space
+from recbole_lea.experiments.tune import check_space, main, read_space
 from recbole_lea.model import MODELS
 from recbole_lea.yaml_files import find_config_file
 from tests.conftest import tiny_keys
@@ -18,15 +19,14 @@ SPACE = "learning_rate choice [0.001,0.02]\n"
 
 
 @pytest.fixture
-def search(tiny_dataset, tiny_llm, monkeypatch):
+def search(tiny_dataset, tiny_llm):
     """Runs a search on the tiny dataset; relative paths as a user gives them."""
     keys = tiny_keys(tiny_llm) | {"epochs": 2, "lea_method": "base", "warmup": "1 steps"}
     Path("tiny.yaml").write_text(yaml.safe_dump(keys | {"dataset": "tiny"}), encoding="utf-8")
 
     def run(*arguments, space=SPACE):
         Path("space.test").write_text(space, encoding="utf-8")
-        given = ["run_hyper.py", "--model=GRU4RecSA2CLEA", "--config_files=tiny.yaml", *arguments]
-        monkeypatch.setattr(sys, "argv", given)
+        set_given(["--model=GRU4RecSA2CLEA", "--config_files=tiny.yaml", *arguments])
         console(main)
 
     return run
@@ -85,11 +85,9 @@ def test_each_model_has_a_space_of_its_own_keys(name):
     from recbole.config import Config
     from recbole.trainer import HyperTuning
 
-    from recbole_lea.experiments.tune import _check
-
     path = find_config_file(f"properties/hyper/{name}.test")
     space = read_space(path)
-    _check(space, path, Config(name, "ml-100k"))
+    check_space(space, path, Config(name, "ml-100k"))
     assert {"learning_rate", "q_weight", "w_ah", "w_aq"} < set(space)
     pytest.importorskip("hyperopt", reason="pip install hyperopt==0.2.5")
     assert set(HyperTuning._build_space_from_file(path)) == set(space)
