@@ -40,8 +40,9 @@ def test_a_mistake_is_said_before_anything_heavy_is_imported(given, says):
     code = (
         "import sys\n"
         "from recbole_lea.console import console\n"
+        "from recbole_lea.run import main\n"
         "try:\n"
-        "    console()\n"
+        "    console(main)\n"
         "except SystemExit as end:\n"
         "    print(end.code)\n"
     )

@@ -8,11 +8,11 @@ import yaml
 from recbole.config import Config
 from recbole.utils import get_model, get_trainer
 
-from recbole_lea.console import main
 from recbole_lea.keys import RULES, backbone_keys
 from recbole_lea.model import lea_model, registry
 from recbole_lea.plugin.quick_start import backbone_config
 from recbole_lea.plugin.trainer import LEATrainer
+from recbole_lea.run import main
 from tests.conftest import tiny_keys
 
 ACCEPTED = [name for name in registry.stock() if name not in registry.REFUSED]

@@ -102,7 +102,7 @@ def test_without_recbole_the_script_names_the_remedy():
         "find = PathFinder.find_spec\n"
         "PathFinder.find_spec = lambda n, *a: None if n == 'recbole' else find(n, *a)\n"
         "import run_recbole_lea\n"
-        "run_recbole_lea.console()\n"
+        "run_recbole_lea.script()\n"
     )
     code, output = run(launcher=("-c", absent))
     assert code != 0
