@@ -17,7 +17,8 @@ from recbole.quick_start import run
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_lea import console, run
+from recbole_lea import console
+from recbole_lea import run as program
 from recbole_lea.engine.processes import Share, collected, drawn, processes
 from recbole_lea.plugin import distributed, quick_start
 from tests.conftest import ROOT, tiny_keys
@@ -37,7 +38,7 @@ def start(tiny_dataset, tiny_llm, monkeypatch):
     def main(model, *arguments):
         given = [f"--model={model}", "--dataset=tiny", "--config_files=tiny.yaml", *arguments]
         monkeypatch.setattr(sys, "argv", ["run_recbole_lea.py", *given])
-        return run.main()
+        return program.main()
 
     return main
 
@@ -77,7 +78,7 @@ def test_two_processes_train_and_measure_as_one(start, capfd):
 
 
 def test_two_machines_build_the_le_and_train_together(start):
-    port = run.free_port()
+    port = program.free_port()
     shared = ["--nproc=1", "--world_size=2", "--ip=127.0.0.1", f"--port={port}"]
     model = "GRU4RecSNQNLEA"
     second = subprocess.Popen(
@@ -162,7 +163,7 @@ def resumed(rank, port, keys):
 
 def test_a_training_in_two_processes_can_be_resumed(tiny_dataset, tiny_llm, tiny_config):
     keys = tiny_keys(tiny_llm) | {"epochs": 6, "warmup": "6 steps", "lea_valid_steps": 3}
-    port = run.free_port()
+    port = program.free_port()
     torch.multiprocessing.spawn(resumed, (port, keys), nprocs=2)
     config = tiny_config(**{k: keys[k] for k in ("warmup", "lea_valid_steps")})
     trainer, loaders = quick_start.prepare(config)
@@ -173,7 +174,7 @@ def test_a_training_in_two_processes_can_be_resumed(tiny_dataset, tiny_llm, tiny
 
 def test_a_mistake_in_several_processes_is_one_line(tiny_dataset, tiny_llm):
     keys = tiny_keys(tiny_llm) | {"transform": "lea_live"}
-    port = str(run.free_port())
+    port = str(program.free_port())
 
     def start():
         run("SASRecSA2CLEA", "tiny", config_dict=keys, nproc=2, port=port)
