@@ -20,10 +20,7 @@ _REVIEW = np.dtype([("user", "i8"), ("item", "i8"), ("time", "i8"), ("line", "i8
 
 
 def _read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and object of a gzip file of JSON objects, one a line.
-
-    Lines that are no JSON object are recorded and left out.
-    """
+    """Yield line number and object of a gzip file of JSON objects; other lines are recorded."""
     with open(path, "rb") as file, watched(file, path, "reading") as packed:
         try:
             for line, raw in enumerate(gzip.open(packed), start=1):
@@ -57,10 +54,7 @@ def _sound_reviews(
 
 
 def _first_reviews(reviews: np.ndarray, n_items: int) -> np.ndarray:
-    """Return reviews by user and time, each user and item pair once, at its earliest time.
-
-    Reviews of equal time, which is a day, keep the order of the file.
-    """
+    """Return each user and item's earliest review, by user, time (a day) and place in the file."""
     reviews = reviews[np.argsort(reviews["time"], kind="stable")]
     _, first = np.unique(reviews["user"] * n_items + reviews["item"], return_index=True)
     reviews = reviews[np.sort(first)]

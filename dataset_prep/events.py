@@ -98,8 +98,7 @@ def kept_events(
 ) -> Iterator[np.ndarray]:
     """Yield the events whose user and item are both kept.
 
-    With ``drop_repeats`` an event is left out when the kept event before it, of the same user,
-    names the same item.
+    With ``drop_repeats`` one that names the same item as the kept event before it is left out.
     """
     last = np.array([(-1, -1, 0)], dtype=EVENT)
     for chunk in chunks():

@@ -24,12 +24,8 @@ WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
 
 
 class Ranker(nn.Module):
-    """The sequential model as it serves: RecBole's own backbone and the supervised head.
-
-    Args:
-        backbone: RecBole's model.
-        output_head: the dense head; None for the backbone's own scores (``lea_output_head``).
-    """
+    """The sequential model as it serves: RecBole's own backbone, with its own scores or a dense
+    head (``lea_output_head``)."""
 
     def __init__(self, backbone: SequentialRecommender, output_head: nn.Linear | None) -> None:
         super().__init__()
@@ -37,7 +33,7 @@ class Ranker(nn.Module):
         self.output_head = output_head
 
     def forward(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Scores of all items [B, n_items], the padding item 0 included.
+        """Scores of all items, the padding item 0 included [B, n_items].
 
         Args:
             item_ids: RecBole's ids, oldest item first, right-padded with 0 [B, L], int64.
@@ -102,18 +98,13 @@ class Checkpoint:
         except OSError:
             raise
         except Exception as error:  # torch's unpickler may stumble over a foreign file anyhow
-            raise ValueError(
-                f"{path} is no checkpoint of recbole_lea: torch cannot read it as tensors and "
-                "built-in types"
-            ) from error
+            why = "torch cannot read it as tensors and built-in types"
+            raise ValueError(f"{path} is no checkpoint of recbole_lea: {why}") from error
         config: Any = content.pop("config", None) if isinstance(content, dict) else None
         _model_class(path, config)
         other = content.pop("other_parameter", None) or {}
         if "item_tokens" not in other:
-            raise ValueError(
-                f"{path} lacks the item tokens, which checkpoints hold since recbole_lea stores "
-                "them: train again"
-            )
+            raise ValueError(f"{path} lacks the item tokens, which newer ones hold: train again")
         state, _ = content.pop("state_dict"), content.pop("resume", None)
         return cls(path, config, other["item_tokens"], state, content)
 
@@ -163,11 +154,8 @@ class Checkpoint:
 
     def serving_state(self) -> dict[str, Tensor]:
         """The part of the state dict that serves: no Q head, no second copy."""
-        return {
-            name: tensor.contiguous()
-            for name, tensor in self.state.items()
-            if not name.startswith(("q_head.", "twin."))
-        }
+        serve = {n: t for n, t in self.state.items() if not n.startswith(("q_head.", "twin."))}
+        return {name: tensor.contiguous() for name, tensor in serve.items()}
 
     def q_head(self) -> QHead | None:
         """The Q head of the copy that is evaluated; None under ``q_weight: 0`` or if exported."""
@@ -196,8 +184,7 @@ def _model_class(path: Path, config: Any) -> type[LEARecommender]:
     name = config.get("model") if isinstance(config, dict) else None
     model = lea_model(name) if isinstance(name, str) else None
     if model is None:
-        what = f"holds the model {name}" if name else "holds no model"
-        raise ValueError(
-            f"{path} {what}, but has to hold one of recbole_lea, such as SASRecSA2CLEA"
-        )
+        what = f"the model {name}" if name else "no model"
+        wanted = "has to hold one of recbole_lea, such as SASRecSA2CLEA"
+        raise ValueError(f"{path} holds {what}, but {wanted}")
     return model

@@ -130,8 +130,8 @@ def to_recbole(checkpoint: "Checkpoint", pickle_config: bool = False) -> dict[st
     buffer = io.BytesIO()
     # a pickled Config needs the protocol that RecBole uses
     torch.save(content, buffer, pickle_protocol=4 if pickle_config else DEFAULT_PROTOCOL)
-    worked_out = {"valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
-    given = {k: v for k, v in keys.items() if k not in {*DERIVED, *worked_out, "log_file"}}
+    dropped = {*DERIVED, "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}
+    given = {k: v for k, v in keys.items() if k not in dropped | {"log_file"}}
     given |= {"train_neg_sample_args": None, "data_path": str(Path(keys["data_path"]).parent)}
     return {
         f"{keys['model']}.pth": buffer.getvalue(),
@@ -147,10 +147,8 @@ def to_onnx(checkpoint: "Checkpoint") -> dict[str, bytes]:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"--to onnx needs the package {error.name}: pip install 'recbole_lea[export]', or "
-            "pip install onnx onnxscript onnxruntime"
-        ) from None
+        remedy = "pip install 'recbole_lea[export]', or pip install onnx onnxscript onnxruntime"
+        raise ModuleNotFoundError(f"--to onnx needs the package {error.name}: {remedy}") from None
     # two rows: a batch of one would be taken for a constant
     lengths = torch.tensor([1, checkpoint.max_length])
     ids = torch.ones(2, checkpoint.max_length, dtype=torch.int64)
