@@ -97,16 +97,3 @@ def test_every_equation_is_found_in_one_file():
     text = (PACKAGE / "equations.py").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r"Eq\. (\d+)", text)]
     assert set(range(1, 17)) <= set(numbers)
-
-
-def test_every_source_has_its_tests():
-    """Tests mirror the package."""
-    for path in PACKAGE.rglob("*.py"):
-        if path.name != "__init__.py" and room(path) in PLACES:
-            parts = path.relative_to(PACKAGE).parts
-            mirror = ROOT.joinpath("tests", *parts[:-1], f"test_{parts[-1]}")
-            assert mirror.is_file() or parts[-1] in UNMIRRORED, mirror
-
-
-# tested where they are used
-UNMIRRORED: set[str] = set()
