@@ -34,8 +34,8 @@ UNMERGED = ("gptq", "awq")
 class PromptEnds(NamedTuple):
     """What the LLM has at the end of each of N prompts.
 
-    The last three are None unless ``reward_head`` is ``state``. Where a prompt has no such items,
-    what they hold means nothing.
+    The last three are None unless ``reward_head`` is ``state``, and mean nothing for a prompt
+    without such items.
     """
 
     hidden: Tensor  # last hidden state there [N, d], float32

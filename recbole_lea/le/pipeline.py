@@ -46,8 +46,7 @@ class Pipeline:
     finished under the same key before.
 
     Raises:
-        FileNotFoundError: the LLM is neither here nor known from the cache; or a stage that the
-            cache lacks needs it.
+        FileNotFoundError: something that the cache lacks needs the LLM, which is not here.
         DiskFull: the cache's disk has no room; what is finished is kept.
         ReadOnly: the cache lacks something and cannot be written to.
 
@@ -136,8 +135,8 @@ class Pipeline:
 
     def tokenize(self, llm: LLM, folder: Path) -> dict[str, Any]:
         """Compute the stage ``items``."""
-        key, shown = self.keys["items"], self.progress_bar
-        return {"losses": tokenize(llm, self.sentences, self.settings, folder, key, shown)}
+        named = folder, self.keys["items"]
+        return {"losses": tokenize(llm, self.sentences, self.settings, *named, self.progress_bar)}
 
     def environment(self) -> Environment:
         """The fine-tuned LE."""

@@ -1,8 +1,8 @@
 """The paper's prompts (section 3.2 and 3.4) as token ids.
 
 An item is one virtual token: item ``i`` has the id ``vocab_size + i``. Where items stand as their
-titles (section 5.4.2), that is the id of the title's last word, after the words before it: so an
-item ends at a token of its own in both. Text around the placeholders is tokenized once.
+titles (section 5.4.2), that is the id of the title's last word: so an item ends at a token of its
+own in both.
 """
 
 import re
@@ -25,15 +25,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 class Template:
     """One template, tokenized once; ``fill`` only concatenates.
 
-    Args:
-        text: text with the placeholders in ``names``, each exactly once, in any order.
-        names: see there.
-        key: the YAML key, for error messages.
-        tokenizer: a Hugging Face tokenizer.
-        first: whether it starts the prompt, and so gets the BOS token of tokenizers that add one.
-
-    Raises:
-        ValueError: a placeholder is missing, repeated or unknown.
+    The text has each placeholder of ``names`` once; ``key`` is its YAML key. One that comes
+    ``first`` in the prompt gets the BOS token of tokenizers that add one.
     """
 
     def __init__(
@@ -95,10 +88,10 @@ class Prompts:
         return ids
 
     def window(self, history: Items) -> Items:
-        """The part of x_{1:t} that the LE sees.
+        """The part of x_{1:t} that the LE sees: the newest ``max_history`` items.
 
-        The newest ``max_history`` items; with a ``history_hop`` of h, the first of them moves
-        on only every h steps, so that the prompts in between share all but their last item.
+        With a ``history_hop`` of h, the first of them moves on only every h steps, so that the
+        prompts in between share all but their last item.
         """
         start = max(0, len(history) - self.settings.max_history)
         if hop := self.settings.history_hop:
@@ -113,10 +106,9 @@ class Prompts:
         return self._user_prompt(history) + self.action.fill(item=self.item_ids([item]))
 
     def state(self, history: Items) -> list[int]:
-        """Input of the state model; the state is read at its last token (Eq. 3).
+        """Input of the state model; the state is read at its last token, x_t (Eq. 3).
 
-        ``state_input: items`` is the bare item tokens (the paper); ``prompt`` is the user
-        prompt up to x_t, so that the state costs no tokens beside the reward's.
+        The bare item tokens (the paper); or the user prompt, which the reward's begins with.
         """
         if self.settings.state_input == "items":
             return self.item_ids(self.window(history))
@@ -181,10 +173,7 @@ def following(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[l
 
 
 def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
-    """Word ids of each title from data as it follows a word, cut to ``limit``.
-
-    A title of which the tokenizer leaves nothing is "unknown".
-    """
+    """Word ids of each title as it follows a word, cut to ``limit``; "unknown" if none are left."""
     ids: list[list[int]] = []
     (unknown,) = following(tokenizer, [" unknown"])
     for first in range(0, len(titles), AT_ONCE):
@@ -200,11 +189,7 @@ def bos_ids(tokenizer: Any) -> list[int]:
 
 
 def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
-    """Id of the first token of each label word, as it follows a word.
-
-    Raises:
-        ValueError: two labels share their first token, so their scores could not differ.
-    """
+    """Id of the first token of each label word, as it follows a word; all have to differ."""
     ids = [words[0] for words in following(tokenizer, [f" {label}" for label in labels])]
     for i, label in enumerate(labels):
         if ids[i] in ids[:i]:

@@ -21,12 +21,11 @@ class Sequences:
     ``state_starts`` and ``transition_starts`` [n_sequences + 1] on.
 
     Args:
-        tokens: user token -> item tokens in time order.
+        tokens: user token -> item tokens in time order, at least one.
         catalogue: gives the item indices.
 
     Raises:
         KeyError: an item is not in the catalogue.
-        ValueError: a sequence is empty.
     """
 
     def __init__(self, tokens: Mapping[str, Sequence[str]], catalogue: Catalogue) -> None:
@@ -117,9 +116,6 @@ def sample_negatives(sequences: Sequences, n_items: int, pool: int, seed: int) -
 
     Returns:
         LE item indices [n_transitions, pool].
-
-    Raises:
-        ValueError: there is only one item.
     """
     if n_items < 2:
         raise ValueError("a negative action needs at least two items")

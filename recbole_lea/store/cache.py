@@ -43,8 +43,8 @@ class Stage:
     """A part of an LE: it ends in files, or in an array that is filled shard by shard.
 
     ``needs`` is called before the stage's clock starts, so that no stage counts another. What it
-    gave is handed to ``compute``, with the folder, into which that writes the files, and returns
-    what joins their record; or with the missing shards, of which it yields each with its values.
+    gives is handed to ``compute``: with the folder, which that fills, returning what joins the
+    record; or with the missing shards, each of which that yields with its values.
     """
 
     name: str  # with the key, the name of its folder
@@ -93,10 +93,7 @@ class Cache:
         return stage_folder(self.folder, stage, self.table[stage].key)
 
     def run(self, stage: Stage) -> Path:
-        """Have a stage finished: reuse it, or compute what it lacks. Files are checked once.
-
-        Returns:
-            Its folder.
+        """A stage's folder, which is reused, or computed as far as it lacks something.
 
         Raises:
             ReadOnly: there is work to do, and the folder cannot be written to.
@@ -115,9 +112,9 @@ class Cache:
         # opened under the lock: until then, another run may be filling it
         store = None
         if stage.layout:
-            layout, origin = stage.layout(), self._origin(stage.name)
-            arrays = {stage.array: (layout.shape, layout.dtype)}
-            store = ArrayStore(folder, arrays, layout.bounds, stage.key, origin, layout.beside)
+            shape, dtype, bounds, beside = stage.layout()
+            arrays, origin = {stage.array: (shape, dtype)}, self._origin(stage.name)
+            store = ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
         done = self.is_built(stage.name) if store is None else not store.missing()
         if done:
             logger.info("%s: reused from %s", stage.title, folder)
