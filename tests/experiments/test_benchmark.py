@@ -152,15 +152,20 @@ def test_traceback_on_request(call, monkeypatch):
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; sys.modules.update(torch=None, recbole=None, numpy=None)\n"
-        "from recbole_lea.experiments.benchmark import main\n"
-        "sys.argv = ['benchmark', '--help']\n"
-        "main()"
-    )
+    code = """
+import recbole_lea, sys
+before = set(sys.modules)
+sys.argv = ["benchmark", "--help"]
+from recbole_lea.experiments.benchmark import main
+try:
+    main()
+finally:
+    print("imported:", {"torch", "recbole", "numpy"} & (set(sys.modules) - before))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "--speed" in done.stdout
+    assert "imported: set()" in done.stdout
 
 
 def test_commands_that_reports_name_can_be_parsed():
