@@ -24,7 +24,7 @@ TRAINING = (
     "engine/attention.py", "engine/llm.py", "engine/memory.py", "engine/packing.py",
     "engine/processes.py",
     # the LE, and its feedback as the recommender reads it
-    "le", "store/arrays.py", "plugin/item_text.py", "plugin/transform.py",
+    "le", "store/arrays.py", "plugin/item_text.py", "plugin/feedback.py", "plugin/top_items.py",
     # the recommender, its data, training and test
     "model", "plugin/dataset.py", "plugin/distributed.py", "plugin/evaluation.py",
     "plugin/patches.py", "plugin/quick_start.py", "plugin/trainer.py",

@@ -154,8 +154,8 @@ def _le(config: Config, code: dict[str, Any]) -> Result:
     pipeline = splits[0].lea_pipeline
     if config["lea_augmentation"] != "none":
         pipeline.prepare_selection()
-    stages = splits[0].lea_stages
-    return record.start(config, splits[0], pipeline, stages, code) | {"data": _counts(splits)}, None
+    content = record.start(config, splits[0], pipeline, splits[0].lea_stages, code)
+    return content | {"data": _counts(splits)}, None
 
 
 def _train(config: Config, code: dict[str, Any], kind: str) -> Result:
@@ -180,8 +180,8 @@ def _train(config: Config, code: dict[str, Any], kind: str) -> Result:
         content["cold"] = cold_result(train._dataset, test._dataset, rows)
         users = by_user(test._dataset, rows)
         content["data"]["test users"] = len(users["users"])
-    dataset = train._dataset
-    return record.start(config, dataset, dataset.lea_pipeline, stages, code) | content, users
+    pipeline = train._dataset.lea_pipeline
+    return record.start(config, train._dataset, pipeline, stages, code) | content, users
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:
