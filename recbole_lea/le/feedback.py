@@ -210,7 +210,7 @@ class Feedback:
         scale: RewardScale | None,
         state_dim: int | None,
         shuffle: bool = False,
-        item_ids: Tensor | None = None,
+        item_ids: np.ndarray | None = None,
     ) -> None:
         self.item_ids = item_ids
         self.sequences = sequences
@@ -275,7 +275,7 @@ class Feedback:
             if scores is not None and self.scale is not None:
                 found["augmented_reward"] = self.scale(_float(scores[judged]))
         if self.item_ids is not None:
-            found |= {name: self.item_ids[found[name]] for name in ITEMS if name in found}
+            found |= {n: torch.from_numpy(self.item_ids[found[n]]) for n in ITEMS if n in found}
         return found
 
     def _pairs(self, rows: np.ndarray) -> list[tuple[int, int]]:

@@ -529,7 +529,7 @@ class Pipeline:
         )  # fmt: skip
 
     def precomputed(
-        self, want_states: bool, want_rewards: bool, item_ids: torch.Tensor | None = None
+        self, want_states: bool, want_rewards: bool, item_ids: np.ndarray | None = None
     ) -> fb.PrecomputedFeedback:
         """Feedback read from disk, computed first where it is not there."""
         states = self.states() if want_states else None
@@ -565,7 +565,7 @@ class Pipeline:
         return None if np.isnan(correlation) else correlation
 
     def live(
-        self, want_states: bool, want_rewards: bool, item_ids: torch.Tensor | None = None
+        self, want_states: bool, want_rewards: bool, item_ids: np.ndarray | None = None
     ) -> fb.LiveFeedback:
         """Feedback computed by the LLM during training."""
         if self.settings.state_dim is not None:
@@ -580,7 +580,7 @@ class Pipeline:
             live.fit_scale(self.settings.reward_scale)
         return live
 
-    def _common(self, item_ids: torch.Tensor | None) -> dict[str, Any]:
+    def _common(self, item_ids: np.ndarray | None) -> dict[str, Any]:
         return {
             "item_ids": item_ids,
             "sequences": self.sequences,
