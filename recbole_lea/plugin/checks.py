@@ -30,8 +30,7 @@ def validate(config: Mapping[str, Any], given: Iterable[str], model: Any = None)
         model: our model class; without it, what depends on the model is not checked.
 
     Raises:
-        ValueError: an unknown ``lea_*`` key, a value of the wrong type or range, or values
-            that contradict each other. The message names the key.
+        ValueError: a key or a value is wrong, or values contradict each other; names the key.
     """
     check_values(config)
     _check_prompts(config)
@@ -121,10 +120,7 @@ def _check_method(config: Mapping[str, Any], model: Any) -> None:
 
 
 def warn_of_unknown(given: Iterable[str], known: Iterable[str]) -> None:
-    """Say which of the keys that the user gave nobody reads: RecBole takes any silently.
-
-    ``known`` are the keys of RecBole and of the model.
-    """
+    """Say which given keys are not among those of RecBole or the model: RecBole takes any."""
     known = {*known, *RULES, *RECBOLE_RULES, *REFUSED}
     for key in sorted(set(given) - known):
         logger.warning("unknown key `%s`: neither RecBole nor recbole_lea reads it%s",

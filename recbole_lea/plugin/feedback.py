@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -30,11 +31,7 @@ BUILDERS: dict[str, Callable[[Pipeline], Any]] = {
 
 
 class FeedbackTransform:
-    """RecBole's data transform of the training loader: adds the feedback to its batches.
-
-    Args:
-        feedback: of the transitions; items are RecBole's ids.
-    """
+    """RecBole's data transform of the training loader: adds the feedback to its batches."""
 
     def __init__(self, feedback: Feedback) -> None:
         self.feedback = feedback
@@ -50,11 +47,8 @@ class FeedbackTransform:
 def attach(loader: AbstractDataLoader, config: Config) -> None:
     """Give the training loader and its data what the method wants of the LE, built where it lacks.
 
-    Args:
-        loader: of the training split of an ``LEADataset``; its ``_dataset`` gets ``lea_pipeline``,
-            ``lea_item_ids``, and as far as they are wanted ``lea_feedback`` and
-            ``lea_item_tokens``.
-        config: of a model of ours.
+    ``lea_pipeline`` and ``lea_item_ids`` of its ``LEADataset`` are set, and as far as they are
+    wanted ``lea_feedback`` and ``lea_item_tokens``.
 
     Raises:
         ValueError: ``transform: lea_live`` in several processes.
@@ -74,7 +68,7 @@ def attach(loader: AbstractDataLoader, config: Config) -> None:
         pipeline = train.lea_pipeline = train.pipeline(train.training_sequences())
         ids = train.field2token_id[train.iid_field]
         train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
-        train.lea_feedback = _built(pipeline, train.lea_item_ids, chosen, config)
+        train.lea_feedback = _built(pipeline, train.lea_item_ids.numpy(), chosen, config)
         if stop is not None:
             _stop(train, config)
     if train.lea_feedback is not None:
@@ -89,7 +83,7 @@ def attach(loader: AbstractDataLoader, config: Config) -> None:
 
 
 def _built(
-    pipeline: Pipeline, item_ids: torch.Tensor, chosen: Switches, config: Config
+    pipeline: Pipeline, item_ids: np.ndarray, chosen: Switches, config: Config
 ) -> Feedback | None:
     """Run the LE's stages, as far as the method wants them and the cache lacks them."""
     stop = config["lea_stop_after"]

@@ -51,19 +51,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One change to RecBole 1.2.1.
+    """One change to RecBole 1.2.1."""
 
-    Attributes:
-        owner: a class or a module.
-        name: of its attribute that is replaced, or added.
-        make: gives the new value for the old one (None if there is none).
-        why: the reason, and what goes wrong without the change.
-    """
-
-    owner: Any
-    name: str
-    make: Callable[[Any], Any]
-    why: str
+    owner: Any  # a class or a module
+    name: str  # of its attribute that is replaced, or added
+    make: Callable[[Any], Any]  # gives the new value for the old one, or for None
+    why: str  # the reason, and what goes wrong without the change
 
 
 def _always(value: Any) -> Callable[[Any], Any]:

@@ -15,8 +15,7 @@ from recbole_lea.plugin.trainer import LEATrainer, StepTrainer
 
 logger = logging.getLogger(__name__)
 
-# What the plain run must have in common beside the backbone's own hyperparameters: data, splits,
-# budget and measures.
+# What the plain run has in common, beside the backbone's own hyperparameters
 SHARED_KEYS = (
     "load_col", "lea_newest", "eval_protocol", "lea_split_seed", "eval_args", "lea_valid_steps",
     "metrics", "metric_decimal_place", "topk", "valid_metric", "epochs", "stopping_step",

@@ -33,10 +33,7 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 class Batches:
     """The next ``n`` batches of passes through the training loader, which RecBole takes for it.
 
-    Args:
-        loader: the training loader.
-        n: batches of one iteration; the next iteration goes on with the pass.
-        before_batch: called before each batch is collated.
+    An iteration goes on with the pass that the last one has left.
 
     Attributes:
         batch: the last one.
