@@ -1,4 +1,4 @@
-"""The transform: feedback of a batch's rows, items as RecBole's ids."""
+"""The transform: feedback of a batch's rows."""
 
 from types import SimpleNamespace
 
@@ -14,14 +14,14 @@ from recbole_lea.plugin.transform import FeedbackTransform
 
 
 class Feedback:
-    """Says for each transition its number, and as item the number modulo the items."""
+    """Says for each transition its number, and as item that of the number modulo the items."""
 
-    def __init__(self, n_items):
-        self.n_items = n_items
+    def __init__(self, item_ids):
+        self.item_ids = item_ids
 
     def lookup(self, rows):
         rows = torch.from_numpy(rows)
-        return {"reward": rows.float(), "negative": rows % self.n_items}
+        return {"reward": rows.float(), "negative": self.item_ids[rows % len(self.item_ids)]}
 
 
 @settings(max_examples=50, deadline=None)
@@ -32,9 +32,7 @@ def test_any_batch_gets_its_own_rows(data):
     transitions = np.array(data.draw(st.permutations(range(n))))
     item_ids = torch.tensor(data.draw(st.permutations(range(1, n_items + 1))))
     rows = data.draw(st.lists(st.integers(0, n - 1), max_size=12))
-    dataset = SimpleNamespace(
-        lea_feedback=Feedback(n_items), lea_transitions=transitions, lea_item_ids=item_ids
-    )
+    dataset = SimpleNamespace(lea_feedback=Feedback(item_ids), lea_transitions=transitions)
     batch = Interaction({ROW: torch.tensor(rows, dtype=torch.int64)})
     found = FeedbackTransform(None)(dataset, batch)
     numbers = transitions[rows] if rows else np.zeros(0, int)
@@ -43,9 +41,8 @@ def test_any_batch_gets_its_own_rows(data):
 
 
 def test_rows_outside_of_training_are_refused():
-    dataset = SimpleNamespace(
-        lea_feedback=Feedback(2), lea_transitions=np.array([0, -1]), lea_item_ids=torch.tensor([1])
-    )
+    feedback = Feedback(torch.tensor([1, 2]))
+    dataset = SimpleNamespace(lea_feedback=feedback, lea_transitions=np.array([0, -1]))
     batch = Interaction({ROW: torch.tensor([1])})
     with pytest.raises(ValueError, match="no training transition"):
         FeedbackTransform(None)(dataset, batch)
