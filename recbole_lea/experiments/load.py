@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -88,7 +89,7 @@ def tiny_llm(folder: Path, tokenizer_of: str) -> None:
 @contextlib.contextmanager
 def mostly_random() -> Iterator[None]:
     """The LLM is asked for the first of a stage's shards, and for the first batches of items."""
-    bucket, by_shard = tokenization.tokenize_bucket, answers.by_shard
+    bucket = tokenization.tokenize_bucket
     asked = itertools.count()
     rng = np.random.default_rng(0)
 
@@ -97,16 +98,20 @@ def mostly_random() -> Iterator[None]:
             return bucket(environment, ids, start, *others)
         return start.numpy(), np.zeros((len(ids), 2), dtype=np.float32)
 
-    def first_shards(sequences, starts, each, missing, *others):
-        rows = np.diff(starts[answers.shard_bounds(sequences)])
-        for shard, values in by_shard(sequences, starts, each, missing[:ASKED], *others):
+    def first_shards(compute, starts_of, sequences, *others):
+        *given, missing = others
+        rows = np.diff(getattr(sequences, starts_of)[answers.shard_bounds(sequences)])
+        for shard, values in compute(sequences, *given, missing[:ASKED]):
             yield shard, values
         for shard in missing[ASKED:]:
             yield shard, rng.standard_normal((rows[shard], values.shape[1]), np.float32)
 
     with (
         mock.patch.object(tokenization, "tokenize_bucket", first_buckets),
-        mock.patch.object(answers, "by_shard", first_shards),
+        mock.patch.object(answers, "states", partial(first_shards, answers.states, "state_starts")),
+        mock.patch.object(
+            answers, "rewards", partial(first_shards, answers.rewards, "transition_starts")
+        ),
     ):
         yield
 

@@ -7,7 +7,8 @@ GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does no
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from recbole_lea.le.settings import LESettings
 
@@ -30,8 +31,15 @@ def with_adapter(model: Any, settings: LESettings) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(
-            f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use all-linear"
+            f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use "
+            f"all-linear, or names among {', '.join(_linear_layers(model))}"
         ) from error
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Last parts of the names of the decoder's matrices that LoRA can adapt."""
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return sorted({name.rpartition(".")[2] for name in names if "." in name})
 
 
 def trained_state(environment: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -34,35 +35,36 @@ def shard_bounds(sequences: Sequences) -> np.ndarray:
     return np.array([*bounds, len(sequences)])
 
 
-def by_shard(sequences: Sequences, starts: np.ndarray, each: int, missing, bar, answers) -> Filled:
-    """The ``answers`` about the sequences of each missing shard; they advance the bar.
+def shards(
+    sequences: Sequences, starts: np.ndarray, each: int, missing: list[int], bar: Bar
+) -> Iterator[tuple[int, int, int, PromptBar]]:
+    """The missing shards: number, first and end of the sequences, and a bar over all prompts.
 
     A sequence's rows begin at ``starts`` [n_sequences + 1], and a row has ``each`` prompts.
     """
     bounds = shard_bounds(sequences)
     with bar(each * int(np.diff(starts[bounds])[missing].sum())) as progress:
         for shard in missing:
-            first, end = bounds[shard : shard + 2]
-            yield shard, answers(first, end, progress)
+            yield shard, bounds[shard], bounds[shard + 1], progress
 
 
 def states(sequences: Sequences, bar: Bar, le: Environment, missing: list[int]) -> Filled:
     """s'_t for every prefix x_{1:t} (Eq. 3): [n, d] a shard."""
 
-    def states_of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+    for shard, first, end, progress in shards(sequences, sequences.state_starts, 1, missing, bar):
         histories = sequences.histories(first, end, whole=True)
         prompts = ([le.prompts.state(history)] for _, history in histories)
-        return le.answer(prompts, le.state_of, progress)
-
-    return by_shard(sequences, sequences.state_starts, 1, missing, bar, states_of)
+        yield shard, le.answer(prompts, le.state_of, progress)
 
 
-def rewards(sequences: Sequences, actions: np.ndarray, bar: Bar, needed, missing) -> Filled:
+def rewards(
+    sequences: Sequences, actions: np.ndarray, bar: Bar, needed: Any, missing: list[int]
+) -> Filled:
     """Reward of each action [n_transitions, k] (Eq. 5): [n, k] a shard.
 
     ``needed`` are the rewards that are known, NaN for the others, and the LE, if there are others.
     """
-    (le, known), starts = needed, sequences.transition_starts
+    (le, known), starts, k = needed, sequences.transition_starts, actions.shape[1]
 
     def prompts(first: int, end: int) -> Iterator[list[list[int]]]:
         for row, history in sequences.histories(first, end):
@@ -70,15 +72,13 @@ def rewards(sequences: Sequences, actions: np.ndarray, bar: Bar, needed, missing
             if len(unknown):
                 yield [le.prompts.reward(history, action) for action in unknown]
 
-    def rewards_of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+    for shard, first, end, progress in shards(sequences, starts, k, missing, bar):
         found = known[starts[first] : starts[end]].copy()  # [n, k]
         unknown = np.isnan(found)
         progress.advance(int((~unknown).sum()), 0)
         if unknown.any():
             found[unknown] = le.answer(prompts(first, end), le.reward_of, progress)
-        return found
-
-    return by_shard(sequences, starts, actions.shape[1], missing, bar, rewards_of)
+        yield shard, found
 
 
 def known_rewards(stores: Iterable[ArrayStore], actions: np.ndarray) -> np.ndarray:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recbole_lea.engine.progress import PromptBar
 from recbole_lea.le import answers, stages
+from recbole_lea.le.environment import Environment
 from recbole_lea.le.heads import STATE_HEADS
+from recbole_lea.le.sequences import Sequences
 from recbole_lea.store.arrays import pieces, take
 from recbole_lea.store.cache import Stage
 
@@ -42,18 +43,22 @@ def choose(
     return np.take_along_axis(candidates, position[:, None], axis=1)[:, 0], share
 
 
-def label_scores(sequences, candidates, bar, environment, missing) -> answers.Filled:
+def label_scores(
+    sequences: Sequences,
+    candidates: np.ndarray,
+    bar: answers.Bar,
+    environment: Environment,
+    missing: list[int],
+) -> answers.Filled:
     """Log-probability of each label word, for lists [n_transitions, k]: [n, k] a shard."""
-
-    def of(first: int, end: int, progress: PromptBar) -> np.ndarray:
+    starts = sequences.transition_starts
+    for shard, first, end, progress in answers.shards(sequences, starts, 1, missing, bar):
         prompts = (
             [environment.prompts.select(history, candidates[row])]
             for row, history in sequences.histories(first, end)
         )
         scores = environment.answer(prompts, environment.label_scores_of, progress)
-        return scores[:, : candidates.shape[1]]
-
-    return answers.by_shard(sequences, sequences.transition_starts, 1, missing, bar, of)
+        yield shard, scores[:, : candidates.shape[1]]
 
 
 def nearness(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:

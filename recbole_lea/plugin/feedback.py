@@ -99,7 +99,7 @@ def _built(
         # item tokens alone need no LLM
         live = config["transform"] == "lea_live" and chosen.needs_le
         make = pipeline.live if live else pipeline.precomputed
-        feedback = make(chosen.le_state, chosen.le_reward, item_ids.numpy())
+        feedback = make(chosen.le_state, chosen.le_reward, item_ids)
     # states come first: what they need shows before the training, not after its warm-up
     if chosen.augmented and (stop == "feedback" or (stop is None and by_state)):
         pipeline.prepare_selection()

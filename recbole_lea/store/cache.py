@@ -101,39 +101,42 @@ class Cache:
         self.table[stage.name] = stage
         self.used[stage.name] = stage.key
         folder = self.path(stage.name)
-        if folder.name not in self._checked:
-            with self._locked(folder) as writable:
-                self._finish(stage, folder, writable)
-            from_main(None)  # nobody goes on before the files are there
-            self._checked.add(folder.name)
-        return folder
-
-    def _finish(self, stage: Stage, folder: Path, writable: bool) -> None:
-        # opened under the lock: until then, another run may be filling it
-        store = None
-        if stage.layout:
-            shape, dtype, bounds, beside = stage.layout()
-            arrays, origin = {stage.array: (shape, dtype)}, self._origin(stage.name)
-            store = ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
-        done = self.is_built(stage.name) if store is None else not store.missing()
-        if done:
-            logger.info("%s: reused from %s", stage.title, folder)
+        if folder.name in self._checked:
+            return folder
+        with self._locked(folder) as writable:
+            # opened under the lock: until then, another run may be filling it
+            store = self._store(stage, folder)
+            done = self.is_built(stage.name) if store is None else not store.missing()
+            if done:
+                logger.info("%s: reused from %s", stage.title, folder)
+            elif not writable:
+                raise ReadOnly(folder, stage.title)
+            else:
+                needed = stage.needs()
+                logger.info("%s: computing into %s", stage.title, folder)
+                with self._log.stage(stage.title):
+                    if store is not None:
+                        for shard, values in stage.compute(needed, store.missing()):
+                            store.write(shard, {stage.array: values})
+                    else:
+                        self._record(stage, stage.compute(needed, folder))
             if stage.files and self._main and writable:
                 _tidy(folder, stage.files)
-            return
-        if not writable:
-            raise ReadOnly(folder, stage.title)
-        needed = stage.needs()
-        logger.info("%s: computing into %s", stage.title, folder)
-        with self._log.stage(stage.title):
-            if store:
-                for shard, values in stage.compute(needed, store.missing()):
-                    store.write(shard, {stage.array: values})
-                return
-            more = stage.compute(needed, folder)
-            if self._main:
-                write_record(folder / DONE, self._origin(stage.name) | more, stage.files)
-                _tidy(folder, stage.files)
+        from_main(None)  # nobody goes on before the files are there
+        self._checked.add(folder.name)
+        return folder
+
+    def _store(self, stage: Stage, folder: Path) -> ArrayStore | None:
+        if stage.layout is None:
+            return None
+        shape, dtype, bounds, beside = stage.layout()
+        arrays, origin = {stage.array: (shape, dtype)}, self._origin(stage.name)
+        return ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
+
+    def _record(self, stage: Stage, more: dict[str, Any]) -> None:
+        if self._main:
+            path = self.path(stage.name) / DONE
+            write_record(path, self._origin(stage.name) | more, stage.files)
 
     def stores(self, arrays: set[str], **origin: Any) -> Iterator[ArrayStore]:
         """Finished and unaltered stores of these arrays and origin, in the order of their names."""

@@ -27,7 +27,7 @@ def test_every_stage_of_both_is_reported(here, monkeypatch):
     monkeypatch.setattr(tokenization, "BUCKET", 8)
     monkeypatch.setattr(answers, "SHARD", 10)
     asked = []
-    for owner, name in ((tokenization, "tokenize_bucket"), (answers, "by_shard")):
+    for owner, name in ((tokenization, "tokenize_bucket"), (answers, "shards")):
         original = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, f=original, n=name: (asked.append(n), f(*a))[1])
     report = load.run("", items=60, transitions=400, steps=2)
@@ -46,7 +46,7 @@ def test_every_stage_of_both_is_reported(here, monkeypatch):
     assert le <= set(report["LEA"])
     # of 8 batches of items the LLM has seen three; of each stage's 40 shards it is asked for three
     assert asked.count("tokenize_bucket") == load.ASKED
-    assert asked.count("by_shard") == 3
+    assert asked.count("shards") == 3
 
 
 def test_too_few_interactions_for_the_items_are_an_error():
