@@ -262,13 +262,13 @@ REFUSED = {
 }
 
 
-def check_values(values: Mapping[str, Any]) -> None:
-    """Check each key by itself; keys that are absent are not asked for.
+def check_values(values: Mapping[str, Any], given: Iterable[str]) -> None:
+    """Check the names of the given keys, and each value by itself; absent ones are not asked for.
 
     Raises:
         ValueError: an unknown ``lea_*`` key, or a value of the wrong type or range; names the key.
     """
-    for key in values:
+    for key in given:
         if not isinstance(key, str):
             raise ValueError(f"`{key}` is no key: keys are texts")
         if key.startswith("lea_") and key not in RULES:

@@ -27,7 +27,8 @@ def main() -> dict[str, Any]:
     files = find_config_files(options.config_files or "")
     check_model_name(options.model)
     if options.model.endswith("LEA"):
-        check_values(read_files(files) | arguments.read_arguments(arguments.given())[0])
+        values = read_files(files) | arguments.read_arguments(arguments.given())[0]
+        check_values(values, values)
     several = _of_several_processes(options)
     if several:
         # the log is the main process's

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of two test processes has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 # tests that start a process of their own do so in another folder
 os.environ["PYTHONPATH"] = str(ROOT)

@@ -32,7 +32,7 @@ def validate(config: Mapping[str, Any], given: Iterable[str], model: Any = None)
     Raises:
         ValueError: a key or a value is wrong, or values contradict each other; names the key.
     """
-    check_values(config)
+    check_values(config, given)
     _check_prompts(config)
     LESettings.from_config(config)  # checks how its values go together
     _check_protocol(config, set(given))

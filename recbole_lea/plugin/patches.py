@@ -148,8 +148,13 @@ def _save_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: 
     checkpoints.save(self, epoch, verbose, kwargs.get("saved_model_file"))
 
 
+def lea_model(name: str) -> type | None:
+    """The one of ``recbole_lea.model``, which may be half imported when this module is."""
+    return recbole_lea.model.lea_model(name)
+
+
 def _get_model(original: Callable, model_name: str) -> type:
-    if model := recbole_lea.model.lea_model(model_name):
+    if model := lea_model(model_name):
         return model
     try:
         return original(model_name)

@@ -165,13 +165,12 @@ def test_identity_is_all_that_the_result_depends_on(spec, tiny_llm, tmp_path):
 
 
 def test_a_new_key_makes_no_other_run(spec, monkeypatch):
-    from recbole_lea import keys, yaml_files
+    from recbole_lea import yaml_files
 
     before, values = spec().identity("data")
     folder = Path("properties")
     shutil.copytree(properties_folder(), folder)
     monkeypatch.setattr(yaml_files, "properties_folder", lambda: folder)
-    monkeypatch.setitem(keys.RULES, "lea_new", (lambda value: True, "anything"))
     with (folder / "lea.yaml").open("a") as file:
         file.write("lea_new: 3\n")
     after, new_values = spec().identity("data")
