@@ -9,6 +9,7 @@ import torch
 from matplotlib.image import imread
 
 from recbole_lea.console import console
+from recbole_lea.le.selection import nearness
 from recbole_lea.serve.inspect import kinds_of, main
 from recbole_lea.serve.inspector import Inspector
 from tests.conftest import write_tiny_dataset
@@ -113,7 +114,7 @@ def test_selection_by_state_shows_how_near_the_items_are(trained):
     for _, k, history, _ in rows:
         listed = np.tile(np.arange(3), (pipeline.sequences.n_transitions, 1))
         near, note = looked.label_scores(history, [pipeline.catalogue.tokens[i] for i in range(3)])
-        expected = pipeline._nearness(listed)[k]
+        expected = nearness(pipeline, listed)[k]
         kept = np.isfinite(expected)  # the newest item is not chosen
         np.testing.assert_array_equal(np.isfinite(near), kept)
         np.testing.assert_array_equal(near[kept].argsort(), expected[kept].argsort())
