@@ -89,9 +89,7 @@ def export(
 def to_recbole(checkpoint: "Checkpoint", pickle_config: bool = False) -> dict[str, bytes]:
     """A checkpoint of RecBole's own backbone, and its YAML file, by file name.
 
-    Args:
-        checkpoint: with the tied head: RecBole's backbones have no other.
-        pickle_config: hold RecBole's Config as an object, as RecBole itself does.
+    With ``pickle_config`` it holds RecBole's Config as an object, as RecBole's own does.
     """
     import torch
     import yaml
