@@ -75,9 +75,7 @@ class Pipeline:
         self.device = pick_device()
         self.code = code_version()  # before any stage: the files may change meanwhile
         drawn = sample_negatives(sequences, len(catalogue), settings.negative_pool, settings.seed)
-        self.actions = np.c_[
-            sequences.actions, drawn
-        ]  # that rewards are of [n_transitions, 1 + pool]
+        self.actions = np.c_[sequences.actions, drawn]  # [n_transitions, 1 + pool]
         self.negatives = self.actions[:, 1:]
         self.measured: dict[str, Any] = {}  # of the LE's rewards and selections, in this run
         self._llm: LLM | None = None
