@@ -63,6 +63,27 @@ def test_unknown_dtype_is_named():
         pick_dtype("int3", torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("supported", "speed", "picked"),
+    [(True, 3.0, "bfloat16"), (True, 0.6, "float32"), (False, 3.0, "float32")],
+)
+def test_auto_is_the_faster_dtype_on_a_cpu(monkeypatch, supported, speed, picked):
+    """Some processors support bfloat16 and are slower in it."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(llm, "bfloat16_speed", lambda: speed)
+    assert pick_dtype("auto", torch.device("cpu")) == getattr(torch, picked)
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_the_speed_of_bfloat16_is_measured_once_and_said(log):
+    llm.bfloat16_speed.cache_clear()
+    assert llm.bfloat16_speed() == llm.bfloat16_speed() > 0
+    said = [record.message for record in log.records if "x float32 here" in record.message]
+    assert len(said) == 1
+    assert said[0].endswith("bfloat16" if llm.bfloat16_speed() > 1 else "float32")
+
+
 def test_options_reach_from_pretrained(tiny_llm):
     options = {"device_map": {"": "cpu"}, "max_position_embeddings": 77}
     llm = load_llm(tiny_llm, "float32", torch.device("cpu"), options)
