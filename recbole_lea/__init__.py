@@ -48,7 +48,7 @@ class _WithRecBole(MetaPathFinder):
         return spec
 
 
-if "recbole" in sys.modules:
+if sys.modules.get("recbole"):
     _register()
 else:
     sys.meta_path.insert(0, _WithRecBole())

@@ -128,6 +128,7 @@ _COUNT = _number(1, 10**9, int)
 _WEIGHT = _number(0, 1e6)
 _TEXT = _is(str, "a text")
 _PATH = (_path, "a text without control characters")
+_SHARE = _number(0, 0.999999)
 _FLAG = _is(bool, "True or False")
 
 RULES: dict[str, Rule] = {
@@ -242,6 +243,9 @@ RECBOLE_RULES: dict[str, Rule] = {
     "topk": (_topk, "a whole number from 1, or a list of them"),
     "valid_metric": _TEXT,
     "hidden_size": _COUNT,
+    "embedding_size": _COUNT,
+    # a search draws from them: a number that is none of theirs would end hours later
+    **dict.fromkeys(("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob"), _SHARE),
     "n_heads": _COUNT,
 }
 

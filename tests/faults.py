@@ -334,7 +334,8 @@ def together(bench: Bench, rng: random.Random, cases: int):
         assert [ended(build) for build in builds] == [0, 0]
         assert ended(killed) in (0, -KILL)
         same(cache, bench.whole)
-        assert bench.repair(cache) == ([], "")
+        repaired = bench.repair(cache)
+        assert repaired == ([], ""), repaired
         shutil.rmtree(cache)
     return cases, "the others wait or take over; every byte as undisturbed"
 

@@ -16,7 +16,7 @@ def test_padded_rewards_equal_packed_ones(settings, changes):
     torch.nn.init.normal_(env.state_head.weight)
     prompts = [env.prompts.reward(SEQUENCES.history(s, t), 3) for s in (2, 6) for t in range(1, 4)]
     rewards = speed.padded_rewards(env, prompts)
-    packed = env.read([[prompt] for prompt in prompts], env.reward_of)
+    packed = env.answer([[prompt] for prompt in prompts], env.reward_of)
     np.testing.assert_allclose(rewards, packed, rtol=1e-4, atol=1e-6)
 
 
