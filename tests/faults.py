@@ -135,14 +135,17 @@ class Bench:
 
 @contextlib.contextmanager
 def logged():
-    """The store's warnings."""
+    """The warnings of files and arrays; that a run waits for another one is none."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    logging.getLogger("recbole_lea.store").addHandler(handler)
+    loggers = [logging.getLogger(f"recbole_lea.store.{name}") for name in ("files", "arrays")]
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield text
     finally:
-        logging.getLogger("recbole_lea.store").removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def equal(outcome: tuple, reference: tuple) -> None:
