@@ -109,7 +109,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
     folder = Path(arguments.given()[0])
     content = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    again, spec = content.pop("again"), Spec(**content)
+    again, spec = content.pop("again", False), Spec(**content)
     arguments.set_given(spec.arguments)
     finished = FinishedRuns(folder.parent.parent)
     # a run whose benchmark was killed may still be going on

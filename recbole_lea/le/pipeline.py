@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from recbole_lea.engine.llm import LLM, load_llm, pick_device
+from recbole_lea.engine.llm import LLM, pick_device
 from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.progress import PromptBar
 from recbole_lea.engine.stagelog import StageLog
@@ -29,6 +29,7 @@ from recbole_lea.le.stages import ADAPTER, HISTORY, TOKENS, origin, table
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
 from recbole_lea.store.known_llms import identify_llm
+from recbole_lea.store.unpacked import load_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +118,10 @@ class Pipeline:
             s, compiled = self.settings, bool(self.settings.compile)
             if s.compile == "auto":
                 compiled = self.sequences.n_transitions >= WORTH_COMPILING
+            folder = Path(s.cache_dir) / f"llm-{self.llm_fingerprint[:16]}"  # for all datasets
+            asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
-                self._llm = load_llm(s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
+                self._llm = load_unpacked(folder, *asked)
         return self._llm
 
     @property
