@@ -38,6 +38,7 @@ def start(
         "code": code,
         "versions": versions(),
         "device": _device(torch.device(config["device"])),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # another one rounds otherwise
         "threads": torch.get_num_threads(),
         "stages": stages.stages,
         "fingerprints": {
