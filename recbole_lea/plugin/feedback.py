@@ -79,6 +79,8 @@ def attach(loader: AbstractDataLoader, config: Config) -> None:
         # under accelerate the recommender trains in the main process alone
         if train.lea_pipeline is not None:
             train.lea_pipeline.assist()
+        # an interpreter that ends around the group's threads may abort
+        processes().destroy_process_group()
         raise SystemExit(0)
 
 
