@@ -103,7 +103,7 @@ class Cache:
         folder = self.path(stage.name)
         if folder.name in self._checked:
             return folder
-        with self._locked(folder) as writable:
+        with held(folder) as writable:
             # opened under the lock: until then, another run may be filling it
             store = self._store(stage, folder)
             done = self.is_built(stage.name) if store is None else not store.missing()
@@ -160,7 +160,7 @@ class Cache:
         folder = self.folder / name
         if name in self._checked:
             return
-        with self._locked(folder) as writable:
+        with held(folder) as writable:
             if self._main and read_record(folder / DONE) is None:
                 if not writable:
                     raise ReadOnly(folder, lacks)
@@ -183,14 +183,15 @@ class Cache:
         finished = record.get("key") == self.table[stage].key and all(record.get("shards", ()))
         return record if finished else None
 
-    def _locked(self, folder: Path) -> contextlib.AbstractContextManager[bool]:
-        # the main process holds it for all processes of this run
-        return locked(folder) if self._main else contextlib.nullcontext(True)
-
 
 def stage_folder(folder: Path, stage: str, key: str) -> Path:
     """Where the cache of a dataset holds a stage of that key."""
     return folder / f"{stage}-{key[:16]}"
+
+
+def held(folder: Path) -> contextlib.AbstractContextManager[bool]:
+    """``locked`` by the main process, for all processes of this run."""
+    return locked(folder) if processes().is_main_process else contextlib.nullcontext(True)
 
 
 @contextlib.contextmanager

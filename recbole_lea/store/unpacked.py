@@ -1,6 +1,5 @@
 """The weights of a ``.gguf`` file, unpacked once: from then on an LLM is there in seconds."""
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 
 from recbole_lea.engine.llm import LLM, compile_layers, load_llm, locate
 from recbole_lea.engine.processes import processes
-from recbole_lea.store.cache import locked
+from recbole_lea.store.cache import held
 from recbole_lea.store.files import DONE, read_record, write_record
 
 logger = logging.getLogger(__name__)
@@ -37,19 +36,15 @@ def load_unpacked(
     """
     if locate(spec)[1] is None or options:
         return load_llm(spec, dtype, device, options, compiled)
-    with _held(folder) as writable:
+    with held(folder) as writable:
         if read_record(folder / DONE) is not None:
             return load_llm(str(folder), dtype, device, options, compiled)
         llm = load_llm(spec, dtype, device)
-        if writable:
+        if writable and processes().is_main_process:
             _save(llm, spec, folder)
     if compiled:
         compile_layers(llm.model)
     return llm
-
-
-def _held(folder: Path) -> contextlib.AbstractContextManager[bool]:
-    return locked(folder) if processes().is_main_process else contextlib.nullcontext(False)
 
 
 def _save(llm: LLM, spec: str, folder: Path) -> None:
