@@ -168,7 +168,8 @@ def negative_td_loss(
 def advantage(q_positive: Tensor, q_negative: Tensor, clip: tuple[float, float]) -> Tensor:
     r"""Eq. 12: :math:`A = (Q(s_t, a^+) - Q(s_t, a^-)) / 2`, without gradient.
 
-    It is clipped to the lowest and the highest that are given (deviation 9).
+    It is clipped to the lowest and the highest that are given (deviation 9). ``lea_advantage:
+    reward`` gives it rewards in the place of Q (deviation 65).
     """
     return ((q_positive - q_negative).detach() / 2).clamp(*clip)  # [B], [B] -> [B]
 

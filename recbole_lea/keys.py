@@ -135,6 +135,8 @@ RULES: dict[str, Rule] = {
     "lea_method": _one_of(*METHODS),
     "lea_state": _optional(_one_of("hidden", "LE", "both")),
     "lea_reward": _optional(_one_of("constant", "LE")),
+    "lea_advantage": _one_of("Q", "reward"),
+    "lea_environment": _one_of("llm", "text"),
     "lea_augmentation": _optional(_one_of("none", "supervised", "Q", "both")),
     "q_weight": _WEIGHT,
     "gamma": _number(0, 1),

@@ -56,15 +56,15 @@ METHODS = {
 
 def needs_warmup(method: Switches, rl_loss: str, q_weight: float) -> bool:
     """Whether anything starts at the end of a warm-up: SA2C's advantage, augmentation."""
-    return (rl_loss == "SA2C" and q_weight != 0) or method.augmented
+    return (rl_loss == "SA2C" and (q_weight != 0 or method.le_reward)) or method.augmented
 
 
 def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
     """The switches of a config: ``lea_method``'s, each overridden by its own key if set.
 
     Args:
-        config: with ``lea_method``, ``lea_state``, ``lea_reward``, ``lea_augmentation`` and
-            ``q_weight``.
+        config: with ``lea_method``, ``lea_state``, ``lea_reward``, ``lea_augmentation``,
+            ``lea_advantage`` and ``q_weight``.
         rl_loss: ``SNQN`` or ``SA2C``.
 
     Raises:
@@ -76,15 +76,22 @@ def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
         if config[f"lea_{field.name}"] is not None
     }
     found = dataclasses.replace(METHODS[config["lea_method"]], **overrides)
+    by_reward = config["lea_advantage"] == "reward"
+    if by_reward and (rl_loss != "SA2C" or not found.le_reward):
+        raise ValueError(
+            "lea_advantage: reward weighs SA2C's supervised loss by the LE's rewards: it needs a "
+            f"model with SA2C and lea_reward: LE, not {rl_loss} and lea_method: "
+            f"{config['lea_method']} with constant rewards"
+        )
     if config["q_weight"] == 0:
         if found.augmentation in ("Q", "both") and "augmentation" in overrides:
             raise ValueError(
                 f"lea_augmentation: {found.augmentation} trains the Q head, which q_weight: 0 "
                 "switches off; use lea_augmentation: supervised"
             )
-        # without a Q head there is no use for its state and reward
+        # without a Q head there is no use for its state, and for the reward in the advantage alone
         augmentation = "supervised" if found.augmented else "none"
-        return Switches("hidden", "constant", augmentation)
+        return Switches("hidden", "LE" if by_reward else "constant", augmentation)
     if found.state == "LE" and rl_loss == "SNQN":
         raise ValueError(
             f"lea_method {config['lea_method']} with the LE's state alone cannot be used with "

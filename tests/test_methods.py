@@ -3,6 +3,7 @@ import pytest
 from recbole_lea.methods import METHODS, Switches, switches
 
 UNSET = {"lea_state": None, "lea_reward": None, "lea_augmentation": None, "q_weight": 1.0}
+UNSET |= {"lea_advantage": "Q"}
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,15 @@ def test_without_q_only_the_supervised_augmentation_is_left():
     assert not switches(config | {"lea_method": "LES"}, "SNQN").needs_le
     with pytest.raises(ValueError, match="q_weight"):
         switches(config | {"lea_augmentation": "Q"}, "SNQN")
+
+
+def test_an_advantage_of_rewards_needs_rewards():
+    config = UNSET | {"lea_method": "LEASR", "lea_advantage": "reward"}
+    assert switches(config, "SA2C") == METHODS["LEASR"]
+    without_q = switches(config | {"q_weight": 0}, "SA2C")
+    assert without_q == Switches("hidden", "LE", "supervised")
+    for other in ({"lea_method": "LEAS"}, {"lea_reward": "constant"}):
+        with pytest.raises(ValueError, match="lea_advantage"):
+            switches(config | other, "SA2C")
+    with pytest.raises(ValueError, match="lea_advantage"):
+        switches(config, "SNQN")

@@ -59,6 +59,13 @@ def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[in
     return [int(s) for s in order[:n_learn]], measured
 
 
+def held_out(sequences: Sequences, settings: LESettings) -> Pairs:
+    """The training transitions that the LE does not learn from and is measured on."""
+    _, measured = split_sequences(sequences, settings)
+    pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
+    return pairs[: settings.finetune_eval]
+
+
 def epoch_batches(
     sequences: Sequences, learned: list[int], batch_size: int, rng: np.random.Generator
 ) -> list[Pairs]:
@@ -95,8 +102,7 @@ def finetune(
     optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr, fused=True)
     history = _load_checkpoint(environment, optimizer, folder)
     from_main(None)  # the main process deletes the checkpoint when all is done: all have read it
-    pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
-    pairs = pairs[: settings.finetune_eval]
+    pairs = held_out(sequences, settings)
     for epoch in range(len(history), settings.finetune_epochs):
         rng = np.random.default_rng([settings.seed, 2, epoch])
         batches = epoch_batches(sequences, learned, settings.finetune_batch_size, rng)

@@ -1,5 +1,6 @@
 """The front door to the LE: its stages on demand, and what training looks up."""
 
+import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,13 @@ from recbole_lea.le.answers import known_rewards
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
-from recbole_lea.le.finetune import finetune
+from recbole_lea.le.finetune import finetune, held_out
 from recbole_lea.le.item_tokens import tokenize
 from recbole_lea.le.projection import check_dim, fit_projection
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import ADAPTER, HISTORY, TOKENS, origin, table
+from recbole_lea.le.text import TextEnvironment
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
 from recbole_lea.store.known_llms import identify_llm
@@ -69,6 +71,8 @@ class Pipeline:
         stages: StageLog | None = None,
         progress_bar: bool = True,
     ) -> None:
+        if settings.environment == "text":  # optimising item tokens asks the LLM
+            settings = dataclasses.replace(settings, item_iterations=0)
         self.settings, self.catalogue, self.sequences = settings, catalogue, sequences
         self.stages = stages or StageLog()
         self._main = processes().is_main_process
@@ -81,7 +85,7 @@ class Pipeline:
         self.measured: dict[str, Any] = {}  # of the LE's rewards and selections, in this run
         self._llm: LLM | None = None
         self._finetuned: Environment | None = None  # by this run, its adapter not merged
-        self._environment: Environment | None = None
+        self._environment: Environment | TextEnvironment | None = None
         self._reported = False
         s, folder = settings, Path(settings.cache_dir) / dataset
         asked = (s.llm, s.llm_dtype, s.llm_options, folder, self.device)
@@ -139,8 +143,13 @@ class Pipeline:
         named = folder, self.keys["items"]
         return {"losses": tokenize(llm, self.sentences, self.settings, *named, self.progress_bar)}
 
-    def environment(self) -> Environment:
-        """The fine-tuned LE."""
+    def environment(self) -> Environment | TextEnvironment:
+        """The fine-tuned LE, or its twin."""
+        if self._environment is None and self.settings.environment == "text":
+            self._save_sequences()
+            self.cache.run(self.cache.table["environment"])
+            self._environment = self.text_environment()
+            self._report_quality()
         if self._environment is None:
             self.item_tokens(mapped=True)
             self.llm()
@@ -166,6 +175,22 @@ class Pipeline:
             write_json(folder / HISTORY, history)
             write_bytes(folder / ADAPTER, save(trained_state(environment)))
         self._finetuned = environment
+        return {}
+
+    def text_environment(self) -> TextEnvironment:
+        """The LE's twin that asks no LLM."""
+        return TextEnvironment(torch.from_numpy(self.item_tokens()), self.settings)
+
+    def measure_text(self, environment: TextEnvironment, folder: Path) -> dict[str, Any]:
+        """Compute the stage ``environment`` of ``lea_environment: text``, where nothing learns."""
+        pairs = held_out(self.sequences, self.settings)
+        found = (
+            quality.evaluate(environment, self.sequences, pairs, self.settings.seed)
+            if pairs
+            else {}
+        )
+        if self._main:
+            write_json(folder / HISTORY, [{"epoch": 0} | found])
         return {}
 
     def diagnostics(self) -> dict[str, Any]:

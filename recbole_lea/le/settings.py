@@ -17,6 +17,7 @@ class LESettings:
     ``properties/lea.yaml`` says what each means.
     """
 
+    environment: str
     llm: str
     llm_dtype: str
     llm_options: dict[str, Any] | None
@@ -73,6 +74,11 @@ class LESettings:
             raise ValueError(
                 "`lea_reward_head: state` reads the state in the reward prompt: it needs "
                 "`lea_state_input: prompt`"
+            )
+        if self.environment == "text" and self.selection_by == "label":
+            raise ValueError(
+                "`lea_environment: text` cannot be asked for a label: set `selection_by` to state "
+                "or reward"
             )
 
     @classmethod

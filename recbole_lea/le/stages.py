@@ -18,6 +18,7 @@ from recbole_lea.le.environment import Environment
 from recbole_lea.le.projection import project, projection_bounds
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.settings import LESettings
+from recbole_lea.le.text import DECAY
 from recbole_lea.store.cache import Layout, Stage
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ def table(le: "Pipeline") -> dict[str, Stage]:
         "environment", "LE fine-tuning", environment_parts(le, items.key), le.llm, le.finetune,
         files=(ADAPTER, HISTORY),
     )  # fmt: skip
+    if s.environment == "text":
+        made_of = parts(items=items.key, sequences=n.fingerprint, text=text_parts(s))
+        environment = Stage(
+            "environment", "text environment", made_of, le.text_environment, le.measure_text,
+            files=(HISTORY,),
+        )  # fmt: skip
     states = Stage(
         "states", "states", parts(environment=environment.key),
         le.environment, partial(answers.states, n, le.bar("states")),
@@ -130,6 +137,11 @@ def environment_parts(le: "Pipeline", items: str) -> dict[str, Any]:
         settings=learning,
         **_of(s, "state_weight", "state_head", "reward_head", "seed"),
     )
+
+
+def text_parts(settings: LESettings) -> dict[str, Any]:
+    """What the states and rewards of ``lea_environment: text`` are made of, beside texts."""
+    return {"decay": DECAY, "max_history": settings.max_history}
 
 
 def question(settings: LESettings) -> dict[str, Any]:

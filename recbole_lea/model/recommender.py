@@ -54,7 +54,7 @@ class LEARecommender(Backbone):
         self.discount = {key: config[key] for key in ("gamma", "td_scale")}
         self.q_max_chunk = config["q_max_chunk"]
         self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
-        self.advantage_clip = tuple(config["advantage_clip"])
+        self.advantage_of, self.advantage_clip = config["lea_advantage"], config["advantage_clip"]
         self.warmed_up = False
         self.share: Share | None = None  # in a training in several processes
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
@@ -126,7 +126,7 @@ class LEARecommender(Backbone):
                 other_states = self._encode(other, interaction)
                 values = self._bootstrap(updated, other, states, other_states, interaction[DONE])
             terms = self._terms(updated, states, values, interaction)  # lines 10, 11, 15 and 16
-        elif self.output_head is not None or self.switches.augmented:
+        elif self.output_head is not None or self.switches.augmented or self.switches.le_reward:
             terms = self._terms_without_q(interaction)
         else:
             return super().calculate_loss(interaction)
@@ -184,7 +184,8 @@ class LEARecommender(Backbone):
         L_n = equations.negative_td_loss(q_negative, negative_reward, value, **self.discount)
         weight = None
         if self.rl_loss == "SA2C" and self.warmed_up:
-            weight = equations.advantage(q, q_negative, self.advantage_clip)  # [B]
+            compared = (q, q_negative) if self.advantage_of == "Q" else (reward, negative_reward)
+            weight = equations.advantage(*compared, self.advantage_clip)  # [B]
         return equations.LossTerms(
             equations.supervised_loss(log_y, weight) + rest,
             self.q_weight * (L_p + L_n).mean(),
@@ -193,7 +194,14 @@ class LEARecommender(Backbone):
 
     def _terms_without_q(self, interaction) -> equations.LossTerms:
         scores, rest = self.supervised(interaction, self.encode(interaction), self.output_head)
-        own = self.loss_fct(scores, interaction[self.POS_ITEM_ID]) + rest
+        positive = interaction[self.POS_ITEM_ID]  # [B]
+        if self.switches.le_reward and self.warmed_up:  # lea_advantage: reward
+            rewards = self._actions(interaction, positive)[1:]
+            weight = equations.advantage(*rewards, self.advantage_clip)  # [B]
+            log_y_positive = equations.log_probabilities(scores, positive[:, None]).squeeze(1)
+            own = equations.supervised_loss(log_y_positive, weight) + rest
+        else:
+            own = self.loss_fct(scores, positive) + rest
         chosen = self._chosen(interaction)
         log_y = [equations.log_probabilities(scores, actions[:, None]) for actions in chosen]
         return equations.LossTerms(own, **self._augmented(interaction, log_y))

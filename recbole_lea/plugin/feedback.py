@@ -90,7 +90,8 @@ def _built(
     """Run the LE's stages, as far as the method wants them and the cache lacks them."""
     stop = config["lea_stop_after"]
     by_state = config["selection_by"] == "state"
-    if stop is None and chosen.augmented and (chosen.le_reward or not by_state):
+    asks = config["lea_environment"] == "llm" and (chosen.le_reward or not by_state)
+    if stop is None and chosen.augmented and asks:
         pipeline.require_llm(
             f"lea_augmentation: {chosen.augmentation} (it asks the LLM after the warm-up)"
         )

@@ -63,6 +63,7 @@ ITEMS, LE = {"items", "environment", "states", "rewards"}, {"environment", "stat
 ASKED = {"selection_weight": 0.5}
 # field -> settings beside it, another value, and the stages that are then others
 KEYS = {
+    "environment": ({"item_iterations": 0, "selection_by": "state"}, "text", LE),
     "item_sentence": ({}, "{item} is a film[ titled {title}].", ITEMS),
     "item_init": ({}, "random", ITEMS), "item_iterations": ({}, 3, ITEMS),
     "item_lr": ({}, 0.5, ITEMS), "item_patience": ({}, 9, ITEMS),

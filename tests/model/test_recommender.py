@@ -379,3 +379,19 @@ def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path)
     other.eval()
     rows = one_batch(test)[0]
     assert torch.equal(model.full_sort_predict(rows), other.full_sort_predict(rows))
+
+
+@pytest.mark.parametrize("q_weight", [0, 1.0])
+def test_an_advantage_of_rewards_weighs_the_supervised_loss(tiny_config, q_weight, monkeypatch):
+    keys = {"lea_method": "LER", "lea_advantage": "reward", "advantage_clip": [0.15, 10]}
+    model, train, _ = build(tiny_config("SASRecSA2CLEA", q_weight=q_weight, **keys, **NO_DROPOUT))
+    monkeypatch.setattr(torch, "rand", force(model, first=True))
+    model.warmed_up = True
+    batch = one_batch(train)
+    terms = model.calculate_loss(batch)
+    logits = model.forward(batch["item_id_list"], batch["item_length"])
+    logits = logits @ model.item_embedding.weight.T
+    weight = ((batch["lea_reward"] - batch["lea_negative_reward"]) / 2).clamp(0.15, 10)
+    assert (weight == 0.15).any() and (weight > 0.15).any()
+    expected = (weight * F.cross_entropy(logits, batch["item_id"], reduction="none")).mean()
+    torch.testing.assert_close(terms[0] if q_weight else terms, expected)

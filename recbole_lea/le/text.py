@@ -1,0 +1,93 @@
+"""The LE's twin without an LLM pass: states and rewards from item texts alone.
+
+``lea_environment: text`` is the control of every claim about the LE, and a choice where an LLM costs
+too much. Nothing of it is trained. It answers as ``Environment`` does, so that every method runs
+with it; it has no positive-action prompt (deviation 66).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recbole_lea.engine.progress import PromptBar
+from recbole_lea.le.heads import evened
+from recbole_lea.le.settings import LESettings
+
+# What an item weighs in the state beside the one that came after it.
+DECAY = 0.7
+
+# Histories that are looked at together.
+AT_ONCE = 4096
+
+_NOTHING = -1  # fills the rows of shorter histories
+
+
+class TextEnvironment:
+    """States and rewards by the similarity of item texts.
+
+    The state is the mean of the newest items' evened text vectors, in which an item weighs ``DECAY``
+    times what the next one does. The reward of an action is its cosine to the state.
+
+    Args:
+        item_tokens: text vectors [n_items, d], float32.
+        settings: ``max_history`` is the window.
+    """
+
+    def __init__(self, item_tokens: Tensor, settings: LESettings) -> None:
+        self.item_tokens, self.settings = item_tokens, settings
+        self.keys = F.normalize(evened(item_tokens), dim=-1)  # [n_items, d]
+        self.device = item_tokens.device
+        self.prompts = self  # a "prompt" is the newest items' indices
+
+    def state(self, history: Sequence[int] | np.ndarray) -> list[int]:
+        """What the state of a history is made of."""
+        return [int(item) for item in history[-self.settings.max_history :]]
+
+    def reward(self, history: Sequence[int] | np.ndarray, action: int) -> list[int]:
+        """What the reward of an action is made of."""
+        return [*self.state(history), int(action)]
+
+    def state_of(self, rows: Tensor) -> Tensor:
+        """States [N, d] of length sqrt(d) at the end of each row, right-aligned [N, L]."""
+        ages = torch.arange(rows.shape[1] - 1, -1, -1)  # [L]
+        weights = torch.where(rows == _NOTHING, 0.0, DECAY**ages)  # [N, L]
+        means = (weights[:, :, None] * self.keys[rows.clamp(min=0)]).sum(1)  # [N, d]
+        return F.normalize(means, dim=-1) * math.sqrt(means.shape[1])
+
+    def reward_of(self, rows: Tensor) -> Tensor:
+        """Cosine of each row's last item to the state before it [N]."""
+        state = F.normalize(self.state_of(rows[:, :-1]), dim=-1)  # [N, d]
+        return (state * self.keys[rows[:, -1].clamp(min=0)]).sum(-1)
+
+    def state_scores(self, states: Tensor) -> Tensor:
+        """Cosine of every item to states s'_t: [N, d] -> [N, n_items]."""
+        return F.normalize(states, dim=-1) @ self.keys.T
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        groups: Iterable[Sequence[Sequence[int]]],
+        head: Callable[[Tensor], Tensor],
+        progress: PromptBar | None = None,
+    ) -> np.ndarray:
+        """Apply ``head`` to each row of the groups, in their order: [N, ...], float32."""
+        found = []
+        for rows in _batched(itertools.chain.from_iterable(groups), AT_ONCE):
+            padded = np.full((len(rows), self.settings.max_history + 1), _NOTHING)
+            for line, row in zip(padded, rows, strict=True):
+                line[-len(row) :] = row
+            found.append(head(torch.from_numpy(padded)).float().numpy())
+            if progress is not None:
+                progress.advance(len(rows), 0)
+        return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
+
+
+def _batched(rows: Iterable[Sequence[int]], n: int) -> Iterator[list[Sequence[int]]]:
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, n)):
+        yield batch
