@@ -1,7 +1,7 @@
 """The LE's twin without an LLM pass: states and rewards from item texts alone.
 
-``lea_environment: text`` is the control of every claim about the LE, and a choice where an LLM costs
-too much. Nothing of it is trained. It answers as ``Environment`` does, so that every method runs
+``lea_environment: text`` is the control of every claim about the LE, and a choice where an LLM
+costs too much. Nothing of it is trained. It answers as ``Environment`` does: every method runs
 with it; it has no positive-action prompt (deviation 66).
 """
 
@@ -30,7 +30,7 @@ _NOTHING = -1  # fills the rows of shorter histories
 class TextEnvironment:
     """States and rewards by the similarity of item texts.
 
-    The state is the mean of the newest items' evened text vectors, in which an item weighs ``DECAY``
+    The state is the mean of the newest items' evened text vectors; an item weighs ``DECAY``
     times what the next one does. The reward of an action is its cosine to the state.
 
     Args:
