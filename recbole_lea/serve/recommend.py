@@ -32,12 +32,10 @@ class Recommendation:
 class Recommender:
     """A model that is loaded once and asked often; see ``recommend``."""
 
-    def __init__(self, checkpoint: str | Path | Checkpoint) -> None:
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = Checkpoint.read(checkpoint)
-        self.checkpoint = checkpoint
-        self.ranker = checkpoint.ranker()
-        self.tokens = checkpoint.item_tokens
+    def __init__(self, checkpoint: str | Path) -> None:
+        self.checkpoint = Checkpoint.read(checkpoint)
+        self.ranker = self.checkpoint.ranker()
+        self.tokens = self.checkpoint.item_tokens
         self.ids = {token: i for i, token in enumerate(self.tokens) if i}  # 0 is padding
 
     def known(
@@ -66,18 +64,13 @@ class Recommender:
     @torch.inference_mode()
     def scores(self, histories: Sequence[Sequence[str]]) -> torch.Tensor:
         """Scores of all items after known tokens [B, n_items]; the padding item has -inf."""
-        scores = self.ranker(*self._inputs(histories))
+        scores = self.ranker(*self.inputs(histories))
         scores[:, 0] = -torch.inf
         return scores
 
-    @torch.inference_mode()
-    def hidden(self, histories: Sequence[Sequence[str]]) -> torch.Tensor:
-        """h_t of the backbone after known tokens [B, H]."""
-        return self.ranker.backbone(*self._inputs(histories))
-
-    def _inputs(self, histories: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded ids [B, L] and lengths [B]."""
-        length = self.checkpoint.max_length
+    def inputs(self, histories: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the ranker takes: right-padded ids [B, L] and lengths [B] of known tokens."""
+        length = self.checkpoint.config["MAX_ITEM_LIST_LENGTH"]
         newest = [[self.ids[token] for token in history[-length:]] for history in histories]
         padded = [ids + [0] * (length - len(ids)) for ids in newest]
         return torch.tensor(padded), torch.tensor([len(ids) for ids in newest])
@@ -98,7 +91,7 @@ class Recommender:
 
 
 def recommend(
-    checkpoint: str | Path | Checkpoint, histories: Sequence[Sequence[str]], k: int = 10
+    checkpoint: str | Path, histories: Sequence[Sequence[str]], k: int = 10
 ) -> list[Recommendation]:
     """The best next items after each history, such as none seen in training.
 

@@ -104,8 +104,3 @@ def test_what_is_no_checkpoint_is_said(trained, tmp_path):
     torch.save({"weights": 1}, "other.pth")
     with pytest.raises(ValueError, match="other.pth holds no model"):
         ask("other.pth", [["i1"]])
-    content = torch.load(trained(lea_method="base").path, weights_only=True)
-    del content["other_parameter"]["item_tokens"]
-    torch.save(content, "old.pth")
-    with pytest.raises(ValueError, match="old.pth lacks the item tokens"):
-        ask("old.pth", [["i1"]])
