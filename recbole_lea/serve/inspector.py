@@ -111,8 +111,7 @@ class Inspector:
             raise ValueError(f"the dataset {data.dataset_name} has no user {user}")
         own = self.test[self.test[data.uid_field] == number]
         if len(own) == 0:
-            what = f"nothing of user {user} is in the test split"
-            raise ValueError(f"{what}: choose another user, or give --history")
+            raise ValueError(f"nothing of user {user} is in the test split: give --history")
         newest = own[own[ROW].argmax()]
         truth = data.id2token(data.iid_field, newest[data.iid_field])
         return self.look(data.before(int(newest[ROW])), str(truth), f"user {user}")
@@ -192,9 +191,9 @@ class Inspector:
             note = "how near the item is to the LE's state; -inf: the history's newest item, "
             return near.detach().cpu().numpy(), note + "which is never picked"
         prompt = self.environment.prompts.select(self._indices(history), self._indices(listed))
-        scores = self.environment.answer([[prompt]], self.environment.label_scores_of)
+        (scores,) = self.environment.answer([[prompt]], self.environment.label_scores_of)
         note = "log-probability of the item's label word, before selection_calibration"
-        return scores[0, : len(listed)], note
+        return scores[: len(listed)], note
 
     def _q_values(self, history: list[str]) -> torch.Tensor | None:
         """Q of all items after a history [n_items] (Eq. 9); the padding item has -inf."""

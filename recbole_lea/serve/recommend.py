@@ -76,12 +76,9 @@ class Recommender:
 
     @torch.inference_mode()
     def recommend(
-        self,
-        histories: Sequence[Sequence[str | int]],
-        k: int = 10,
-        exclude_history: bool = False,
-        exclude: Sequence[str | int] = (),
-    ) -> list[Recommendation]:
+        self, histories: Sequence[Sequence[str | int]], k: int = 10,
+        exclude_history: bool = False, exclude: Sequence[str | int] = (),
+    ) -> list[Recommendation]:  # fmt: skip
         """See ``recommend``."""
         if not 1 <= k < len(self.tokens):
             raise ValueError(f"k is {k}, but has to be from 1 to the {len(self.tokens) - 1} items")
@@ -104,12 +101,9 @@ class Recommender:
 
 
 def recommend(
-    checkpoint: str | Path,
-    histories: Sequence[Sequence[str | int]],
-    k: int = 10,
-    exclude_history: bool = False,
-    exclude: Sequence[str | int] = (),
-) -> list[Recommendation]:
+    checkpoint: str | Path, histories: Sequence[Sequence[str | int]], k: int = 10,
+    exclude_history: bool = False, exclude: Sequence[str | int] = (),
+) -> list[Recommendation]:  # fmt: skip
     """The best next items after each history, such as none seen in training.
 
     To ask often, keep a ``Recommender``. A number as item is taken as its text.

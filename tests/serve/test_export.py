@@ -64,7 +64,6 @@ def test_recbole_alone_scores_and_evaluates(trained):
 
 
 def test_recbole_s_loader_reads_what_was_written_after_our_import(trained, tmp_path):
-    """A model of ours with its LE, the exported backbone, and RecBole's own class."""
     from recbole.quick_start import load_data_and_model
     from recbole.trainer import Trainer
 
@@ -72,9 +71,8 @@ def test_recbole_s_loader_reads_what_was_written_after_our_import(trained, tmp_p
     folder = export(model.path, "recbole", tmp_path / "out")
     for path in (model.path, folder / "SASRec.pth", tmp_path / "again.pth"):
         config, loaded, _, _, _, test = load_data_and_model(str(path))
-        rows = test._dataset.inter_feat
         with torch.no_grad():
-            scores = loaded.eval().full_sort_predict(rows.to(config["device"]))
+            scores = loaded.eval().full_sort_predict(test._dataset.inter_feat)
         assert torch.equal(scores, model.scores)
         Trainer(config, loaded)._save_checkpoint(0, saved_model_file=tmp_path / "again.pth")
     assert config["model"] == "SASRec"
