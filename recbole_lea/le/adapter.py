@@ -20,11 +20,9 @@ def with_adapter(model: Any, settings: LESettings) -> Any:
 
     targets = settings.lora_targets
     config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
+        r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-    )
+    )  # fmt: skip
     torch.manual_seed(settings.seed)
     try:
         return get_peft_model(model, config)

@@ -49,8 +49,7 @@ class Environment(nn.Module):
         item_tokens: item tokenization's result [n_items, d], float32; not trained here.
         settings: prompts, LoRA and packing.
         adapted: with the LoRA adapter; item tokenization needs none.
-        titles: of all items, with ``prompt_items: title``; the item tokens are then what states
-            are compared with, and the LLM reads words alone.
+        titles: of all items, with ``prompt_items: title``: the LLM reads words alone.
     """
 
     item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
@@ -152,10 +151,10 @@ class Environment(nn.Module):
         """
         rewards = reward(ends.hidden, self.score_head.weight, self.score_head.bias)
         if self.settings.reward_head == "state":
-            assert ends.before is not None and ends.before_items is not None
-            assert ends.actions is not None
-            states = self.state_head(ends.before, ends.before_items.clamp(min=0))
-            keys = self.state_head.keys[ends.actions.clamp(min=0)]
+            _, _, actions, before, before_items = ends
+            assert actions is not None and before is not None and before_items is not None
+            states = self.state_head(before, before_items.clamp(min=0))
+            keys = self.state_head.keys[actions.clamp(min=0)]
             rewards = rewards + (self.state_head.query(states) * keys).sum(-1)
         return rewards
 
@@ -208,20 +207,12 @@ class Environment(nn.Module):
 
     @torch.inference_mode()
     def answer(
-        self,
-        groups: Iterable[Sequence[Sequence[int]]],
-        head: Callable[[PromptEnds], Tensor],
+        self, groups: Iterable[Sequence[Sequence[int]]], head: Callable[[PromptEnds], Tensor]
     ) -> np.ndarray:
         """Run prompts, each group in one row, and apply a head to what the LLM has at their ends.
 
-        With several processes, each runs its share of the batches and gets all results.
-
-        Args:
-            groups: groups of prompts.
-            head: such as ``reward_of``: of N prompts -> [N, ...].
-
-        Returns:
-            One row per prompt, in the given order, float32.
+        With several processes, each runs its share of the batches and gets all results. ``head``
+        is such as ``reward_of``: of N prompts -> [N, ...]. Returns float32, in the given order.
         """
 
         def answers(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:

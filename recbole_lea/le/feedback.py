@@ -59,21 +59,16 @@ class Feedback:
         ids = np.arange(self.n_items) if self.item_ids is None else self.item_ids
         self.item_ids = np.asarray(ids, np.int64)
         self.rng = np.random.default_rng([self.seed, 5])
-        self.others: np.ndarray | None = None
-        if self.shuffle:
-            other = np.random.default_rng([self.seed, 6])
-            self.others = other.permutation(self.sequences.n_transitions)
+        others = np.random.default_rng([self.seed, 6]).permutation(self.sequences.n_transitions)
+        self.others = others if self.shuffle else None
 
     def augment(
         self, actions: np.ndarray, scores: np.ndarray | None, candidates: np.ndarray | None = None
     ) -> None:
-        """Add the predicted positive action of each transition and its reward score.
+        """Add each transition's predicted positive action, its LE index, and its reward score.
 
-        Args:
-            actions: LE item indices [n_transitions].
-            scores: of the actions [n_transitions], or None.
-            candidates: what they were chosen from [n_transitions, k]; ``shuffle`` needs them,
-                unless the actions are what an earlier run made of them.
+        ``candidates`` [n_transitions, k] are what the actions were chosen from; ``shuffle`` needs
+        them, unless the actions are what an earlier run made of them.
         """
         if self.others is not None and candidates is not None:
             place = (candidates == actions[:, None]).argmax(axis=1)[self.others, None]  # [n, 1]
@@ -81,12 +76,11 @@ class Feedback:
         self.augmented = (actions, scores)
 
     def lookup(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Feedback of transitions, by their numbers [B].
+        """Feedback of transitions, by their numbers [B], as far as it is wanted and there already.
 
         Returns:
             ``state``, ``next_state`` [B, state_dim] float32; ``reward``, ``negative_reward``,
-            ``augmented_reward`` [B] float32; ``negative``, ``augmented`` [B] int64, in the
-            caller's numbers - as far as the method wants them and they exist already.
+            ``augmented_reward`` [B] float32; ``negative``, ``augmented`` [B], the caller's numbers.
         """
         found: dict[str, Tensor] = {}
         told = rows if self.others is None else self.others[rows]
@@ -129,18 +123,16 @@ class Feedback:
 class PrecomputedFeedback(Feedback):
     """Feedback read from arrays on disk; memory does not grow with what has been read."""
 
-    states: np.ndarray | None  # [n_states, state_dim]
-    rewards: np.ndarray | None  # scores [n_transitions, 1 + pool]
+    states: Any  # [n_states, state_dim], or None
+    rewards: Any  # scores [n_transitions, 1 + pool], or None
     negatives: np.ndarray  # LE item indices [n_transitions, pool]
 
     def _states(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        assert self.states is not None
         sequence, t = self.sequences.locate(rows)
         first = self.sequences.state_starts[sequence] + t - 1
         return take(self.states, first), take(self.states, first + 1)
 
     def _rewards(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        assert self.rewards is not None
         pool = self.negatives.shape[1]
         picked = drawn(self.share, len(rows), lambda n: self.rng.integers(0, pool, size=n))
         scores = take(self.rewards, rows)
@@ -164,9 +156,10 @@ class LiveFeedback(Feedback):
         pairs, reward = self._pairs(rows), self.environment.prompts.reward
         positives = np.array([self.sequences.action(s, t) for s, t in pairs], dtype=np.int64)
         negatives = uniform_except(self.rng, positives, self.n_items, (len(rows),))
-        groups = []
-        for (s, t), *actions in zip(pairs, positives, negatives, strict=True):
-            groups.append([reward(self.sequences.history(s, t), action) for action in actions])
+        groups = [
+            [reward(self.sequences.history(s, t), action) for action in actions]
+            for (s, t), *actions in zip(pairs, positives, negatives, strict=True)
+        ]
         scores = self.environment.answer(groups, self.environment.reward_of)
         return scores[0::2], scores[1::2], negatives
 

@@ -67,17 +67,12 @@ def finetune(
     """Train adapter, score head and state head; the environment holds the result.
 
     After each epoch a checkpoint is written, from which a killed run goes on to the same
-    result. Several processes share each batch and sum their gradients.
-
-    Returns:
-        One record per epoch: mean losses and the evaluation on held-out sequences.
+    result. Several processes share each batch and sum their gradients. Returns one record per
+    epoch: mean losses and the evaluation on held-out sequences.
     """
     settings = environment.settings
     learned, measured = split_sequences(sequences, settings)
-    logger.info(
-        "LE fine-tuning on %d of %d training sequences, measured on %d others",
-        len(learned), len(sequences), len(measured),
-    )  # fmt: skip
+    logger.info("LE fine-tuning on %d of %d training sequences", len(learned), len(sequences))
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr, fused=True)
     history = _load_checkpoint(environment, optimizer, folder)
@@ -88,11 +83,8 @@ def finetune(
         record = _epoch(environment, optimizer, sequences, learned, epoch, progress_bar)
         if pairs:
             record |= evaluate(environment, sequences, pairs, settings.seed)
-            logger.info(
-                "LE epoch %(epoch)d: reward loss %(reward_loss).4f, state loss %(state_loss).4f; "
-                "held out (%(n)d transitions): reward accuracy %(accuracy).3f, margin "
-                "%(margin).3f, state hit@10 %(hit_10).4f, ndcg@10 %(ndcg_10).4f", record,
-            )  # fmt: skip
+        # docs/code.md says what the names mean
+        logger.info("LE: %s", ", ".join(f"{name} {value:.4g}" for name, value in record.items()))
         history.append(record)
         if processes().is_main_process:
             _save_checkpoint(environment, optimizer, history, folder)
@@ -122,10 +114,8 @@ def _epoch(environment, optimizer, sequences, learned, epoch, progress_bar) -> d
 def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
     """Factor of the learning rate: linear warm-up, then constant or cosine to zero."""
     warmup = min(settings.finetune_warmup, n_steps // 5)
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.finetune_schedule == "constant":
-        return 1.0
+    if step < warmup or settings.finetune_schedule == "constant":
+        return min(1.0, (step + 1) / max(1, warmup))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 

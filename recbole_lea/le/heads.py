@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class LastHidden(nn.Module):
     """The paper's state: the last hidden state itself, compared by dot products."""
 
-    keys: Tensor  # item tokens [n_items, d]
+    keys: Tensor
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -41,9 +41,8 @@ class Residual(LastHidden):
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__(F.normalize(evened(tokens), dim=-1))
-        width = tokens.shape[1]
-        self.gain = nn.Parameter(torch.ones(width))
-        self.weight = nn.Parameter(torch.zeros(width, width))
+        self.gain = nn.Parameter(torch.ones(tokens.shape[1]))
+        self.weight = nn.Parameter(torch.zeros(tokens.shape[1], tokens.shape[1]))
         self.log_factor = nn.Parameter(torch.tensor(math.log(self.START)))
 
     def forward(self, hidden: Tensor, items: Tensor) -> Tensor:

@@ -69,8 +69,7 @@ def tokenize(le: "Pipeline", llm: LLM, folder: Path) -> dict[str, Any]:
 def _fill(store, environment, ids, order, start, progress_bar) -> None:
     """Tokenize the missing buckets, one in each process at a time."""
     vocab_size, missing = environment.vocab_size, store.missing()
-    at_once = processes().num_processes
-    steps = range(0, len(missing), at_once)
+    steps = range(0, len(missing), at_once := processes().num_processes)
     for first in tqdm(steps, TOKENIZATION, unit=f" {BUCKET} items", disable=not progress_bar):
         made = []
         for bucket in own_part(missing[first : first + at_once]):
@@ -134,13 +133,8 @@ def tokenize_bucket(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Optimise the vectors of some items together; each leaves when its loss stops falling.
 
-    Args:
-        environment: the LLM without adapter.
-        ids: sentence ids, items numbered from 0 within the bucket.
-        start: initial vectors [n, d].
-
-    Returns:
-        The best vectors [n, d] and the first and best loss of each item [n, 2], float32.
+    In ``ids`` the items are numbered from 0 within the bucket; ``start`` are the initial vectors
+    [n, d]. Returns the best vectors and the first and best loss of each item [n, 2], float32.
     """
     settings = environment.settings
     table = start.to(environment.device).clone().requires_grad_()

@@ -1,8 +1,7 @@
 """The front door to the LE: its stages on demand, and what training looks up."""
 
-import functools
 import logging
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ class Pipeline:
         sequences: TRAINING sequences; nothing else ever reaches the LLM.
         dataset: name of the cache's sub-folder.
         stages: seconds and memory are recorded there.
+        progress_bar: show progress bars.
 
     Raises:
         FileNotFoundError: something that the cache lacks needs the LLM, which is not here.
@@ -88,10 +88,8 @@ class Pipeline:
         self.sentences, without_text = catalogue.sentences(s.item_sentence)
         self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
         if without_text:
-            logger.warning(
-                "%d of %d items have no text and are described by their token, such as %s",
-                len(without_text), len(catalogue), ", ".join(without_text[:NAMED]),
-            )  # fmt: skip
+            text = "%d of %d items have no text and are described by their token, such as %s"
+            logger.warning(text, len(without_text), len(catalogue), ", ".join(without_text[:NAMED]))
         self.cache = Cache(folder, table(self), partial(origin, self), self.stages)
 
     @property
@@ -145,7 +143,7 @@ class Pipeline:
             self._report()
         return self._environment
 
-    @functools.cached_property
+    @cached_property
     def _adapted(self) -> Environment:
         """The LE before its adapter is merged: the LLM takes only one."""
         tokens = torch.from_numpy(self.item_tokens())
@@ -214,16 +212,11 @@ class Pipeline:
     def select(
         self, candidates: np.ndarray, want_rewards: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The LE's choice among each transition's candidates (section 3.4).
+        """The LE's choice among each transition's candidates [n_transitions, k <= 5] (section 3.4).
 
-        The other processes either call this too, and get the main one's, or are in ``assist``.
-
-        Args:
-            candidates: LE item indices in the list's order [n_transitions, k <= 5].
-            want_rewards: also score the chosen actions.
-
-        Returns:
-            Chosen LE item indices and their reward scores or None [n_transitions].
+        Candidates and choices are LE item indices; also returned are the choices' reward scores,
+        if wanted. The other processes either call this too, and get the main one's, or are in
+        ``assist``.
         """
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
         return selection.select(self, *from_main((candidates, want_rewards)))

@@ -54,10 +54,8 @@ class Prompts:
         titles: Sequence[Sequence[int]] | None = None,
     ) -> None:  # fmt: skip
         self.vocab_size, self.titles, self.settings = vocab_size, titles, settings
-        self.separator = following(tokenizer, [","])[0] if titles is not None else []
+        (self.separator,) = following(tokenizer, [","])
         self.user = Template(settings.user_prompt, tokenizer, first=True)
-        # ``item_last`` says the same as the paper's wording with the item as the last token, so
-        # that the text before it is shared and an action costs one token
         self.action = Template(action_prompt(settings), tokenizer)
         self.selection = Template(settings.selection_prompt + settings.selection_suffix, tokenizer)
         self.labels = label_ids(tokenizer, settings.selection_labels)
@@ -94,10 +92,8 @@ class Prompts:
 
         The state is read at its last token, x_t (Eq. 3).
         """
-        if self.settings.state_input == "items":
-            return self.item_ids(self.window(history))
-        prompt = self._user_prompt(history)
-        return prompt[: len(prompt) - len(self.user.after)]
+        items = self.item_ids(self.window(history))
+        return items if self.settings.state_input == "items" else [*self.user.before, *items]
 
     def select(self, history: Items, items: Items) -> list[int]:
         """Augmentation prompt "p_t p_l"; the label is read after its last token."""
@@ -105,7 +101,7 @@ class Prompts:
 
 
 def action_prompt(settings: LESettings) -> str:
-    """The action prompt in use."""
+    """The paper's wording, or one with the item last: there an action costs one token."""
     paper = settings.reward_prompt == "paper"
     return settings.action_prompt if paper else settings.action_prompt_item_last
 
@@ -135,8 +131,8 @@ def following(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[l
 
 def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
     """Word ids of each title as it follows a word, cut to ``limit``; "unknown" if none are left."""
-    ids: list[list[int]] = []
     (unknown,) = following(tokenizer, [" unknown"])
+    ids: list[list[int]] = []
     for first in range(0, len(titles), AT_ONCE):
         texts = [f" {title}" for title in titles[first : first + AT_ONCE]]
         ids += [(words or unknown)[:limit] for words in following(tokenizer, texts, foreign=True)]
@@ -153,9 +149,8 @@ def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     """Id of the first token of each label word, as it follows a word; all have to differ."""
     ids = [words[0] for words in following(tokenizer, [f" {label}" for label in labels])]
     if len(set(ids)) < len(ids):
-        starts = ", ".join(f"{label!r}: {start}" for label, start in zip(labels, ids, strict=True))
         raise ValueError(
-            "two labels start with the same token of this LLM's tokenizer "
-            f"({starts}): choose other words in lea_selection_labels"
+            "lea_selection_labels: two labels start with the same token of this LLM's tokenizer: "
+            f"{', '.join(map(repr, labels))} with {ids}"
         )
     return ids

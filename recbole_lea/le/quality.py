@@ -88,10 +88,7 @@ def better_than_chance(accuracy: float, n: int) -> bool:
 def report(record: dict[str, Any]) -> None:
     """Say how good the LE is on held-out sequences, by the fine-tuning's last record."""
     if "accuracy" not in record:
-        logger.warning(
-            "the LE was not measured: it was built with lea_finetune_eval: 0, no training sequence "
-            "was left for it, or the cache holds its answers alone"
-        )
+        logger.warning("the LE was not measured: no sequence was held out, or the cache lacks it")
         return
     accuracy, n = record["accuracy"], record["n"]
     logger.info(
@@ -109,8 +106,7 @@ def report(record: dict[str, Any]) -> None:
 def popularity_correlation(le: "Pipeline", rewards: np.ndarray) -> float | None:
     """Spearman correlation of a negative's reward with its item's count in training.
 
-    Of the negatives, as they are drawn uniformly and not by popularity; of a random
-    ``CORRELATED`` of them where there are more.
+    Negatives are drawn uniformly, not by popularity; at most ``CORRELATED`` random ones count.
     """
     n, rows = CORRELATED // le.negatives.shape[1], np.arange(len(rewards))
     if len(rows) > n:

@@ -21,13 +21,10 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predicted positive action a^e: the listed item with the highest score.
 
-    Args:
-        scores: log-probabilities of the label words, rewards, or nearness to the state [n, k].
-        candidates: listed items [n, k].
-        calibration: ``prior`` subtracts each label's mean over all prompts, because a small
-            LLM leans to one position whatever the items (deviation 14b); ``none`` is the paper.
-
-    Returns the chosen item [n] and the share each position won [k].
+    ``scores`` [n, k] of the listed candidates [n, k] are log-probabilities of the label words,
+    rewards, or nearness to the state. ``calibration: prior`` subtracts each label's mean over all
+    prompts, because a small LLM leans to one position whatever the items (deviation 14b); ``none``
+    is the paper. Returns the chosen item [n] and the share each position won [k].
     """
     n, k = scores.shape
     prior = np.zeros(k, dtype=np.float32)

@@ -41,10 +41,8 @@ def table(le: "Pipeline") -> dict[str, Stage]:
         le.environment, partial(answers.states, n, le.bar("states")),
         array="states", layout=lambda: _by_shard(le, n.state_starts, le.llm_width, "float16"),
     )  # fmt: skip
-    rewards = rewards_of(
-        le, le.actions, "rewards", "rewards",
-        parts(environment=environment.key, negative_pool=s.negative_pool), reuse=False,
-    )  # fmt: skip
+    made_of = parts(environment=environment.key, negative_pool=s.negative_pool)
+    rewards = rewards_of(le, le.actions, "rewards", "rewards", made_of, reuse=False)
     stages = [items, environment, states, rewards]
     if (dim := s.state_dim) is not None:
         bounds = projection_bounds(n.n_states, dim)

@@ -94,7 +94,7 @@ def test_template_needs_its_placeholder_once(settings, bad):
 
 def test_labels_must_differ_in_their_first_token(tokenizer):
     assert len(set(label_ids(tokenizer, ["first", "second", "third", "fourth", "fifth"]))) == 5
-    with pytest.raises(ValueError, match="'first': .*'first': "):
+    with pytest.raises(ValueError, match="lea_selection_labels.*'first', 'first'"):
         label_ids(tokenizer, ["first", "first"])
 
 
