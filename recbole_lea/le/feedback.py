@@ -59,8 +59,8 @@ class Feedback:
         ids = np.arange(self.n_items) if self.item_ids is None else self.item_ids
         self.item_ids = np.asarray(ids, np.int64)
         self.rng = np.random.default_rng([self.seed, 5])
-        others = np.random.default_rng([self.seed, 6]).permutation(self.sequences.n_transitions)
-        self.others = others if self.shuffle else None
+        rng, n = np.random.default_rng([self.seed, 6]), self.sequences.n_transitions
+        self.others = rng.permutation(n) if self.shuffle else None  # whose feedback each one gets
 
     def augment(
         self, actions: np.ndarray, scores: np.ndarray | None, candidates: np.ndarray | None = None
