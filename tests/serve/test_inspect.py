@@ -64,7 +64,7 @@ def test_q_values_and_rewards_are_those_of_the_training(trained, changes):
     looked = Inspector(model.path)
     for row, k, history, target in training_rows(model):
         batch = data[torch.tensor([row])]
-        state = feedback._states(np.array([k]))[0] if feedback.state_dim else None
+        state = feedback.lookup(np.array([k])).get("state")
         with torch.no_grad():
             hidden = model.model.forward(batch["item_id_list"], batch["item_length"])
             q = model.model.q_head(model.model.q_head.join(hidden, state))[0]
