@@ -8,15 +8,21 @@ with it; it has no positive-action prompt (deviation 66).
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_lea.engine.progress import PromptBar
+from recbole_lea.engine.processes import processes
+from recbole_lea.le.finetune import HISTORY, held_out
 from recbole_lea.le.heads import evened
+from recbole_lea.le.quality import evaluate
+from recbole_lea.le.sequences import Sequences
 from recbole_lea.le.settings import LESettings
+from recbole_lea.store.files import write_json
 
 # What an item weighs in the state beside the one that came after it.
 DECAY = 0.7
@@ -73,7 +79,6 @@ class TextEnvironment:
         self,
         groups: Iterable[Sequence[Sequence[int]]],
         head: Callable[[Tensor], Tensor],
-        progress: PromptBar | None = None,
     ) -> np.ndarray:
         """Apply ``head`` to each row of the groups, in their order: [N, ...], float32."""
         found = []
@@ -82,9 +87,22 @@ class TextEnvironment:
             for line, row in zip(padded, rows, strict=True):
                 line[-len(row) :] = row
             found.append(head(torch.from_numpy(padded)).float().numpy())
-            if progress is not None:
-                progress.advance(len(rows), 0)
         return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
+
+
+def text_parts(settings: LESettings) -> dict[str, Any]:
+    """What states and rewards are made of, beside texts."""
+    return {"decay": DECAY, "max_history": settings.max_history}
+
+
+def measure(sequences: Sequences, environment: TextEnvironment, folder: Path) -> dict[str, Any]:
+    """The stage that takes fine-tuning's place: nothing learns, and it is measured alike."""
+    settings, record = environment.settings, {"epoch": 0}
+    if pairs := held_out(sequences, settings):
+        record |= evaluate(environment, sequences, pairs, settings.seed)
+    if processes().is_main_process:
+        write_json(folder / HISTORY, [record])
+    return {}
 
 
 def _batched(rows: Iterable[Sequence[int]], n: int) -> Iterator[list[Sequence[int]]]:
