@@ -1,8 +1,7 @@
 """Text as it must look inside a RecBole atomic file.
 
-RecBole 1.2.1 reads these files with ``pandas.read_csv(delimiter="\\t", engine="python")`` and
-pandas' default quoting and missing values; other programs split lines at tabs. A field has to
-survive both.
+RecBole 1.2.1 reads it by ``pandas.read_csv(delimiter="\\t", engine="python")`` with pandas' default
+quoting and missing values; other programs split lines at tabs. A field has to survive both.
 """
 
 import html
@@ -42,12 +41,9 @@ def one_line(text: str) -> str:
 
 
 def strip_markup(text: str) -> str:
-    """Remove HTML tags, comments, scripts and styles, resolve entities, and make it one line.
-
-    The passes repeat until nothing changes, because published metadata is often escaped twice
-    (``&amp;lt;b&amp;gt;``).
-    """
+    """Remove HTML tags, comments, scripts and styles, resolve entities, and make it one line."""
     before = None
+    # Published metadata is often escaped twice (``&amp;lt;b&amp;gt;``).
     while text != before:
         before = text
         text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
