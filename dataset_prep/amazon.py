@@ -61,10 +61,12 @@ def _read_metadata(
         if not isinstance(item, str):
             problems.add_line(path, line, "missing field")
             continue
-        found = text_fields(row if item in kept else {"title": row.get("title")})
+        found, bad = text_fields(row if item in kept else {"title": row.get("title")})
         if "getTime" in found[0]:  # the release's own notebook tells a page's script so
             found[0] = ""
-        if not found[0]:
+        if bad:
+            problems.add_line(path, line, f"no text in {bad[0]}")
+        elif not found[0]:
             problems.add_line(path, line, "empty title")
         if item in reviewed:
             repeated += reviewed[item] in seen

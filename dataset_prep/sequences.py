@@ -71,10 +71,14 @@ def _read_texts(document: _Document) -> dict[str, list[str]]:
     """Return the text fields of every item."""
     texts = {}
     for item, row in document.entries.items():
-        if isinstance(row, dict):
-            texts[item] = text_fields(row)
-        if not texts.get(item, [""])[0]:
-            document.add("empty title" if item in texts else "no object", item)
+        if not isinstance(row, dict):
+            document.add("no object", item)
+            continue
+        texts[item], bad = text_fields(row)
+        if bad:
+            document.add(f"no text in {bad[0]}", item)
+        elif not texts[item][0]:
+            document.add("empty title", item)
     return texts
 
 

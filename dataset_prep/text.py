@@ -5,6 +5,7 @@ quoting and missing values; other programs split lines at tabs. A field has to s
 """
 
 import html
+import math
 import re
 from typing import Any
 
@@ -51,17 +52,23 @@ def strip_markup(text: str) -> str:
     return one_line(text)
 
 
-def joined(value: Any, separator: str) -> str:
-    """Return a JSON text value without markup: a string as it is, a list joined by ``separator``.
+def joined(value: Any, separator: str) -> tuple[str, bool]:
+    """Return the text of a JSON value without markup, and whether all of it can be text.
 
-    In a list, empty and repeated entries are left out. Anything else (null, an object) is "".
+    Lists, also nested ones, are joined by ``separator``, without empty and repeated entries.
+    Numbers become text; null and NaN are empty. Objects, true and false are left out: no text.
     """
-    if isinstance(value, str):
-        return strip_markup(value)
-    if not isinstance(value, list):
-        return ""
-    parts = (strip_markup(part) for part in value if isinstance(part, str))
-    return separator.join(dict.fromkeys(part for part in parts if part))
+    parts: dict[str, None] = {}
+    sound, left = True, [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += reversed(one)
+        elif type(one) in (str, int) or (type(one) is float and math.isfinite(one)):
+            parts[strip_markup(str(one))] = None
+        elif one is not None and one == one:  # NaN differs from itself
+            sound = False
+    return separator.join(filter(None, parts)), sound
 
 
 # The text fields of products: what a source may call them, and what joins the entries of a list.
@@ -73,12 +80,17 @@ TEXT_FIELDS = {
 }
 
 
-def text_fields(row: dict[str, Any]) -> list[str]:
-    """Return a product's text fields; of several names of a field the first with text counts."""
-    return [
-        next(filter(None, (joined(row.get(name), between) for name in names)), "")
-        for names, between in TEXT_FIELDS.values()
-    ]
+def text_fields(row: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return a product's text fields, and the names of those that hold something else than text.
+
+    Of several names of a field the first with text counts.
+    """
+    texts, bad = [], []
+    for names, between in TEXT_FIELDS.values():
+        found = {name: joined(row.get(name), between) for name in names}
+        texts.append(next((text for text, _ in found.values() if text), ""))
+        bad += [name for name, (_, sound) in found.items() if not sound]
+    return texts, bad
 
 
 def field(text: str) -> str:

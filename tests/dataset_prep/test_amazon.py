@@ -175,6 +175,27 @@ def test_title_that_is_a_script_is_empty(prep, amazon_folder, tmp_path):
     ]
 
 
+def test_nested_and_odd_values(prep, amazon_folder, tmp_path):
+    rows = [
+        meta("a", 1984, category=[["X", "Y"], ["X"]], description=[["d"], 5]),
+        meta("b", {"text": "T"}),
+        meta("c", category=[{"name": "X"}, "Y"]),
+    ]
+    folder = amazon_folder([review("u", item, T) for item in "abc"], rows)
+    common = ["amazon", "--input", folder, "--category", "Toys", "--min-interactions", 1]
+    status, out, _ = prep(*common, "--output", tmp_path / "d", "--max-bad", 1)
+    assert status == 0
+    assert (tmp_path / "d" / "d.item").read_text().splitlines()[1:] == [
+        "a\t1984\tX, Y\t\td 5", "b\t\t\t\t", "c\tT\tY\t\t",
+    ]  # fmt: skip
+    there = f"first at {folder}/meta_Toys.json.gz"
+    assert (
+        "row problems:\n"
+        f"  meta_Toys.json.gz: no text in title: 1 of 3 rows, {there}:2\n"
+        f"  meta_Toys.json.gz: no text in category: 1 of 3 rows, {there}:3\n"
+    ) in out
+
+
 def test_no_reviews(prep, amazon_folder, tmp_path):
     folder = amazon_folder([], [])
     status, _, err = prep(
