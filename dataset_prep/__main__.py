@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     does = "raw LFM-1b files: user sequences of tracks in a window of days"
     of_lfm = command(lfm.convert, "lfm", does)
-    of_amazon = command(amazon.convert, "amazon", "raw Amazon 2018 reviews and metadata")
+    of_amazon = command(amazon.convert, "amazon", "raw Amazon reviews and metadata")
     does = "a user -> item list JSON file with item metadata"
     of_sequences = command(sequences.convert, "sequences", does)
     for add in (of_lfm, of_amazon):
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     does = "first day of the window, such as 2014-06-16 (default: the busiest window)"
     of_lfm("--start", type=_DAY, metavar="DATE", help=does)
     of_lfm("--drop-repeats", action="store_true", help="leave out consecutive repeats of a track")
-    does = f"as in meta_NAME.json.gz (default: {amazon.PAPER_CATEGORY})"
+    does = f"as in meta_NAME.json.gz or .jsonl (default: {amazon.PAPER_CATEGORY})"
     of_amazon("--category", default=amazon.PAPER_CATEGORY, metavar="NAME", help=does)
     of_sequences("--inter", **path, help="user -> item list JSON")
     of_sequences("--items", dest="metadata", **path, help="item -> text fields JSON")

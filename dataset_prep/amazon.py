@@ -1,7 +1,10 @@
-"""Amazon reviews, 2018 release: user sequences of reviewed products with their metadata."""
+"""Amazon reviews, releases of 2014, 2018 and 2023: user sequences of products with metadata."""
 
+import ast
 import json
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,42 @@ from dataset_prep.text import is_token, text_fields
 
 PAPER_CATEGORY = "Industrial_and_Scientific"
 
+# How the releases name user, item and time
+_OLD, _NEW = ("reviewerID", "asin", "unixReviewTime"), ("user_id", "parent_asin", "timestamp")
+_ENDS = (".json.gz", ".jsonl.gz", ".jsonl")
+
 _REVIEW = np.dtype([(name, "i8") for name in ("user", "item", "time", "line")])
 
 
+def _literal(text: str) -> Any:
+    """Return a Python literal, as the metadata of 2014 are, or None."""
+    wrong = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
+    with warnings.catch_warnings(), suppress(*wrong):
+        warnings.simplefilter("ignore")  # of odd escapes
+        return ast.literal_eval(text.strip())
+
+
+def _fields(row: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return user, item and time of a row by the names of its release, and which release it is."""
+    new = "parent_asin" in row or "user_id" in row
+    return {name: row.get(name) for name in (_NEW if new else _OLD)}, "2023" if new else "2014/2018"
+
+
+def _seconds(time: Any) -> int:
+    """Return seconds since 1970, also of milliseconds; below 0 where it is no time."""
+    if type(time) not in (int, float) or not 0 <= time < MOST_SECONDS * 1000:
+        return -1
+    # In milliseconds 2**32 is February 1970: smaller numbers are seconds.
+    return int(time if time < MOST_SECONDS else time // 1000)
+
+
 def _read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and object of a gzip file of JSON objects; other lines are recorded."""
+    """Yield line number and object of a file of JSON objects; other lines are recorded."""
     for line, text in problems.decoded(path, read_lines(path)):
         try:
             row = json.loads(text)
         except (ValueError, RecursionError):
-            row = None
+            row = _literal(text)
         if isinstance(row, dict):
             yield line, row
         else:
@@ -35,12 +64,13 @@ def _sound_reviews(
 ) -> Iterator[tuple[int, int, int, int]]:
     """Yield the fields of ``_REVIEW``; new users and items get the next number."""
     for line, row in _read_rows(path, problems):
-        user, item, time = (row.get(key) for key in ("reviewerID", "asin", "unixReviewTime"))
-        if user is None or item is None or time is None:
-            problems.add_line(path, line, "missing field")
+        fields, release = _fields(row)
+        user, item, time = fields.values()
+        if missing := ", ".join(name for name, value in fields.items() if value is None):
+            problems.add_line(path, line, f"missing {missing} (layout of {release})")
         elif not all(isinstance(token, str) and is_token(token) for token in (user, item)):
             problems.add_line(path, line, "bad id")
-        elif type(time) is not int or not 0 <= time < MOST_SECONDS:
+        elif (time := _seconds(time)) < 0:
             problems.add_line(path, line, "bad number")
         else:
             yield users.setdefault(user, len(users)), items.setdefault(item, len(items)), time, line
@@ -57,9 +87,11 @@ def _read_metadata(
     seen: set[int] = set()
     repeated = 0
     for line, row in _read_rows(path, problems):
-        item = row.get("asin")
+        fields, release = _fields(row)
+        _, (name, item), _ = fields.items()
         if not isinstance(item, str):
-            problems.add_line(path, line, "missing field")
+            kind = f"missing {name} (layout of {release})" if item is None else "bad id"
+            problems.add_line(path, line, kind)
             continue
         found, bad = text_fields(row if item in kept else {"title": row.get("title")})
         if "getTime" in found[0]:  # the release's own notebook tells a page's script so
@@ -81,14 +113,18 @@ def _read_metadata(
 def _files(source: Path, category: str) -> list[Path]:
     """Return the reviews of a category, the 5-core where it is there, and the metadata."""
     require_files(source, [], "a folder")
-    names = f"{category}_5", category, f"meta_{category}"
-    five, full, metadata = (f"{name}.json.gz" for name in names)
-    reviews = next((name for name in (five, full) if (source / name).is_file()), None)
-    if reviews is None:
-        meta = sorted(path.name for path in source.glob("meta_*.json.gz"))
-        there = ", ".join(name[len("meta_") : -len(".json.gz")] for name in meta) or "none"
-        raise PrepError(f"{source}: it has neither {five} nor {full}; categories there: {there}")
-    return require_files(source, [reviews, metadata], f"a folder with Amazon's {category}")
+    stems = f"{category}_5", category, f"reviews_{category}_5", f"reviews_{category}"
+    for end in _ENDS:
+        for stem in stems:
+            if (source / f"{stem}{end}").is_file():
+                names = [f"{stem}{end}", f"meta_{category}{end}"]
+                return require_files(source, names, f"a folder with Amazon's {category}")
+    meta = sorted(path.name for path in source.glob("meta_*") if path.name.endswith(_ENDS))
+    there = ", ".join(name[len("meta_") : name.index(".json")] for name in meta) or "none"
+    raise PrepError(
+        f"{source}: it has neither {stems[0]}.json.gz nor {category}.json.gz, nor {category}.jsonl "
+        f"(2023) nor reviews_{category}.json.gz (2014); categories there: {there}"
+    )
 
 
 def convert(source: Path, output: Path, category: str, minimum: int, max_bad: float) -> None:

@@ -75,7 +75,7 @@ def joined(value: Any, separator: str) -> tuple[str, bool]:
 TEXT_FIELDS = {
     "title": (["title"], " "),
     "category": (["category", "categories"], ", "),
-    "brand": (["brand"], " "),
+    "brand": (["brand", "store"], " "),
     "description": (["description"], " "),
 }
 

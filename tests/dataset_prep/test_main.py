@@ -38,7 +38,8 @@ def test_amazon_file_missing(prep, amazon_folder, tmp_path):
     assert_one_line(
         prep(*options),
         "it has neither Industrial_and_Scientific_5.json.gz nor "
-        "Industrial_and_Scientific.json.gz; categories there: Toys\n",
+        "Industrial_and_Scientific.json.gz, nor Industrial_and_Scientific.jsonl (2023) nor "
+        "reviews_Industrial_and_Scientific.json.gz (2014); categories there: Toys\n",
     )
     (folder / "meta_Toys.json.gz").unlink()
     assert_one_line(prep(*options), "categories there: none\n")
