@@ -120,6 +120,10 @@ def _read_window(path: Path, problems: Problems, start: date | None, days: int) 
     problems.check()
     if not per_day.any():
         raise PrepError(f"{path}: no events")
+    # A player whose clock was never set reports 1970, years before any other event.
+    if per_day[365:].any() and not per_day[365:730].any() and (undated := per_day[:365].sum()):
+        print(f"undated: {undated:,} events of 1970, left out of the choice of a window")
+        per_day[:365] = 0
     first, last = (_EPOCH + timedelta(int(day)) for day in np.flatnonzero(per_day)[[0, -1]])
     there = f"{per_day.sum():,} from {first} to {last}"
     how = "as asked" if start else "the busiest"
