@@ -4,7 +4,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_prep.atomic import filter_events
@@ -79,6 +79,7 @@ def test_nothing_left_is_an_error():
         filter_events(frame([(0, 0), (1, 0)]), 2)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40),
     st.integers(1, 4),

@@ -86,7 +86,7 @@ sound = st.tuples(*[st.integers(0, 2**31 - 1)] * 5).map(
 lines = st.lists(sound | cells | st.binary(max_size=12), max_size=12)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines, st.integers(1, 5), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
 def test_events_equal_a_plain_parser(tmp_path, lines, block, end, last_end):
     data = end.join([b"1\t1\t1\t1\t1", *lines]) + (end if last_end else b"")
