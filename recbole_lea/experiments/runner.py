@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
-from recbole_lea.store.cache import stage_folder
 from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -52,16 +51,10 @@ class Run:
         """What it is called among the finished runs."""
         return self.folder.name
 
-    def written(self) -> dict[str, Any] | None:
-        """Its record as it is written down."""
-        return self.finished.records().get(self.name)
-
     def record(self) -> dict[str, Any] | None:
         """Its record; None while it is not finished, or if a default has changed since."""
-        content = self.written()
-        if content is None:
-            return None
-        known = content["config"]
+        content = self.finished.records().get(self.name)
+        known = content["config"] if content else {}
         same = all(known.get(key, value) == value for key, value in self.values.items())
         return content if same else None
 
@@ -85,6 +78,7 @@ class Benchmark:
 
     Raises:
         ValueError: a reported seed is the tuning seed, or ``only`` names no row of the table.
+        FileNotFoundError: the dataset is not there.
     """
 
     dataset: str
@@ -114,24 +108,21 @@ class Benchmark:
         self.possible = [method for method in self.methods if method.missing is None]
         self.wanted = [m for m in self.possible if not self.only or m.label in self.only]
         self.code = code_version()["fingerprint"]
-        config = self._le_spec({}).config()
-        self.cache = Path(config["lea_cache_dir"]) / self.dataset
-        self.data = data_fingerprint(config)
-        self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
-
-    def _spec(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Spec:
-        return Spec(
-            kind, method.model, method.stock, self.dataset, seed, {**method.keys, **keys},
-            self.config_files, self.arguments, method.label,
-        )  # fmt: skip
-
-    def _le_spec(self, keys: dict[str, Any]) -> Spec:
-        return Spec(
-            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, keys,
+        self.le = Spec(
+            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, {},
             self.config_files, self.arguments, "LE",
         )  # fmt: skip
+        self.data = data_fingerprint(self.le.config())
+        self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def _run(self, spec: Spec) -> Run:
+    def _run(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Run:
+        keys = {**method.keys, **keys}
+        return self._known(Spec(
+            kind, method.model, method.stock, self.dataset, seed, keys, self.config_files,
+            self.arguments, method.label,
+        ))  # fmt: skip
+
+    def _known(self, spec: Spec) -> Run:
         own = json.dumps([spec.kind, spec.model, spec.stock, spec.seed, spec.keys])
         if own not in self._identities:  # RecBole takes its time to make a config
             self._identities[own] = spec.identity(self.data)
@@ -142,8 +133,8 @@ class Benchmark:
     def trials(self, method: Method) -> list[Run]:
         """The method's search; without anything to choose from, none."""
         points = self.search.points(method)
-        specs = [self._spec("trial", method, p, self.search.tuning_seed) for p in points]
-        return [self._run(spec) for spec in specs] if len(specs) > 1 else []
+        seed = self.search.tuning_seed
+        return [self._run("trial", method, p, seed) for p in points] if len(points) > 1 else []
 
     def chosen(self, method: Method) -> dict[str, Any] | None:
         """Keys of the best trial on validation; None while one is missing."""
@@ -162,51 +153,22 @@ class Benchmark:
         if chosen is None:
             return []
         keys = chosen | dict(method.changes)
-        return [self._run(self._spec("test", method, keys, seed)) for seed in self.seeds]
-
-    def environments(self) -> list[Run]:
-        """One run for each LE, which builds all that the methods want of it."""
-        return [run for run, _ in self._environments]
-
-    def unbuilt(self) -> list[Run]:
-        """The LEs to be built.
-
-        A finished one too, if its cache is not here (a fresh clone has the records alone) and a
-        method that needs it has runs to do.
-        """
-
-        def needed(methods: list[Method]) -> bool:
-            runs = (self.trials(method) + self.tests(method) for method in methods)
-            return any(map(self.pending, runs))
-
-        return [
-            run
-            for run, methods in self._environments
-            if not self._is_done(run) or (not self._in_cache(run) and needed(methods))
-        ]
-
-    def _in_cache(self, run: Run) -> bool:
-        record: Any = run.record()
-        stages = record["fingerprints"]["feedback"].items()
-        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages)
+        return [self._run("test", method, keys, seed) for seed in self.seeds]
 
     @functools.cached_property
-    def _environments(self) -> list[tuple[Run, list[Method]]]:
-        """Each LE's run, and the methods that need it."""
+    def environments(self) -> list[Run]:
+        """One run for each LE, which builds all that the methods want of it."""
         wants: dict[str, dict[str, Any]] = {}
-        needing: dict[str, list[Method]] = {}
-        for method in self.wanted:
-            if not method.le_wants:
-                continue
+        needing = [method for method in self.wanted if method.le_wants]
+        for method in needing:
             for changes in ({}, dict(method.changes)):  # the trials' LE and the tests'
-                config = self._spec("le", method, changes, 0).config()
-                settings = LESettings.from_config(config.final_config_dict)
+                own = dataclasses.replace(self.le, keys={**method.keys, **changes})
+                settings = LESettings.from_config(own.config().final_config_dict)
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
-                needing.setdefault(key, []).append(method)
                 start = {k: v for k, v in changes.items() if k.startswith("lea_")}
                 wants.setdefault(key, NOTHING | start).update(method.le_wants)
-        return [(self._run(self._le_spec(want)), needing[key]) for key, want in wants.items()]
+        return [self._known(dataclasses.replace(self.le, keys=want)) for want in wants.values()]
 
     def pending(self, runs: Iterable[Run]) -> list[Run]:
         """The runs to be done, each once."""
@@ -217,30 +179,22 @@ class Benchmark:
 
     def _is_done(self, run: Run) -> bool:
         content = run.record()
-        return content is not None and not (
-            self.rerun_old and content["code"]["fingerprint"] != self.code
-        )
+        old = content is not None and content["code"]["fingerprint"] != self.code
+        return content is not None and not (old and self.rerun_old)
+
+    def phases(self) -> Iterator[list[Run]]:
+        """What is missing: the LEs, then the trials, then the tests, which follow from them."""
+        yield self.pending(self.environments)
+        for runs_of in (self.trials, self.tests):
+            yield self.pending(run for method in self.wanted for run in runs_of(method))
 
     def run(self) -> list[Run]:
-        """Do all that is missing: the LEs, then the trials, then the tests.
-
-        Returns:
-            The runs that failed.
-        """
-        failed = self._phase("LE", self.environments(), self.unbuilt())
-        if failed:
-            return failed
-        trials = [run for method in self.wanted for run in self.trials(method)]
-        failed = self._phase("trial", trials, self.pending(trials))
-        tests = [run for method in self.wanted for run in self.tests(method)]
-        return failed + self._phase("test", tests, self.pending(tests))
-
-    def _phase(self, title: str, runs: list[Run], pending: list[Run]) -> list[Run]:
-        total = len({run.folder for run in runs})
-        if total:
-            logger.info("%s: %d of %d runs are finished", title, total - len(pending), total)
-        # an LE gets the whole machine
-        return execute(pending, 1 if title == "LE" else self.jobs) if pending else []
+        """Do all that is missing; returns the runs that failed."""
+        phases = self.phases()
+        failed = execute(next(phases), 1)  # an LE gets the whole machine
+        for runs in () if failed else phases:
+            failed += execute(runs, self.jobs)
+        return failed
 
     def outcomes(self) -> list[Outcome]:
         """What the finished runs say, in the order of the methods."""
@@ -258,23 +212,6 @@ class Benchmark:
             ))  # fmt: skip
         return found
 
-    def plan(self) -> str:
-        """What there is to do (``--dry-run``)."""
-        width = max(len(method.label) for method in self.methods) + 2
-        counts = f"{len(self.unbuilt())} of {len(self.environments())}"
-        lines = [f"  {'LE':<{width}}{counts}"]
-        for method in self.methods:
-            if method.missing:
-                lines.append(f"  {method.label:<{width}}left out: {method.missing}")
-            elif method in self.wanted:
-                trials, tests = self.trials(method), self.tests(method)
-                left = len(self.pending(tests)) if tests else len(self.seeds)
-                lines.append(
-                    f"  {method.label:<{width}}trials {len(self.pending(trials))} of "
-                    f"{len(trials)}, tests {left} of {len(self.seeds)}"
-                )
-        return "\n".join(lines)
-
 
 def data_fingerprint(config: Config) -> str:
     """Hex digest of the dataset's files.
@@ -283,14 +220,11 @@ def data_fingerprint(config: Config) -> str:
         FileNotFoundError: one is not there; the message says how to make it.
     """
     digest = hashlib.sha256()
-    name = config["dataset"]
     for suffix in ("inter", "item"):
-        path = Path(config["data_path"]) / f"{name}.{suffix}"
+        path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist; give --data_path=FOLDER with {name}/ in it"
-                + (f", or make it by: {config['lea_prepare']}" if config["lea_prepare"] else "")
-            )
+            make = f", or make it by: {config['lea_prepare']}" if config["lea_prepare"] else ""
+            raise FileNotFoundError(f"{path} does not exist; give --data_path=FOLDER{make}")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -306,26 +240,23 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
     Returns:
         The runs that failed; the others go on.
     """
-    jobs = min(jobs, len(runs))
-    waiting, failed, start = list(reversed(runs)), [], time.monotonic()
-    running: dict[subprocess.Popen, tuple[Run, dict[str, Any] | None]] = {}
+    waiting, failed = list(runs), []
+    running: dict[subprocess.Popen, Run] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                run = waiting.pop()
-                before = run.written()
-                running[_started(run, jobs, child)] = (run, before)
+                run = waiting.pop(0)
+                running[_started(run, min(jobs, len(runs)), child)] = run
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
-                run, before = running.pop(process)
-                if process.returncode or run.written() == before:
+                run = running.pop(process)
+                if process.returncode:
                     failed.append(run)
-                    _report_failure(run)
+                    log = run.folder / "run.log"
+                    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                    logger.error("failed: %s\n  %s", log, lines[-1] if lines else "(no output)")
                 done = len(runs) - len(waiting) - len(running)
-                left = (time.monotonic() - start) / done * (len(runs) - done)
-                logger.info(
-                    "%d of %d: %s; about %s left", done, len(runs), run.name, duration(left)
-                )
+                logger.info("%d of %d: %s", done, len(runs), run.name)
     finally:
         for process in running:
             process.terminate()
@@ -334,23 +265,8 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
 
 def _started(run: Run, jobs: int, child: Sequence[str]) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
-    again = run.written() is not None
-    write_json(run.folder / "spec.json", dataclasses.asdict(run.spec) | {"again": again})
+    write_json(run.folder / "spec.json", dataclasses.asdict(run.spec))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with (run.folder / "run.log").open("wb") as log:
         return subprocess.Popen([*child, str(run.folder)], stdout=log, stderr=log, env=environment)
-
-
-def _report_failure(run: Run) -> None:
-    log = run.folder / "run.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    logger.error("failed: %s\n  %s", log, lines[-1] if lines else "(it wrote nothing)")
-
-
-def duration(seconds: float) -> str:
-    """Such as "3 h 20 min"."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
