@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_lea import arguments
+from recbole_lea.yaml_files import find_config_file, find_config_files
 
 if TYPE_CHECKING:
     from recbole_lea.experiments.runner import Benchmark
@@ -70,10 +71,9 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from recbole.config import Config
 
     from recbole_lea.experiments import speed
-    from recbole_lea.yaml_files import find_config_files
 
-    files = find_config_files(options.config_files) or None
     keys = {"lea_method": "base", "show_progress": False}
+    files = find_config_files(options.config_files) or None
     config = Config("SASRecSA2CLEA", options.dataset, files, config_dict=keys)
     if options.load:
         return speed.load(config["lea_llm"], options.items, options.transitions)
@@ -107,7 +107,6 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benc
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
     from recbole_lea.experiments import plan, runner
-    from recbole_lea.yaml_files import find_config_file, find_config_files
 
     given = arguments.given_keys(rest)
     search = plan.Search.read(find_config_file(options.search), given)

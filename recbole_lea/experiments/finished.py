@@ -20,11 +20,7 @@ from recbole_lea.store.files import replacing, write_bytes
 
 
 class FinishedRuns:
-    """The finished runs in the results of one dataset.
-
-    Args:
-        folder: the dataset's results.
-    """
+    """The finished runs in ``folder``, the results of one dataset."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "runs.jsonl"
@@ -59,10 +55,8 @@ class FinishedRuns:
         with FileLock(self.folder / "runs" / "lock"):  # several runs may end at a time
             if users is not None:
                 record = record | self._add_users(record["name"], dict(users))
-            lines = [
-                json.dumps(own, default=float) + "\n"
-                for own in (self.records() | {record["name"]: record}).values()
-            ]
+            records = self.records() | {record["name"]: record}
+            lines = [json.dumps(own, default=float) + "\n" for own in records.values()]
             write_bytes(self.path, "".join(lines).encode())
 
     def _add_users(self, name: str, users: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -33,24 +33,6 @@ NOT_CHANGES = {
     "load_col", "eval_args", "train_neg_sample_args", "seed", "metric_decimal_place"
 }  # fmt: skip
 
-PAPER_NOTE = (
-    "In brackets the paper's figure on its own data, which are not these: compare gains and "
-    "orderings. Several of its rows, baselines among them, break a bound that HR and NDCG at 5 "
-    "and 10 have to keep, and its Table 4 differs from its Table 2 in cells that should be equal."
-)
-ABOUT = {
-    "table3": "sv: the LE's choice joins the supervised loss; q: the Q loss; sv+q: both, which is "
-    "LEA. Without a Q head, Normal can only have sv.",
-    "table6": "Not in the paper. LE embeddings: item embeddings start from the LE's item tokens; "
-    "the baseline is the same method without.",
-    "table7": "Not in the paper: a control. Shuffled: every transition has the LE's states and "
-    "rewards of another one, and from its own top-5 the place that the LE chose in the other's; "
-    "the baseline is the same method with the LE's feedback in its place. What the shuffled rows "
-    "say of the LE's choice below is from before the shuffling.",
-    "figure5": "-IT: item titles in the prompt instead of item tokens; -SM: without the state "
-    "loss (shown, as in the paper, by LES).",
-}
-
 
 def page(report: Report, pictures: Sequence[str]) -> str:
     """The report of a table or figure.
@@ -59,6 +41,8 @@ def page(report: Report, pictures: Sequence[str]) -> str:
         report: with at least one finished test.
         pictures: file names beside the page.
     """
+    text = (properties_folder() / "report.md").read_text(encoding="utf-8")
+    notes = dict(re.findall(r"<!-- (\w+): (.*) -->\n", text))
     cold_note, cold = _cold(report)
     values = {
         "title": report.title, "dataset": report.dataset, "commits": report.commits,
@@ -66,16 +50,15 @@ def page(report: Report, pictures: Sequence[str]) -> str:
         "command": report.command, "pictures": "\n\n".join(f"![]({name})" for name in pictures),
         "metric": report.metric, "planned": comparisons(report.outcomes),
         "seeds": report.n_seeds, "freedom": report.n_seeds - 1,
-        "results": _results(report), "about": ABOUT.get(report.name, ""),
-        "paper": PAPER_NOTE if any(row["paper"] for row in report.rows) else "",
+        "results": _results(report), "about": notes.get(report.name, ""),
+        "paper": notes["paper"] if any(row["paper"] for row in report.rows) else "",
         "cold_note": cold_note, "cold": cold,
         "gains": _gains(report), "over_recbole": _over_recbole(report), "search": _search(report),
         "les": _les(report), "choices": _choices(report), "cost": _cost(report),
         "data": _data(report.records[0]), "setting": _setting(report),
         "left_out": "\n".join(f"- {label}: {why}" for label, why in report.left_out.items()),
     }  # fmt: skip
-    text = (properties_folder() / "report.md").read_text(encoding="utf-8")
-    head, *sections = re.split(r"(?m)^(?=## )", text)
+    head, *sections = re.split(r"(?m)^(?=## )", re.sub("<!--.*-->\n", "", text))
     for section in sections:  # one without its tables is left out
         if any(values[name] for name in re.findall(r"(?m)^{(\w+)}$", section)):
             head += section

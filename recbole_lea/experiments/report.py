@@ -62,10 +62,10 @@ def table_rows(outcomes: Sequence[Outcome], paper: Paper) -> list[dict[str, Any]
 def comparisons(outcomes: Iterable[Outcome], recbole: bool = False) -> int:
     """How many the table plans: with each method's baseline, or with RecBole's own class."""
     methods = [outcome.method for outcome in outcomes]
+    if not recbole:
+        return sum(method.baseline is not None for method in methods)
     stock = {method.backbone for method in methods if method.stock}
-    if recbole:
-        return sum(method.backbone in stock and not method.stock for method in methods)
-    return sum(method.baseline is not None for method in methods)
+    return sum(method.backbone in stock and not method.stock for method in methods)
 
 
 def _correct(compared: Sequence[dict[str, Any]], n: int) -> None:
@@ -99,9 +99,9 @@ def _compared(outcome: Outcome, base: Outcome | None, metric: str) -> dict[str, 
     common = sorted(set(outcome.records) & set(base.records)) if base else []
     if base is None or not common:
         return NONE
-    pair = (outcome, base)
-    users = (average([o.users[seed][metric] for seed in common]) for o in pair)
-    return compare(*(_values(o, metric, common) for o in pair), *users)
+    users = [average([o.users[seed][metric] for seed in common]) for o in (outcome, base)]
+    pair = [_values(o, metric, common) for o in (outcome, base)]
+    return compare(pair[0], pair[1], users[0], users[1])
 
 
 def _values(outcome: Outcome, metric: str, seeds: Sequence[int]) -> list[float]:
@@ -173,22 +173,15 @@ class Report:
     les: Sequence[Record]  # of the LEs
     left_out: Mapping[str, str]  # label -> reason of the methods that cannot be run
     n_seeds: int  # reported
-    rows: list[dict[str, Any]] = dataclasses.field(init=False)  # see ``table_rows``
-    reasons: list[str] = dataclasses.field(init=False)  # see ``not_final``
-    done: list[Outcome] = dataclasses.field(init=False)  # those with a finished test
 
     def __post_init__(self) -> None:
         kind, number = self.name[:-1], int(self.name[-1])
-        paper = paper_values(number, self.dataset) if kind == "table" else {}
         self.title = f"{kind.capitalize()} {number}"
+        paper = paper_values(number, self.dataset) if kind == "table" else {}
         self.rows = table_rows(self.outcomes, paper)
         self.reasons = not_final(self.outcomes, self.les, self.n_seeds)
         self.done = [outcome for outcome in self.outcomes if outcome.records]
-
-    @property
-    def records(self) -> list[Record]:
-        """Of all finished tests."""
-        return _records(self.done)
+        self.records = _records(self.done)
 
     @property
     def metric(self) -> str:
@@ -213,16 +206,13 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Write ``NAME.json`` and ``NAME-runs.json`` into the folder of the dataset's results."""
-        write_json(folder / f"{self.name}.json", self.rows)
-        search = {
-            o.method.label: {
-                "trials": [(keys, trial["best_valid_score"]) for keys, trial in o.trials],
-                "chosen": o.chosen,
-            }
-            for o in self.outcomes
-        }
+        search = {}
+        for own in self.outcomes:
+            trials = [(keys, trial["best_valid_score"]) for keys, trial in own.trials]
+            search[own.method.label] = {"trials": trials, "chosen": own.chosen}
         about = {
             "command": self.command, "commits": self.commits, "reasons_not_final": self.reasons,
             "metric": self.metric, "left_out": dict(self.left_out), "search": search,
         }  # fmt: skip
+        write_json(folder / f"{self.name}.json", self.rows)
         write_json(folder / f"{self.name}-runs.json", about)

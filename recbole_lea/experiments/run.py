@@ -114,7 +114,7 @@ def execute(spec: Spec, folder: Path) -> Result:
     """
     start, code = time.perf_counter(), code_version()  # the files may change while it trains
     config = spec.config()
-    content: dict[str, Any] = {
+    about: dict[str, Any] = {
         "name": folder.name, "method": spec.method, "kind": spec.kind, "stock": spec.stock,
         "keys": spec.keys, "config_files": [os.path.relpath(file) for file in spec.config_files],
         "arguments": [own for own in spec.arguments if own[2:].split("=")[0] not in VOLATILE],
@@ -127,7 +127,7 @@ def execute(spec: Spec, folder: Path) -> Result:
     with tempfile.TemporaryDirectory(dir=folder) as work, contextlib.chdir(work):
         found, users = _le(config, code) if spec.kind == "le" else _train(config, code, spec.kind)
     seconds = round(time.perf_counter() - start, 3)
-    return content | found | {"config": given, "seconds": seconds}, users
+    return about | found | {"config": given, "seconds": seconds}, users
 
 
 def _le(config: Config, code: dict[str, Any]) -> Result:
@@ -142,27 +142,27 @@ def _le(config: Config, code: dict[str, Any]) -> Result:
 
 
 def _train(config: Config, code: dict[str, Any], kind: str) -> Result:
-    trainer, (train, valid, test) = prepare(config)
+    trainer, loaders = prepare(config)
+    splits = [loader._dataset for loader in loaders]
+    train, _, test = splits
     curve: list[list[float]] = []
-    stages = train._dataset.lea_stages
-    with stages.stage("training"):
+    with train.lea_stages.stage("training"):
         score, result = trainer.fit(
-            train, valid, callback_fn=lambda epoch, value: curve.append([int(epoch), float(value)])
+            *loaders[:2], callback_fn=lambda epoch, value: curve.append([int(epoch), float(value)])
         )
     content = {
         "best_valid_score": float(score), "best_valid_result": dict(result), "valid_curve": curve,
         "best_is_warmup": getattr(trainer, "record", {}).get("best_is_warmup", False),
-        "data": _counts([loader._dataset for loader in (train, valid, test)]),
+        "data": _counts(splits),
     }  # fmt: skip
     users = None
     if kind == "test":
-        with stages.stage("test"):
-            content["test_result"], rows = evaluate_rows(trainer, test)
-        content["cold"] = cold_result(train._dataset, test._dataset, rows)
-        users = by_user(test._dataset, rows)
+        with train.lea_stages.stage("test"):
+            content["test_result"], rows = evaluate_rows(trainer, loaders[2])
+        content["cold"] = cold_result(train, test, rows)
+        users = by_user(test, rows)
         content["data"]["test users"] = len(users["users"])
-    pipeline = train._dataset.lea_pipeline
-    return record.start(config, train._dataset, pipeline, stages, code) | content, users
+    return record.start(config, train, train.lea_pipeline, train.lea_stages, code) | content, users
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:

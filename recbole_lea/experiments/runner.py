@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from recbole.config import Config
 
 from recbole_lea.engine.versions import code_version
@@ -29,6 +28,8 @@ logger = logging.getLogger(__name__)
 CHILD = (sys.executable, "-m", "recbole_lea.experiments.run")
 
 POLL = 0.1  # seconds between two looks at the processes
+
+LE = Method("SASRec", "SA2C", "LE", {})  # what the runs are made for that build an LE
 
 # Keys of a run that builds nothing of the LE; ``Method.le_wants`` adds to them.
 NOTHING = {
@@ -61,7 +62,7 @@ class Run:
 
 @dataclasses.dataclass
 class Outcome:
-    """What there is of one method."""
+    """What there is of one method so far."""
 
     method: Method
     trials: list[tuple[dict[str, Any], dict[str, Any]]]  # keys and record of each finished one
@@ -108,26 +109,23 @@ class Benchmark:
         self.possible = [method for method in self.methods if method.missing is None]
         self.wanted = [m for m in self.possible if not self.only or m.label in self.only]
         self.code = code_version()["fingerprint"]
-        self.le = Spec(
-            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, {},
-            self.config_files, self.arguments, "LE",
-        )  # fmt: skip
-        self.data = data_fingerprint(self.le.config())
+        self.data = data_fingerprint(self._spec("le", LE, {}, seed).config())
         self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def _run(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Run:
+    def _spec(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Spec:
+        of_all = self.config_files, self.arguments
         keys = {**method.keys, **keys}
-        return self._known(Spec(
-            kind, method.model, method.stock, self.dataset, seed, keys, self.config_files,
-            self.arguments, method.label,
-        ))  # fmt: skip
+        return Spec(
+            kind, method.model, method.stock, self.dataset, seed, keys, *of_all, method.label
+        )
 
-    def _known(self, spec: Spec) -> Run:
-        own = json.dumps([spec.kind, spec.model, spec.stock, spec.seed, spec.keys])
+    def _run(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Run:
+        spec = self._spec(kind, method, keys, seed)
+        own = json.dumps([kind, spec.model, spec.stock, seed, spec.keys])
         if own not in self._identities:  # RecBole takes its time to make a config
             self._identities[own] = spec.identity(self.data)
         key, values = self._identities[own]
-        name = f"{spec.kind}-{'RecBole-' * spec.stock}{spec.model}-{key[:12]}"
+        name = f"{kind}-{'RecBole-' * spec.stock}{spec.model}-{key[:12]}"
         return Run(spec, self.folder / "runs" / name, values, self.finished)
 
     def trials(self, method: Method) -> list[Run]:
@@ -140,12 +138,11 @@ class Benchmark:
         """Keys of the best trial on validation; None while one is missing."""
         points = self.search.points(method)
         records: list[Any] = [run.record() for run in self.trials(method)]
-        if None in records:
-            return None
-        if not records:
-            return points[0]
-        sign = 1 if records[0]["config"]["valid_metric_bigger"] else -1
-        return points[int(np.argmax([sign * r["best_valid_score"] for r in records]))]
+        if None in records or not records:
+            return None if records else points[0]
+        best = max if records[0]["config"]["valid_metric_bigger"] else min
+        scores = [record["best_valid_score"] for record in records]
+        return points[scores.index(best(scores))]
 
     def tests(self, method: Method) -> list[Run]:
         """One run a seed with the chosen keys; empty while they are not chosen."""
@@ -159,16 +156,16 @@ class Benchmark:
     def environments(self) -> list[Run]:
         """One run for each LE, which builds all that the methods want of it."""
         wants: dict[str, dict[str, Any]] = {}
-        needing = [method for method in self.wanted if method.le_wants]
-        for method in needing:
+        seed = self.search.tuning_seed
+        for method in (method for method in self.wanted if method.le_wants):
             for changes in ({}, dict(method.changes)):  # the trials' LE and the tests'
-                own = dataclasses.replace(self.le, keys={**method.keys, **changes})
-                settings = LESettings.from_config(own.config().final_config_dict)
+                config = self._spec("le", method, changes, seed).config()
+                settings = LESettings.from_config(config.final_config_dict)
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
                 start = {k: v for k, v in changes.items() if k.startswith("lea_")}
                 wants.setdefault(key, NOTHING | start).update(method.le_wants)
-        return [self._known(dataclasses.replace(self.le, keys=want)) for want in wants.values()]
+        return [self._run("le", LE, want, seed) for want in wants.values()]
 
     def pending(self, runs: Iterable[Run]) -> list[Run]:
         """The runs to be done, each once."""
@@ -200,16 +197,13 @@ class Benchmark:
         """What the finished runs say, in the order of the methods."""
         found = []
         for method in self.possible:
-            trials = [run.record() for run in self.trials(method)]
-            points = zip(self.search.points(method), trials, strict=False)
-            tests = {run.spec.seed: run for run in self.tests(method) if run.record()}
-            found.append(Outcome(
-                method,
-                [(point, record) for point, record in points if record],
-                self.chosen(method),
-                {seed: record for seed, run in tests.items() if (record := run.record())},
-                {seed: self.finished.users(run.name) for seed, run in tests.items()},
-            ))  # fmt: skip
+            searched = [run.record() for run in self.trials(method)]
+            trials = zip(self.search.points(method), searched, strict=False)
+            runs = {run.spec.seed: run for run in self.tests(method)}
+            tests = {seed: record for seed, run in runs.items() if (record := run.record())}
+            users = {seed: self.finished.users(runs[seed].name) for seed in tests}
+            done = [(point, record) for point, record in trials if record]
+            found.append(Outcome(method, done, self.chosen(method), tests, users))
         return found
 
 

@@ -56,8 +56,9 @@ def compare(
         ValueError: the two were tested on different users.
     """
     _check_same(users, baseline)
-    pairs = [(np.mean(seeds), np.mean(baseline_seeds)), *zip(seeds, baseline_seeds, strict=True)]
-    gain, *seed_gains = (float(own) / float(base) - 1 if base else None for own, base in pairs)
+    means = float(np.mean(seeds)), float(np.mean(baseline_seeds))
+    pairs = [means, *zip(seeds, baseline_seeds, strict=True)]
+    gain, *seed_gains = (own / base - 1 if base else None for own, base in pairs)
     return {
         "seed_gains": seed_gains,
         "relative_gain": gain,

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from recbole_lea import arguments
+from recbole_lea.keys import check_values, nearest
+from recbole_lea.yaml_files import find_config_file, find_config_files
 
 logger = logging.getLogger(__name__)
 
 # As in RecBole's run_hyper.py: trials without a better score after which the search stops
 PATIENCE = 10
-DRAWN = 100  # points of a space that are checked before the search
 
 
 def main() -> None:
@@ -45,8 +46,6 @@ def main() -> None:
     from recbole.config import Config
     from recbole.quick_start import objective_function
     from recbole.trainer import HyperTuning
-
-    from recbole_lea.yaml_files import find_config_file, find_config_files
 
     arguments.set_given(rest)  # what RecBole is to read
     files = find_config_files(options.config_files) or None
@@ -96,27 +95,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_space(path: str, config: Any) -> dict[str, Any]:
-    """Hyperopt's space of a file; points drawn from it are checked, as a trial fails hours later.
+    """Hyperopt's space of a file.
 
     Raises:
-        ValueError: the file is not in RecBole's format, a key is unknown or the same in all
+        ValueError: the file is not in RecBole's format, or a key is unknown, the same in all
             trials, or cannot have a value that the file gives it.
     """
     from hyperopt.pyll.stochastic import sample
     from recbole.trainer import HyperTuning
 
-    from recbole_lea.keys import check_values, nearest
-
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    lines = [line for line in lines if line.strip()]
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     try:
         space = HyperTuning._build_space_from_file(path)
-        assert lines and len(space) == len(lines)  # RecBole skips short lines without a word
-    except (ValueError, SyntaxError, TypeError, AssertionError) as error:
+        if not space or len(space) < sum(map(bool, map(str.strip, lines))):
+            raise ValueError("a line is incomplete")  # RecBole skips it without a word
+    except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(
-            f"{path} holds no search space ({error or 'a line is incomplete'}): each line has to "
-            "be `KEY choice [A,B]`, `KEY uniform LOW,HIGH`, `KEY quniform LOW,HIGH,STEP` or `KEY "
-            "loguniform LOW,HIGH` (natural logarithms), with one blank between the parts"
+            f"{path} holds no search space ({error}): each line has to be `KEY choice [A,B]`, `KEY "
+            "uniform LOW,HIGH`, `KEY quniform LOW,HIGH,STEP` or `KEY loguniform LOW,HIGH` "
+            "(natural logarithms), with one blank between the parts"
         ) from None
     for key in space:
         if key not in config:
@@ -124,11 +121,11 @@ def read_space(path: str, config: Any) -> dict[str, Any]:
         if key in config.cmd_config_dict:
             raise ValueError(f"{path} searches `{key}`, which --{key}=... fixes: drop one of them")
     rng = np.random.RandomState(0)  # Hyperopt 0.2.5 knows no Generator
-    for _ in range(DRAWN):
-        try:
+    try:
+        for _ in range(100):  # such a trial would fail hours later
             check_values(sample(space, rng), space)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error} (choice alone gives whole numbers)") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} (choice alone gives whole numbers)") from None
     return space
 
 

@@ -262,7 +262,7 @@ def test_a_finished_run_says_its_method_in_clear_text(benchmark, started):
     own = benchmark()
     own.run()
     methods = [record["method"] for record in own.finished.records().values()]
-    assert methods.count("LE") == 1
+    assert methods.count("SASRec SA2C LE") == 1
     assert methods.count("SASRec SA2C LEAR") == 4  # two trials and two tests
 
 
