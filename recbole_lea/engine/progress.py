@@ -4,13 +4,7 @@ from tqdm import tqdm
 
 
 class PromptBar(tqdm):
-    """Counts prompts; shows tokens per second.
-
-    Args:
-        title: the stage.
-        total: prompts to come.
-        shown: draw it.
-    """
+    """Counts the prompts of a stage, drawn if ``shown``, with the LLM's tokens per second."""
 
     def __init__(self, title: str, total: int, shown: bool) -> None:
         super().__init__(desc=title, total=total, unit=" prompts", disable=not shown)

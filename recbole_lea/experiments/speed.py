@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from recbole.config import Config
 
-from recbole_lea.engine.llm import compile_layers, load_llm, pick_device
+from recbole_lea.engine.llm import compile_layers, load_llm
 from recbole_lea.engine.packing import pack
+from recbole_lea.engine.processes import processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.experiments.training_speed import timed, training_ratios
 from recbole_lea.le import finetune, quality
@@ -305,7 +306,7 @@ def option_token_ratios(
 
 def _environment(pipeline: Pipeline, settings: LESettings) -> tuple[Environment, Any]:
     """An LE with untrained item tokens (speed does not depend on what they hold); its tokenizer."""
-    llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
+    llm = load_llm(settings.llm, settings.llm_dtype, processes().device, settings.llm_options)
     bare = Environment(llm, torch.zeros(len(pipeline.catalogue), llm.width), settings, False)
     ids, _ = tokenization.sentence_ids(pipeline.sentences, bare, llm.tokenizer)
     start = tokenization.initial_tokens(ids, bare, settings)
