@@ -25,11 +25,7 @@ def _register() -> None:
 
 
 class _WithRecBole(MetaPathFinder):
-    """Finds RecBole as the other finders do; once its package is executed, registers with it.
-
-    RecBole takes seconds to import, so this package does not import it. By then none of its
-    modules is loaded.
-    """
+    """Registers with RecBole once its package is executed: to import it here would take seconds."""
 
     def find_spec(self, name, path=None, target=None):
         """The spec of ``recbole``; None for all other names."""

@@ -62,19 +62,10 @@ def needs_warmup(method: Switches, rl_loss: str, q_weight: float) -> bool:
 def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
     """The switches of a config: ``lea_method``'s, each overridden by its own key if set.
 
-    Args:
-        config: with ``lea_method``, ``lea_state``, ``lea_reward``, ``lea_augmentation`` and
-            ``q_weight``.
-        rl_loss: ``SNQN`` or ``SA2C``.
-
-    Raises:
-        ValueError: the combination cannot work; the message says why.
+    ``rl_loss`` is ``SNQN`` or ``SA2C``. Raises a ValueError that says why if they cannot work.
     """
-    overrides = {
-        field.name: config[f"lea_{field.name}"]
-        for field in dataclasses.fields(Switches)
-        if config[f"lea_{field.name}"] is not None
-    }
+    keys = {name: config[f"lea_{name}"] for name in ("state", "reward", "augmentation")}
+    overrides = {name: value for name, value in keys.items() if value is not None}
     found = dataclasses.replace(METHODS[config["lea_method"]], **overrides)
     if config["q_weight"] == 0:
         if found.augmentation in ("Q", "both") and "augmentation" in overrides:
@@ -83,8 +74,7 @@ def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
                 "switches off; use lea_augmentation: supervised"
             )
         # without a Q head there is no use for its state and reward
-        augmentation = "supervised" if found.augmented else "none"
-        return Switches("hidden", "constant", augmentation)
+        return Switches("hidden", "constant", "supervised" if found.augmented else "none")
     if found.state == "LE" and rl_loss == "SNQN":
         raise ValueError(
             f"lea_method {config['lea_method']} with the LE's state alone cannot be used with "

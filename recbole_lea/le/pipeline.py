@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from recbole_lea.engine.llm import LLM, pick_device
+from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
@@ -27,8 +27,7 @@ from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import ADAPTER, HISTORY, origin, table
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
-from recbole_lea.store.known_llms import identify_llm
-from recbole_lea.store.unpacked import load_unpacked
+from recbole_lea.store.llms import identify_llm, load_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class Pipeline:
         self.stages = stages or StageLog()
         self._main = processes().is_main_process
         self.progress_bar = progress_bar and self._main
-        self.device = pick_device()
+        self.device = processes().device
         self.code = code_version()  # before any stage: the files may change meanwhile
         drawn = sample_negatives(sequences, len(catalogue), settings.negative_pool, settings.seed)
         following = np.concatenate([items[1:] for items in sequences.items])

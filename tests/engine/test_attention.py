@@ -1,6 +1,5 @@
 """Packed rows in several architectures: what each prompt alone gives, or a refusal."""
 
-import logging
 from contextlib import nullcontext
 
 import numpy as np
@@ -185,11 +184,3 @@ def test_layers_that_lora_does_not_find_are_named(settings, tmp_path):
     llm = make_llm(tmp_path / "llm", "gpt2")
     with pytest.raises(ValueError, match="lea_lora_targets.*q_proj.*use all-linear"):
         environment(settings(llm=llm, lora_targets=["q_proj"], **KEYS))
-
-
-def test_a_vocabulary_much_larger_than_the_tokenizer_s_is_said(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
-    load_llm(make_llm(tmp_path / "llm"), "float32", torch.device("cpu"))
-    assert "do they belong together" not in caplog.text
-    load_llm(make_llm(tmp_path / "other", vocab_size=2000), "float32", torch.device("cpu"))
-    assert "the LLM's weights 2000: do they belong together" in caplog.text
