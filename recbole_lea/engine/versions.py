@@ -1,12 +1,15 @@
 """Versions of the packages and of the code that a result depends on."""
 
 import ast
+import configparser
 import hashlib
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from recbole_lea import __version__
 
@@ -41,6 +44,49 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def check_versions(extra: str = "") -> None:
+    """Compare the packages installed with what setup.cfg asks for; missing ones say so themselves.
+
+    Args:
+        extra: one of setup.cfg's extras; its packages are looked at too.
+
+    Raises:
+        ValueError: one line with each package whose version does not work, and one that does.
+    """
+    wrong = []
+    for requirement in map(Requirement, _requirements(extra)):
+        name = requirement.name
+        # the others are pip's affair
+        if name not in (*PACKAGES, "ray", "pyarrow") or not _counts(requirement, extra):
+            continue
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            works = f"{name}{requirement.specifier}"
+            wrong.append(f"{name} {found} does not work here, {works} does: pip install '{works}'")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _requirements(extra: str) -> list[str]:
+    """Of the checkout that the package is in, which need not be installed, or of the package."""
+    setup = FOLDER.parent / "setup.cfg"
+    if not setup.is_file():
+        return importlib.metadata.requires("recbole_lea") or []
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(setup, encoding="utf-8")
+    lines = parser.get("options", "install_requires")
+    if extra:
+        lines += parser.get("options.extras_require", extra)
+    return [line for line in lines.splitlines() if line]
+
+
+def _counts(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def code_version() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from recbole_lea import arguments
+from recbole_lea.engine.versions import check_versions
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def main() -> None:
                 f"--tool {options.tool} needs the package {package}: pip install "
                 "'recbole_lea[tune]', or in its checkout pip install '.[tune]'"
             ) from None
+    if options.tool == "Ray":
+        check_versions("tune")
     from recbole.config import Config
     from recbole.trainer import HyperTuning
 
