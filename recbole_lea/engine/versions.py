@@ -38,12 +38,14 @@ def versions() -> dict[str, str | None]:
     """Name -> version of Python, of this package and of ``PACKAGES``; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     found["recbole_lea"] = __version__  # a checkout need not be installed
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def check_versions(extra: str = "") -> None:
@@ -56,16 +58,12 @@ def check_versions(extra: str = "") -> None:
         ValueError: one line with each package whose version does not work, and one that does.
     """
     wrong = []
+    installed = versions() | {name: _version(name) for name in ("ray", "pyarrow")}
     for requirement in map(Requirement, _requirements(extra)):
-        name = requirement.name
-        # the others are pip's affair
-        if name not in (*PACKAGES, "ray", "pyarrow") or not _counts(requirement, extra):
-            continue
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if not requirement.specifier.contains(found, prereleases=True):
+        name, marker = requirement.name, requirement.marker
+        found = installed.get(name)  # the other packages are pip's affair
+        applies = marker is None or marker.evaluate({"extra": extra})
+        if found and applies and not requirement.specifier.contains(found, prereleases=True):
             works = f"{name}{requirement.specifier}"
             wrong.append(f"{name} {found} does not work here, {works} does: pip install '{works}'")
     if wrong:
@@ -83,10 +81,6 @@ def _requirements(extra: str) -> list[str]:
     if extra:
         lines += parser.get("options.extras_require", extra)
     return [line for line in lines.splitlines() if line]
-
-
-def _counts(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def code_version() -> dict[str, Any]:
