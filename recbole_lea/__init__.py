@@ -11,6 +11,7 @@ from importlib.abc import MetaPathFinder
 from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["recommend"]
 
 # Two OpenMP threads that spin while they wait starve each other beside any other process;
 # the variable counts only before torch is imported.

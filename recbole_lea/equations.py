@@ -58,16 +58,6 @@ def state_softmax_loss(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
     return F.cross_entropy(states @ table.T, items, reduction="none")  # [B]
 
 
-def selection_loss(scores: Tensor, places: Tensor) -> Tensor:
-    """Joint loss of the positive-action model (deviation 15): the label of the next item.
-
-    Args:
-        scores: log-probabilities of the label words [B, k].
-        places: where the next item stands in each list [B].
-    """
-    return F.cross_entropy(scores, places, reduction="none")  # [B]
-
-
 # Section 3.3: reinforcement learning with the LE
 
 

@@ -210,7 +210,6 @@ RULES: dict[str, Rule] = {
     "lea_lora_targets": (lambda v: _path(v) or _strings(v), "a name or a list of names"),
     "lea_state_loss": _one_of("softmax", "pairwise"),
     "lea_state_weight": _WEIGHT,
-    "lea_selection_weight": _WEIGHT,
     "lea_state_input": _one_of("items", "prompt"),
     "lea_state_head": _one_of("residual", "none"),
     "lea_reward_head": _one_of("state", "none"),

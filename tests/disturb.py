@@ -111,9 +111,9 @@ def watched_work():
         shards.append((self.folder.name, shard))
         write(self, shard, values)
 
-    def watched_save(environment, optimizer, step, history, folder):
+    def watched_save(environment, optimizer, history, folder):
         epochs.append(len(history))
-        save(environment, optimizer, step, history, folder)
+        save(environment, optimizer, history, folder)
 
     with (
         mock.patch.object(ArrayStore, "write", watched_write),

@@ -503,10 +503,12 @@ def resumed_twice(bench: Bench, rng: random.Random, cases: int):
     keys = {"epochs": 3, "lea_method": "base"}
     at_end = bench.train(folder, keys=keys)
     (path,) = (folder / "saved").glob("*.pth")
-    epoch = Checkpoint.read(path).training["epoch"]
+    epoch = torch.load(path, weights_only=True)["epoch"]
     for epochs in (epoch + 1, epoch + 1):
         bench.train(folder, keys=keys | {"epochs": epochs}, resume=path)
-        assert Checkpoint.read(path).training["epoch"] == epoch, "the checkpoint forgot its epoch"
+        assert torch.load(path, weights_only=True)["epoch"] == epoch, (
+            "the checkpoint forgot its epoch"
+        )
     assert at_end
     return 2, "keeps its epoch and its model"
 
@@ -535,7 +537,6 @@ def damaged_checkpoint(bench: Bench, rng: random.Random, cases: int):
         assert read.config == whole.config and read.item_tokens == whole.item_tokens
         for name, value in whole.state.items():
             assert torch.equal(read.state[name], value), f"{name} differs"
-        assert repr(read.training) == repr(whole.training)
         outcomes["harmless"] += 1
     folder, log = bench.new("training"), bench.new("log")
     at = content.index(b"\0" * 64, len(content) // 2)  # Adam's moments have runs of zeros

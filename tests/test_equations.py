@@ -20,7 +20,6 @@ from recbole_lea.equations import (
     reward_loss,
     rl_state,
     scores,
-    selection_loss,
     sentence_loss,
     state_pairwise_loss,
     state_softmax_loss,
@@ -79,11 +78,6 @@ def test_softmax_alternative_to_eq2():
     loss = state_softmax_loss(torch.tensor([[1.0, 2.0, 0.0]]), table, torch.tensor([1]))
     expected = math.log(math.exp(1) + math.exp(2) + 1) - 2
     torch.testing.assert_close(loss, torch.tensor([expected]))
-
-
-def test_selection_loss_is_the_cross_entropy_of_the_labels():
-    loss = selection_loss(torch.tensor([[0.0, math.log(3.0)], [5.0, 5.0]]), torch.tensor([0, 1]))
-    torch.testing.assert_close(loss, torch.tensor([math.log(4), math.log(2)]))
 
 
 def test_eq3_state_at_the_end_of_each_prompt():

@@ -188,7 +188,7 @@ def finetune_cost(env: Environment, sequences: Sequences) -> dict[str, float]:
     optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
 
     def packed(batch: list) -> float:
-        step = partial(finetune._train_step, env, optimizer, sequences, batch, rng, settings)
+        step = partial(finetune._train_step, env, optimizer, sequences, batch, rng)
         return timed(step)
 
     measured = list(itertools.islice(itertools.cycle(batches), STEPS + 1))
@@ -210,7 +210,7 @@ def _unpacked_step(
     env.train()
     positives = np.array([sequences.action(s, t) for s, t in batch])
     negatives = (positives[:, None] + 1) % 9
-    groups = quality.comparisons(env, sequences, batch, positives, negatives)
+    groups = quality.comparisons(env, sequences, batch, np.c_[positives, negatives])
     optimizer.zero_grad()
     n = len(batch)
     read = padded_ends(env, [group[0] for group in groups] + [group[1] for group in groups])
@@ -308,7 +308,7 @@ def _environment(pipeline: Pipeline, settings: LESettings) -> tuple[Environment,
     llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
     bare = Environment(llm, torch.zeros(len(pipeline.catalogue), llm.width), settings, False)
     ids, _ = tokenization.sentence_ids(pipeline.sentences, bare, llm.tokenizer)
-    start = tokenization.initial_tokens(ids, bare, settings)
+    start = tokenization.initial_tokens(ids, bare)
     return Environment(llm, start, settings, titles=pipeline.titles).eval(), llm.tokenizer
 
 

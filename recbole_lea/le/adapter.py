@@ -7,8 +7,7 @@ GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does no
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from recbole_lea.le.settings import LESettings
 
@@ -21,52 +20,42 @@ def with_adapter(model: Any, settings: LESettings) -> Any:
 
     targets = settings.lora_targets
     config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
+        r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-    )
+    )  # fmt: skip
     torch.manual_seed(settings.seed)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(
-            f"lea_lora_targets: {targets!r} fits no layer of this LLM ({error}): use "
-            f"all-linear, or names among {', '.join(_linear_layers(model))}"
+            f"lea_lora_targets: {targets!r} fits no layer of this LLM: use all-linear ({error})"
         ) from error
-
-
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Last parts of the names of the decoder's matrices that LoRA can adapt."""
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-    return sorted({name.rpartition(".")[2] for name in names if "." in name})
 
 
 def trained_state(environment: Any) -> dict[str, Tensor]:
     """Adapter and heads of an ``Environment``: the tensors that fine-tuning changes."""
     from peft import get_peft_model_state_dict
 
-    adapter = get_peft_model_state_dict(environment.llm)
-    state = {f"adapter.{name}": tensor for name, tensor in adapter.items()}
-    for head in HEADS:
-        own = getattr(environment, head).state_dict()
-        state |= {f"{head}.{name}": tensor for name, tensor in own.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    parts = {"adapter": get_peft_model_state_dict(environment.llm)}
+    parts |= {head: getattr(environment, head).state_dict() for head in HEADS}
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, own in parts.items()
+        for name, tensor in own.items()
+    }
 
 
 def load_trained_state(environment: Any, state: dict[str, Tensor]) -> None:
     """The inverse of ``trained_state``; a KeyError where a tensor is missing."""
     missing = set(trained_state(environment)) - set(state)
     if missing:
-        raise KeyError(f"the saved LE lacks {sorted(missing)[0]} ({len(missing)} tensors)")
+        raise KeyError(f"the saved LE lacks {min(missing)} ({len(missing)} tensors)")
     from peft import set_peft_model_state_dict
 
-    set_peft_model_state_dict(environment.llm, _below(state, "adapter"))
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    set_peft_model_state_dict(environment.llm, parts["adapter"])
     for head in HEADS:
-        getattr(environment, head).load_state_dict(_below(state, head))
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix and a dot, without it."""
-    prefix += "."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        getattr(environment, head).load_state_dict(parts.get(head, {}))

@@ -1,15 +1,14 @@
 """What the LE answers about all training sequences, shard by shard: states and rewards."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from recbole_lea.engine.progress import PromptBar
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.sequences import Sequences
-from recbole_lea.store.arrays import ArrayStore, pieces
 
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
 SHARD = 1024
@@ -17,7 +16,8 @@ SHARD = 1024
 # Shards at most; each one finished writes the manifest anew, with a checksum of every shard.
 SHARDS = 2048
 
-Bar = Callable[[int], PromptBar]  # makes the progress bar of so many prompts
+Bar = Callable[..., tqdm]  # makes a progress bar
+Histories = Iterator[tuple[int, np.ndarray]]  # rows and x_{1:t}
 Filled = Iterator[tuple[int, np.ndarray]]  # shards and their values
 
 
@@ -36,25 +36,24 @@ def shard_bounds(sequences: Sequences) -> np.ndarray:
 
 
 def shards(
-    sequences: Sequences, starts: np.ndarray, each: int, missing: list[int], bar: Bar
-) -> Iterator[tuple[int, int, int, PromptBar]]:
-    """The missing shards: number, first and end of the sequences, and a bar over all prompts.
+    sequences: Sequences, missing: list[int], bar: Bar, whole: bool = False
+) -> Iterator[tuple[int, slice, Histories]]:
+    """The missing shards: number, rows, and each row's number and history.
 
-    A sequence's rows begin at ``starts`` [n_sequences + 1], and a row has ``each`` prompts.
+    A row is a transition; ``whole``: a state.
     """
+    starts = sequences.state_starts if whole else sequences.transition_starts
     bounds = shard_bounds(sequences)
-    with bar(each * int(np.diff(starts[bounds])[missing].sum())) as progress:
-        for shard in missing:
-            yield shard, bounds[shard], bounds[shard + 1], progress
+    for shard in bar(missing):
+        first, end = bounds[shard : shard + 2]
+        yield shard, slice(starts[first], starts[end]), sequences.histories(first, end, whole)
 
 
 def states(sequences: Sequences, bar: Bar, le: Environment, missing: list[int]) -> Filled:
     """s'_t for every prefix x_{1:t} (Eq. 3): [n, d] a shard."""
-
-    for shard, first, end, progress in shards(sequences, sequences.state_starts, 1, missing, bar):
-        histories = sequences.histories(first, end, whole=True)
+    for shard, _, histories in shards(sequences, missing, bar, whole=True):
         prompts = ([le.prompts.state(history)] for _, history in histories)
-        yield shard, le.answer(prompts, le.state_of, progress)
+        yield shard, le.answer(prompts, le.state_of)
 
 
 def rewards(
@@ -62,35 +61,27 @@ def rewards(
 ) -> Filled:
     """Reward of each action [n_transitions, k] (Eq. 5): [n, k] a shard.
 
-    ``needed`` are the rewards that are known, NaN for the others, and the LE, if there are others.
+    ``needed`` are the LE, and the rewards that are known: NaN for the others. Where all are, the
+    LE may be None.
     """
-    (le, known), starts, k = needed, sequences.transition_starts, actions.shape[1]
-
-    def prompts(first: int, end: int) -> Iterator[list[list[int]]]:
-        for row, history in sequences.histories(first, end):
-            unknown = actions[row][np.isnan(known[row])]
-            if len(unknown):
-                yield [le.prompts.reward(history, action) for action in unknown]
-
-    for shard, first, end, progress in shards(sequences, starts, k, missing, bar):
-        found = known[starts[first] : starts[end]].copy()  # [n, k]
+    le, known = needed
+    for shard, rows, histories in shards(sequences, missing, bar):
+        found = known[rows].copy()  # [n, k]
         unknown = np.isnan(found)
-        progress.advance(int((~unknown).sum()), 0)
+        prompts = (
+            [le.prompts.reward(history, action) for action in actions[row][np.isnan(known[row])]]
+            for row, history in histories
+        )
         if unknown.any():
-            found[unknown] = le.answer(prompts(first, end), le.reward_of, progress)
+            found[unknown] = le.answer(filter(None, prompts), le.reward_of)
         yield shard, found
 
 
-def known_rewards(stores: Iterable[ArrayStore], actions: np.ndarray) -> np.ndarray:
-    """What the arrays of an LE say already of actions [n_transitions, k]; NaN for nothing.
-
-    Such a reward equals one that is computed now up to the rounding of another row's layout.
-    """
-    known = np.full(actions.shape, np.nan, dtype=np.float32)
-    for store in stores:
-        arrays = (known, actions, store.array("actions"), store.array("rewards"))
-        for part, wanted, scored, scores in zip(*map(pieces, arrays), strict=True):
-            for column in range(scored.shape[1]):
-                same = wanted == scored[:, column, None]  # [m, k]
-                np.copyto(part, scores[:, column, None], where=same & np.isnan(part))
-    return known
+def label_scores(
+    sequences: Sequences, candidates: np.ndarray, bar: Bar, le: Environment, missing: list[int]
+) -> Filled:
+    """Log-probability of each label word, for lists [n_transitions, k]: [n, k] a shard."""
+    for shard, _, histories in shards(sequences, missing, bar):
+        prompts = ([le.prompts.select(history, candidates[row])] for row, history in histories)
+        # a shard of users without a transition has no prompts
+        yield shard, le.answer(prompts, le.label_scores_of)[..., : candidates.shape[1]]

@@ -8,13 +8,10 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class Catalogue:
-    """Item tokens in a fixed order with their text fields.
+    """Items in a fixed order: item token -> {field: text}; an empty text means that it is unknown.
 
     The LE's item index is the position in the sorted tokens: it does not depend on file order,
     filtering order or RecBole's internal ids.
-
-    Args:
-        texts: item token -> {field: text}; an empty text means that it is unknown.
     """
 
     def __init__(self, texts: Mapping[str, Mapping[str, str]]) -> None:
@@ -30,19 +27,12 @@ class Catalogue:
         return len(self.tokens)
 
     def sentences(self, template: str) -> tuple[list[str], list[str]]:
-        """The sentence T of each item (paper section 3.2, item tokenization).
+        """The sentence T of each item (section 3.2), and the tokens of items without text.
 
         The template is such as ``{item} film[ is titled {movie_title}][, released in {year}].``
         A clause in square brackets is dropped where one of its fields is empty. An item with
-        no text at all is described by its token as title.
-
-        Returns:
-            The sentences with the placeholder ``{item}``, and the tokens of items without text.
-
-        Raises:
-            ValueError: the template lacks ``{item}`` or names a field that no item has.
+        no text is described by its token as title. A ValueError names a field that no item has.
         """
-        check_sentence(template)
         sentences, without_text = [], []
         filled = self._filled(template, "lea_item_sentence")
         for token, sentence in zip(self.tokens, filled, strict=True):
@@ -55,10 +45,8 @@ class Catalogue:
     def titles(self, template: str) -> list[str]:
         """What stands for each item where prompts are made of words (paper section 5.4.2).
 
-        The template is such as ``{movie_title}[ ({release_year})]``; an item without text is
-        called by its token. A ValueError where it names no field, or one that no item has.
+        The template is such as ``{movie_title}[ ({release_year})]``; the rest is as for sentences.
         """
-        check_title(template)
         titles = zip(self._filled(template, "lea_title"), self.tokens, strict=True)
         return [_one_line(token if title is None else title) for title, token in titles]
 
@@ -79,39 +67,29 @@ class Catalogue:
 
 
 def item_fields(template: str) -> list[str]:
-    """The fields of the ``.item`` file that ``lea_item_sentence`` names, in its order."""
+    """The fields of the ``.item`` file that a template names, in its order."""
     return [name for name in _FIELD.findall(template) if name != "item"]
 
 
 def check_sentence(template: str) -> None:
-    """Raise a ValueError unless every item gets a sentence from which the LLM can learn it.
-
-    ``{item}`` has to be there once, outside of any clause and before some text.
-    """
-    key = "`lea_item_sentence`"
-    if template.count("{item}") != 1:
-        raise ValueError(f"{key} needs {{item}} exactly once, but is {template!r}")
-    outside = _outside(template, key)
-    if "{item}" not in outside:
-        raise ValueError(f"{key} needs {{item}} outside of the brackets, but is {template!r}")
-    if not template.partition("{item}")[2].strip():
-        raise ValueError(f"{key} needs text after {{item}}, but is {template!r}")
+    """Raise a ValueError unless every item gets a sentence from which the LLM can learn it."""
+    outside, after = _CLAUSE.sub("", template), template.partition("{item}")[2]
+    once = template.count("{item}") == outside.count("{item}") == 1
+    if not once or not after.strip() or set("[]") & set(outside):
+        raise ValueError(
+            "`lea_item_sentence` needs {item} exactly once, outside of the [brackets], with text "
+            f"after it, and no brackets within others, but is {template!r}"
+        )
 
 
 def check_title(template: str) -> None:
     """Raise a ValueError unless a title is made of an item's fields."""
-    key = "`lea_title`"
-    _outside(template, key)
-    if not item_fields(template) or "{item}" in template:
-        raise ValueError(f"{key} needs fields of the .item file alone, but is {template!r}")
-
-
-def _outside(template: str, key: str) -> str:
-    """A template without its clauses."""
     outside = _CLAUSE.sub("", template)
-    if "[" in outside or "]" in outside:
-        raise ValueError(f"{key} has a bracket too many, or one within another: {template!r}")
-    return outside
+    if not item_fields(template) or "{item}" in template or set("[]") & set(outside):
+        raise ValueError(
+            "`lea_title` needs fields of the .item file, no {item}, and no [brackets] within "
+            f"others, but is {template!r}"
+        )
 
 
 def _one_line(text: str) -> str:
@@ -121,11 +99,9 @@ def _one_line(text: str) -> str:
 
 def _fill(template: str, text: Mapping[str, str]) -> str:
     def clause(match: re.Match[str]) -> str:
-        names = item_fields(match.group(1))
-        return match.group(1) if all(text.get(name) for name in names) else ""
+        return match[1] if all(text.get(name) for name in item_fields(match[1])) else ""
 
     def field(match: re.Match[str]) -> str:
-        name = match.group(1)
-        return "{item}" if name == "item" else text.get(name) or "unknown"
+        return match[0] if match[1] == "item" else text.get(match[1]) or "unknown"
 
     return _FIELD.sub(field, _CLAUSE.sub(clause, template))

@@ -16,7 +16,6 @@ from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.memory import out_of_memory
 from recbole_lea.engine.packing import PackedBatch, pack
 from recbole_lea.engine.processes import collected, processes
-from recbole_lea.engine.progress import PromptBar
 from recbole_lea.equations import le_state, reward
 from recbole_lea.le.adapter import with_adapter
 from recbole_lea.le.heads import STATE_HEADS
@@ -32,14 +31,11 @@ UNMERGED = ("gptq", "awq")
 
 
 class PromptEnds(NamedTuple):
-    """What the LLM has at the end of each of N prompts.
-
-    The last three are None unless ``reward_head`` is ``state``, and mean nothing for a prompt
-    without such items.
-    """
+    """What the LLM has at the end of each of N prompts."""
 
     hidden: Tensor  # last hidden state there [N, d], float32
     items: Tensor  # the item that stands there [N], negative for a word
+    # under ``reward_head: state``; they mean nothing for a prompt without such items
     actions: Tensor | None = None  # the newest item up to there: a reward prompt's action [N]
     before: Tensor | None = None  # last hidden state at the item before the action, x_t [N, d]
     before_items: Tensor | None = None  # that item [N]
@@ -52,9 +48,8 @@ class Environment(nn.Module):
         llm: the frozen LLM.
         item_tokens: item tokenization's result [n_items, d], float32; not trained here.
         settings: prompts, LoRA and packing.
-        adapted: add the LoRA adapter and train it; item tokenization needs none.
-        titles: of all items, with ``prompt_items: title``; the item tokens are then what states
-            are compared with, and the LLM reads words alone.
+        adapted: with the LoRA adapter; item tokenization needs none.
+        titles: of all items, with ``prompt_items: title``: the LLM reads words alone.
     """
 
     item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
@@ -68,27 +63,19 @@ class Environment(nn.Module):
         titles: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.settings = settings
-        words = None
+        self.settings, self.vocab_size, self.adapted = settings, llm.vocab_size, adapted
+        self._fitting_tokens = sys.maxsize  # of a forward pass, as far as one has failed
+        self.llm = with_adapter(llm.model, settings) if adapted else llm.model
+        self.decoder = llm.model.get_decoder()
+        ends, words = item_tokens, None
         if titles is not None:
             words = title_ids(llm.tokenizer, titles, settings.item_max_tokens)
+            ends = self.words()[[ids[-1] for ids in words]]
         self.prompts = Prompts(llm.tokenizer, llm.vocab_size, settings, words)
-        self.vocab_size = llm.vocab_size
-        self.llm = llm.model
-        self.adapted = adapted
-        self._fitting_tokens = sys.maxsize  # of a forward pass, as far as one has failed
-        if adapted:
-            self.llm = with_adapter(llm.model, settings)
-        self.decoder = llm.model.get_decoder()
-        ends = item_tokens if words is None else self.words()[[ids[-1] for ids in words]]
-        self.register_buffer("item_tokens", ends.to(llm.model.device), persistent=False)
-        self.score_head = nn.Linear(llm.width, 1, device=llm.model.device)
-        self.state_head = STATE_HEADS[settings.state_head](item_tokens).to(llm.model.device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the LLM runs."""
-        return self.item_tokens.device
+        self.device = llm.model.device
+        self.register_buffer("item_tokens", ends.to(self.device), persistent=False)
+        self.score_head = nn.Linear(llm.width, 1, device=self.device)
+        self.state_head = STATE_HEADS[settings.state_head](item_tokens).to(self.device)
 
     def embed(self, ids: Tensor, item_tokens: Tensor) -> Tensor:
         """Embeddings of words and items: ids [B, L] -> [B, L, d] in the LLM's dtype."""
@@ -129,9 +116,9 @@ class Environment(nn.Module):
     def merge(self) -> "Environment":
         """Fold the trained adapter, which triples the matrix products, into the LLM's weights.
 
-        An LLM whose weights are stored as integers is left as it is. (``is_quantized`` is also
-        true of a GGUF file, whose weights are floats once loaded.)
+        An LLM whose weights are stored as integers is left as it is.
         """
+        # ``is_quantized`` is also true of a GGUF file, whose weights are floats once loaded
         floats = all(p.is_floating_point() for p in self.llm.parameters())
         if self.adapted and floats and getattr(self.llm, "quantization_method", "") not in UNMERGED:
             self.llm = self.llm.merge_and_unload()
@@ -163,13 +150,13 @@ class Environment(nn.Module):
         learns what the state model does not say.
         """
         rewards = reward(ends.hidden, self.score_head.weight, self.score_head.bias)
-        if self.settings.reward_head == "none":
-            return rewards
-        assert ends.before is not None and ends.before_items is not None
-        assert ends.actions is not None
-        states = self.state_head(ends.before, ends.before_items.clamp(min=0))
-        keys = self.state_head.keys[ends.actions.clamp(min=0)]
-        return rewards + (self.state_head.query(states) * keys).sum(-1)
+        if self.settings.reward_head == "state":
+            _, _, actions, before, before_items = ends
+            assert actions is not None and before is not None and before_items is not None
+            states = self.state_head(before, before_items.clamp(min=0))
+            keys = self.state_head.keys[actions.clamp(min=0)]
+            rewards = rewards + (self.state_head.query(states) * keys).sum(-1)
+        return rewards
 
     def state_of(self, ends: PromptEnds) -> Tensor:
         """State head: states s'_t [N, d] of prompts that end at x_t, not at a word (Eq. 3)."""
@@ -181,8 +168,7 @@ class Environment(nn.Module):
 
     def label_scores_of(self, ends: PromptEnds) -> Tensor:
         """Log-probabilities of the label words as the next token [N, n_labels]."""
-        logits = self.next_word_logits(ends.hidden).float()
-        return logits.log_softmax(-1)[:, self.prompts.labels]
+        return self.next_word_logits(ends.hidden).float().log_softmax(-1)[:, self.prompts.labels]
 
     def next_word_logits(self, hidden: Tensor) -> Tensor:
         """LM head: last hidden states [N, d] -> logits [N, vocab_size] in the LLM's dtype."""
@@ -194,13 +180,7 @@ class Environment(nn.Module):
         """Work on a batch, in halves and their halves where memory does not suffice.
 
         The size that fits is kept for the batches to come. Work that fails must not have changed
-        anything.
-
-        Returns:
-            The result of each part, in the order of the rows.
-
-        Raises:
-            ValueError: not even one row fits.
+        anything. Returns each part's result in order; a ValueError if not even one row fits.
         """
         rows, length = batch.ids.shape
         if rows == 1 or rows * length <= self._fitting_tokens:
@@ -213,8 +193,7 @@ class Environment(nn.Module):
                     raise ValueError(
                         f"out of memory with one row of {length} tokens: lower lea_row_length, "
                         "lea_max_history, lea_item_max_tokens or lea_finetune_negatives, set "
-                        "lea_llm_dtype to bfloat16, or use a smaller LLM "
-                        f"({str(error).strip().splitlines()[0]})"
+                        f"lea_llm_dtype to bfloat16, or use a smaller LLM ({error})"
                     ) from error
             # only now, as the error's traceback held the failed pass's tensors
             clear_device_cache(garbage_collection=True)
@@ -228,22 +207,12 @@ class Environment(nn.Module):
 
     @torch.inference_mode()
     def answer(
-        self,
-        groups: Iterable[Sequence[Sequence[int]]],
-        head: Callable[[PromptEnds], Tensor],
-        progress: PromptBar | None = None,
+        self, groups: Iterable[Sequence[Sequence[int]]], head: Callable[[PromptEnds], Tensor]
     ) -> np.ndarray:
-        """Run prompts and apply a head to what the LLM has at the end of each.
+        """Run prompts, each group in one row, and apply a head to what the LLM has at their ends.
 
-        With several processes, each runs its share of the batches and gets all results.
-
-        Args:
-            groups: groups of prompts; those of one group share a row.
-            head: such as ``reward_of``: of N prompts -> [N, ...].
-            progress: advanced by each batch.
-
-        Returns:
-            One row per prompt, in the given order, float32.
+        With several processes, each runs its share of the batches and gets all results. ``head``
+        is such as ``reward_of``: of N prompts -> [N, ...]. Returns float32, in the given order.
         """
 
         def answers(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -256,10 +225,8 @@ class Environment(nn.Module):
         for number, batch in enumerate(packed):
             if number % state.num_processes == state.process_index:
                 parts += self.within_memory(batch, answers)
-            if progress is not None:
-                progress.advance(len(batch.prompts), batch.n_tokens)
         parts = collected(parts)
         if not parts:
             return np.zeros((0,), dtype=np.float32)
-        order = np.concatenate([prompts for prompts, _ in parts]).argsort()
-        return np.concatenate([values for _, values in parts])[order]
+        prompts, values = map(np.concatenate, zip(*parts, strict=True))
+        return values[prompts.argsort()]

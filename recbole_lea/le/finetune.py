@@ -1,9 +1,9 @@
 """Fine-tune the LE: reward model (Eq. 1) and state model (Eq. 2) share one adapter."""
 
+import itertools
 import logging
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +14,10 @@ from tqdm import tqdm
 from recbole_lea.engine.memory import add_gradients
 from recbole_lea.engine.packing import PackedBatch, pack
 from recbole_lea.engine.processes import from_main, own_part, processes, sum_gradients
-from recbole_lea.engine.progress import PromptBar
-from recbole_lea.equations import (
-    reward_loss,
-    selection_loss,
-    state_pairwise_loss,
-    state_softmax_loss,
-)
+from recbole_lea.equations import reward_loss, state_pairwise_loss, state_softmax_loss
 from recbole_lea.le.adapter import load_trained_state, trained_state
 from recbole_lea.le.environment import Environment, PromptEnds
-from recbole_lea.le.quality import Pairs, comparisons, evaluate, selection_accuracy, selections
+from recbole_lea.le.quality import Pairs, comparisons, evaluate
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.files import read_record, read_tensors, write_bytes, write_record
@@ -34,7 +28,7 @@ logger = logging.getLogger(__name__)
 # their history's tokens. More saves little and makes batches less diverse.
 SEGMENT = 5
 
-CHECKPOINT = "checkpoint.json"
+CHECKPOINT, MOMENTS = "checkpoint.json", ("exp_avg", "exp_avg_sq")  # Adam's
 
 
 def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[int], list[int]]:
@@ -45,18 +39,14 @@ def split_sequences(sequences: Sequences, settings: LESettings) -> tuple[list[in
     is something to measure (deviation 19).
     """
     rng = np.random.default_rng([settings.seed, 1])
-    order = [s for s in rng.permutation(len(sequences)) if len(sequences.items[s]) > 1]
+    order = [int(s) for s in rng.permutation(len(sequences)) if len(sequences.items[s]) > 1]
     if not order:
         raise ValueError("no training sequence has two items: the LE has nothing to learn from")
     n_learn = max(1, round(settings.finetune_fraction * len(order)))
     n_learn = min(n_learn, max(1, len(order) - math.ceil(len(order) / 10)))
-    measured, n = [], 0
-    for s in order[n_learn:]:
-        if n >= settings.finetune_eval:
-            break
-        measured.append(int(s))
-        n += len(sequences.items[s]) - 1
-    return [int(s) for s in order[:n_learn]], measured
+    learned, rest = order[:n_learn], order[n_learn:]
+    before = itertools.accumulate((len(sequences.items[s]) - 1 for s in rest), initial=0)
+    return learned, [s for s, n in zip(rest, before, strict=False) if n < settings.finetune_eval]
 
 
 def epoch_batches(
@@ -72,25 +62,17 @@ def epoch_batches(
 
 
 def finetune(
-    environment: Environment,
-    sequences: Sequences,
-    settings: LESettings,
-    folder: Path,
-    progress_bar: bool = True,
+    environment: Environment, sequences: Sequences, folder: Path, progress_bar: bool = True
 ) -> list[dict]:
     """Train adapter, score head and state head; the environment holds the result.
 
     After each epoch a checkpoint is written, from which a killed run goes on to the same
-    result. Several processes share each batch and sum their gradients.
-
-    Returns:
-        One record per epoch: mean losses and the evaluation on held-out sequences.
+    result. Several processes share each batch and sum their gradients. Returns one record per
+    epoch: mean losses and the evaluation on held-out sequences.
     """
+    settings = environment.settings
     learned, measured = split_sequences(sequences, settings)
-    logger.info(
-        "LE fine-tuning on %d of %d training sequences, measured on %d others",
-        len(learned), len(sequences), len(measured),
-    )  # fmt: skip
+    logger.info("LE fine-tuning on %d of %d training sequences", len(learned), len(sequences))
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.finetune_lr, fused=True)
     history = _load_checkpoint(environment, optimizer, folder)
@@ -98,21 +80,22 @@ def finetune(
     pairs = [(s, t) for s in measured for t in range(1, len(sequences.items[s]))]
     pairs = pairs[: settings.finetune_eval]
     for epoch in range(len(history), settings.finetune_epochs):
-        rng = np.random.default_rng([settings.seed, 2, epoch])
-        batches = epoch_batches(sequences, learned, settings.finetune_batch_size, rng)
-        record = _epoch(environment, optimizer, sequences, batches, rng, epoch, progress_bar)
+        record = _epoch(environment, optimizer, sequences, learned, epoch, progress_bar)
         if pairs:
-            record |= _measure(environment, sequences, pairs, record, progress_bar)
+            record |= evaluate(environment, sequences, pairs, settings.seed)
+        # docs/code.md says what the names mean
+        logger.info("LE: %s", ", ".join(f"{name} {value:.4g}" for name, value in record.items()))
         history.append(record)
         if processes().is_main_process:
-            step = (epoch + 1) * len(batches)
-            _save_checkpoint(environment, optimizer, step, history, folder)
+            _save_checkpoint(environment, optimizer, history, folder)
     return history
 
 
-def _epoch(environment, optimizer, sequences, batches, rng, epoch, progress_bar) -> dict:
+def _epoch(environment, optimizer, sequences, learned, epoch, progress_bar) -> dict:
     """All steps of an epoch; its mean losses."""
     settings, totals = environment.settings, np.zeros(3)
+    rng = np.random.default_rng([settings.seed, 2, epoch])
+    batches = epoch_batches(sequences, learned, settings.finetune_batch_size, rng)
     n_steps = settings.finetune_epochs * len(batches)
     bar = tqdm(batches, desc=f"LE fine-tuning {epoch}", unit="step", disable=not progress_bar)
     # the same stream of dropout masks, whether or not the run was interrupted before
@@ -120,7 +103,7 @@ def _epoch(environment, optimizer, sequences, batches, rng, epoch, progress_bar)
     for step, batch in enumerate(bar, epoch * len(batches)):
         for group in optimizer.param_groups:
             group["lr"] = settings.finetune_lr * _schedule(step, n_steps, settings)
-        losses = _train_step(environment, optimizer, sequences, batch, rng, settings)
+        losses = _train_step(environment, optimizer, sequences, batch, rng)
         totals += np.array(losses) * len(batch)
         bar.set_postfix(reward=f"{losses[0]:.3f}", state=f"{losses[1]:.3f}")
     means = totals / sum(map(len, batches))
@@ -128,74 +111,30 @@ def _epoch(environment, optimizer, sequences, batches, rng, epoch, progress_bar)
     return {"epoch": epoch} | dict(zip(names, means, strict=True))
 
 
-def _measure(environment, sequences, pairs, record, progress_bar) -> dict:
-    """The LE on held-out transitions, after an epoch with this record."""
-    settings, epoch = environment.settings, record["epoch"]
-    with PromptBar(f"LE evaluation {epoch}", 3 * len(pairs), progress_bar) as bar:
-        found = evaluate(environment, sequences, pairs, settings.seed, bar)
-    logger.info(
-        "LE epoch %(epoch)d: reward loss %(reward_loss).4f, state loss %(state_loss).4f; held out "
-        "(%(n)d transitions): reward accuracy %(accuracy).3f, margin %(margin).3f, "
-        "state hit@10 %(hit_10).4f, ndcg@10 %(ndcg_10).4f", record | found,
-    )  # fmt: skip
-    if settings.selection_weight:
-        with PromptBar(f"LE selection {epoch}", len(pairs), progress_bar) as bar:
-            right = selection_accuracy(environment, sequences, pairs, settings, bar)
-        logger.info("LE epoch %d: selection accuracy %.3f", epoch, right)
-        found["selection_accuracy"] = right
-    return found
-
-
 def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
     """Factor of the learning rate: linear warm-up, then constant or cosine to zero."""
     warmup = min(settings.finetune_warmup, n_steps // 5)
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.finetune_schedule == "constant":
-        return 1.0
+    if step < warmup or settings.finetune_schedule == "constant":
+        return min(1.0, (step + 1) / max(1, warmup))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 
-class _Lesson(NamedTuple):
-    """What a step learns from."""
-
-    items: Tensor  # the next items [B]
-    prompts: list[list[list[int]]]  # of each transition: 1 + K rewards, state, selection if wanted
-    places: Tensor | None  # where the next items stand in the lists of the selection prompts [B]
-
-
-def _lesson(environment, sequences, batch, rng, settings) -> _Lesson:
+def _train_step(environment, optimizer, sequences, batch, rng) -> tuple[float, ...]:
+    """One optimiser step; returns mean reward loss, state loss and pairwise accuracy."""
+    environment.train()
+    settings = environment.settings
     positives = np.array([sequences.action(s, t) for s, t in batch])
     shape = (len(batch), settings.finetune_negatives)
     negatives = uniform_except(rng, positives[:, None], len(environment.item_tokens), shape)
-    prompts = comparisons(environment, sequences, batch, positives, negatives)
-    device, places = environment.device, None
-    if settings.selection_weight:
-        lists, asked = selections(environment, sequences, batch, positives, rng)
-        places = torch.from_numpy((lists == positives[:, None]).argmax(1)).to(device)
-        prompts = [[*group, prompt] for group, prompt in zip(prompts, asked, strict=True)]
-    return _Lesson(torch.from_numpy(positives).to(device), prompts, places)
-
-
-def _train_step(
-    environment: Environment,
-    optimizer: torch.optim.Optimizer,
-    sequences: Sequences,
-    batch: Pairs,
-    rng: np.random.Generator,
-    settings: LESettings,
-) -> tuple[float, ...]:
-    """One optimiser step; returns mean reward loss, state loss and pairwise accuracy."""
-    environment.train()
-    lesson = _lesson(environment, sequences, batch, rng, settings)
-    own = own_part(range(len(batch)))
-    prompts = lesson.prompts[own.start : own.stop]
+    items, own = torch.from_numpy(positives).to(environment.device), own_part(range(len(batch)))
+    prompts = comparisons(environment, sequences, batch, np.c_[positives, negatives])
+    prompts = prompts[own.start : own.stop]
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
 
     def learn(packed: PackedBatch) -> Tensor:
         """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
-        loss, sums = _losses(environment, lesson, packed, own.start, settings)
+        loss, sums = _losses(environment, packed, items, own.start)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
         add_gradients(loss, parameters)
@@ -211,46 +150,39 @@ def _train_step(
     return tuple((totals / len(batch)).tolist())
 
 
-def _losses(environment, lesson, packed, first, settings) -> tuple[Tensor, Tensor]:
-    """The loss of some rows, whose transitions count from ``first``; and sums for the log [3]."""
+def _losses(environment, packed, items, first) -> tuple[Tensor, Tensor]:
+    """The loss of some of the batch's rows, with sums of losses and right pairs for the log [3].
+
+    ``items`` are the next items of the batch [B]; the rows' transitions count from ``first``.
+    """
     ends = environment.ends(packed, environment.hidden(packed))
-    size, k = len(lesson.prompts[0]), settings.finetune_negatives  # prompts of a transition
-    rows = first + packed.prompts[0::size] // size
-    target = lesson.items[rows]  # [N]
-
-    def prompts(place: int) -> PromptEnds:
-        return PromptEnds(ends.hidden[place::size], ends.items[place::size])
-
-    rewards = environment.reward_of(ends).view(-1, size)  # [N, 1 + K + ...]
+    settings, k = environment.settings, environment.settings.finetune_negatives
+    size = k + 2  # prompts of a transition: the next item's reward, K negatives', the state
+    target = items[first + packed.prompts[0::size] // size]  # [N]
+    rewards = environment.reward_of(ends).view(-1, size)  # [N, K + 2]
     positive, negative = rewards[:, :1], rewards[:, 1 : 1 + k]
     reward = reward_loss(positive, negative).mean(1)  # [N]
     head = environment.state_head
-    states = head.query(environment.state_of(prompts(1 + k)))  # [N, d]
+    at_state = PromptEnds(ends.hidden[k + 1 :: size], ends.items[k + 1 :: size])
+    states = head.query(environment.state_of(at_state))  # [N, d]
     if settings.state_loss == "pairwise":
-        state = state_pairwise_loss(states, head.keys, target, lesson.items)
+        state = state_pairwise_loss(states, head.keys, target, items)
     else:
         state = state_softmax_loss(states, head.keys, target)
-    loss = (reward + settings.state_weight * state).sum() / len(lesson.items)
-    if lesson.places is not None:
-        n_items = len(environment.item_tokens)
-        scores = environment.label_scores_of(prompts(size - 1))[:, :n_items]
-        selection = selection_loss(scores, lesson.places[rows])
-        loss = loss + settings.selection_weight * selection.sum() / len(lesson.items)
+    loss = (reward + settings.state_weight * state).sum() / len(items)
     right = (positive > negative).float().mean(1).sum()
     return loss, torch.stack([reward.sum(), state.sum(), right])
 
 
-def _save_checkpoint(environment, optimizer, step: int, history: list[dict], folder: Path) -> None:
-    state = trained_state(environment)
-    for i, moments in optimizer.state_dict()["state"].items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[f"optimizer.{i}.{name}"] = moments[name].cpu().contiguous()
+def _save_checkpoint(environment, optimizer, history: list[dict], folder: Path) -> None:
+    state, moments = trained_state(environment), optimizer.state_dict()["state"]
+    for i, own in moments.items():
+        state |= {f"optimizer.{i}.{name}": own[name].cpu() for name in MOMENTS}
     name = f"checkpoint-{len(history)}.safetensors"
     write_bytes(folder / name, save(state))
-    write_record(folder / CHECKPOINT, {"step": step, "history": history}, [name])
-    for older in folder.glob("checkpoint-*.safetensors"):
-        if older.name != name:
-            older.unlink()
+    record = {"step": int(moments[0]["step"]), "history": history}
+    write_record(folder / CHECKPOINT, record, [name])
+    (folder / f"checkpoint-{len(history) - 1}.safetensors").unlink(missing_ok=True)
 
 
 def _load_checkpoint(environment, optimizer, folder: Path) -> list[dict]:
@@ -260,15 +192,11 @@ def _load_checkpoint(environment, optimizer, folder: Path) -> list[dict]:
         return []
     (name,) = record["files"]
     state = read_tensors(folder / name)
-    load_trained_state(
-        environment, {k: v for k, v in state.items() if not k.startswith("optimizer.")}
-    )
+    load_trained_state(environment, state)
     restored = optimizer.state_dict()
-    restored["state"] = {
-        i: {"step": torch.tensor(float(record["step"]))}
-        | {moment: state[f"optimizer.{i}.{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
-        for i in range(len(restored["param_groups"][0]["params"]))
-    }
+    for i in range(len(restored["param_groups"][0]["params"])):
+        own = {moment: state[f"optimizer.{i}.{moment}"] for moment in MOMENTS}
+        restored["state"][i] = own | {"step": torch.tensor(float(record["step"]))}
     optimizer.load_state_dict(restored)
     logger.info("LE fine-tuning goes on after epoch %d", len(record["history"]) - 1)
     return record["history"]

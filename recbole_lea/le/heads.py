@@ -1,4 +1,7 @@
-"""The state model's head (``equations.py``: Eq. 2 and 3)."""
+"""The state model's head (``equations.py``: Eq. 2 and 3).
+
+A head has ``keys`` [n_items, d]; ``query(states)`` times them are the scores of all items.
+"""
 
 import math
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 class LastHidden(nn.Module):
     """The paper's state: the last hidden state itself, compared by dot products."""
 
-    keys: Tensor  # item tokens [n_items, d]; ``query`` times them are the scores of all items
+    keys: Tensor
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class LastHidden(nn.Module):
         return states
 
 
-class Residual(nn.Module):
+class Residual(LastHidden):
     r"""A skip connection from the item: :math:`s'_t = g \odot e_{x_t} + W\,\mathrm{LN}(h_t)`.
 
     :math:`e` are the item tokens with an evened spectrum, of length :math:`\sqrt d`. ``W`` starts
@@ -36,14 +39,10 @@ class Residual(nn.Module):
 
     START = 6.0  # near the best factor of the untrained cosines on Industrial and Scientific
 
-    keys: Tensor  # evened item tokens of length 1 [n_items, d]
-
     def __init__(self, tokens: Tensor) -> None:
-        super().__init__()
-        width = tokens.shape[1]
-        self.register_buffer("keys", F.normalize(evened(tokens), dim=-1), persistent=False)
-        self.gain = nn.Parameter(torch.ones(width))
-        self.weight = nn.Parameter(torch.zeros(width, width))
+        super().__init__(F.normalize(evened(tokens), dim=-1))
+        self.gain = nn.Parameter(torch.ones(tokens.shape[1]))
+        self.weight = nn.Parameter(torch.zeros(tokens.shape[1], tokens.shape[1]))
         self.log_factor = nn.Parameter(torch.tensor(math.log(self.START)))
 
     def forward(self, hidden: Tensor, items: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ class Residual(nn.Module):
         return F.normalize(state, dim=-1) * math.sqrt(width)
 
     def query(self, states: Tensor) -> Tensor:
-        """States [N, d] -> [N, d], to be multiplied with ``keys``."""
+        """As ``LastHidden.query``; the product with ``keys`` is a cosine times the factor."""
         return F.normalize(states, dim=-1) * self.log_factor.exp()
 
 
@@ -70,7 +69,4 @@ def evened(vectors: Tensor) -> Tensor:
     return centred @ (directions[:, kept] * values[kept] ** -0.25 @ directions[:, kept].T)
 
 
-STATE_HEADS: dict[str, type[Residual] | type[LastHidden]] = {
-    "residual": Residual,
-    "none": LastHidden,
-}
+STATE_HEADS: dict[str, type[LastHidden]] = {"residual": Residual, "none": LastHidden}

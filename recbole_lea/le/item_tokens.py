@@ -6,7 +6,7 @@ that the LLM, given only that vector, generates the rest of the item's sentence.
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,71 +20,67 @@ from recbole_lea.engine.processes import collected, own_part, processes
 from recbole_lea.equations import sentence_loss
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.prompts import AT_ONCE, bos_ids, following, ids_of
-from recbole_lea.le.settings import LESettings
 from recbole_lea.store.arrays import ArrayStore, pieces
 from recbole_lea.store.files import write_array
 
+if TYPE_CHECKING:
+    from recbole_lea.le.pipeline import Pipeline
+
 logger = logging.getLogger(__name__)
+
+TOKENIZATION, TOKENS = "item tokenization", "tokens.npy"
 
 # Items that are tokenized together: what a kill can lose, against the optimiser's batch.
 BUCKET = 256
 
 
-def tokenize(
-    llm: LLM, sentences: list[str], settings: LESettings, folder: Path, key: str, progress_bar: bool
-) -> list[float] | None:
-    """Write ``tokens.npy`` [n_items, d] into the stage's folder, under its key.
+def tokenize(le: "Pipeline", llm: LLM, folder: Path) -> dict[str, Any]:
+    """Compute the stage ``items``: write ``TOKENS`` [n_items, d] into its folder.
 
-    Returns:
-        The mean sentence loss before and after, in the main process; None without iterations.
+    Returns the mean sentence loss before and after: None without iterations.
     """
+    settings = le.settings
     environment = Environment(llm, torch.zeros(1, llm.width), settings, adapted=False)
-    ids, cut = sentence_ids(sentences, environment, llm.tokenizer)
+    ids, cut = sentence_ids(le.sentences, environment, llm.tokenizer)
     if cut:
         logger.info("%d item sentences were cut to %d tokens", cut, settings.item_max_tokens)
-    start = initial_tokens(ids, environment, settings)
+    start = initial_tokens(ids, environment)
     if settings.item_iterations == 0:  # measuring the losses alone would take minutes
         if processes().is_main_process:
-            write_array(folder / "tokens.npy", start.numpy())
-        return None
+            write_array(folder / TOKENS, start.numpy())
+        return {"losses": None}
     # items of similar length together; the order decides nothing else
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     bounds = [*range(0, len(ids), BUCKET), len(ids)]
     arrays = {"ordered": ((len(ids), llm.width), "float32"), "losses": ((len(ids), 2), "float32")}
-    store = ArrayStore(folder, arrays, bounds, key)
-    _fill(store, environment, ids, order, start, settings, progress_bar)
+    store = ArrayStore(folder, arrays, bounds, le.keys["items"])
+    _fill(store, environment, ids, order, start, le.progress_bar)
     if not processes().is_main_process:
-        return None
+        return {}
     losses = store.array("losses").mean(0)
-    text = "item tokenization: mean sentence loss %.3f -> %.3f over %d items"
-    logger.info(text, *losses, len(ids))
+    logger.info("item tokenization: mean sentence loss %.3f -> %.3f", *losses)
     tokens = np.empty((len(ids), llm.width), dtype=np.float32)
     for part, place in zip(pieces(store.array("ordered")), pieces(np.array(order)), strict=True):
         tokens[place] = part
-    write_array(folder / "tokens.npy", tokens)
-    return losses.tolist()
+    write_array(folder / TOKENS, tokens)
+    return {"losses": losses.tolist()}
 
 
-def _fill(store, environment, ids, order, start, settings, progress_bar) -> None:
+def _fill(store, environment, ids, order, start, progress_bar) -> None:
     """Tokenize the missing buckets, one in each process at a time."""
     vocab_size, missing = environment.vocab_size, store.missing()
-    n_items = sum(int(np.diff(store.bounds)[bucket]) for bucket in missing)
-    total, at_once = n_items * (settings.item_iterations + 1), processes().num_processes
-    title, unit = "item tokenization", " item-steps"
-    with tqdm(desc=title, unit=unit, total=total, disable=not progress_bar) as bar:
-
-        def tokenized(bucket: int) -> tuple[int, np.ndarray, np.ndarray]:
+    steps = range(0, len(missing), at_once := processes().num_processes)
+    for first in tqdm(steps, TOKENIZATION, unit=f" {BUCKET} items", disable=not progress_bar):
+        made = []
+        for bucket in own_part(missing[first : first + at_once]):
             members = order[slice(*store.bounds[bucket : bucket + 2])]
             local = [
                 [vocab_size + i if t >= vocab_size else t for t in ids[item]]
                 for i, item in enumerate(members)
             ]
-            return bucket, *tokenize_bucket(environment, local, start[members], settings, bar)
-
-        for first in range(0, len(missing), at_once):
-            own = own_part(missing[first : first + at_once])
-            for bucket, vectors, losses in collected([tokenized(b) for b in own]):
-                store.write(bucket, {"ordered": vectors, "losses": losses})
+            made.append((bucket, *tokenize_bucket(environment, local, start[members])))
+        for bucket, vectors, losses in collected(made):
+            store.write(bucket, {"ordered": vectors, "losses": losses})
 
 
 def sentence_ids(
@@ -111,13 +107,13 @@ def sentence_ids(
     return ids, cut
 
 
-def initial_tokens(ids: list[list[int]], environment: Environment, settings: LESettings) -> Tensor:
+def initial_tokens(ids: list[list[int]], environment: Environment) -> Tensor:
     """Start vectors [n_items, d], float32.
 
     ``text``: the mean of the sentence's token embeddings, minus what all items share, scaled to the
     vocabulary's mean norm (deviation 21). ``random``: normal with its deviation (the paper).
     """
-    vocabulary = environment.words()
+    vocabulary, settings = environment.words(), environment.settings
     if settings.item_init == "random":
         generator = torch.Generator().manual_seed(settings.seed)
         shape = (len(ids), vocabulary.shape[1])
@@ -133,24 +129,14 @@ def initial_tokens(ids: list[list[int]], environment: Environment, settings: LES
 
 
 def tokenize_bucket(
-    environment: Environment,
-    ids: list[list[int]],
-    start: Tensor,
-    settings: LESettings,
-    progress: tqdm | None = None,
+    environment: Environment, ids: list[list[int]], start: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Optimise the vectors of some items together; each leaves when its loss stops falling.
 
-    Args:
-        environment: the LLM without adapter.
-        ids: sentence ids, items numbered from 0 within the bucket.
-        start: initial vectors [n, d].
-        settings: iterations, learning rate and patience.
-        progress: advanced by one per item and iteration.
-
-    Returns:
-        The best vectors [n, d] and the first and best loss of each item [n, 2], float32.
+    In ``ids`` the items are numbered from 0 within the bucket; ``start`` are the initial vectors
+    [n, d]. Returns the best vectors and the first and best loss of each item [n, 2], float32.
     """
+    settings = environment.settings
     table = start.to(environment.device).clone().requires_grad_()
     optimizer = torch.optim.Adam([table], lr=settings.item_lr)
     best = start.clone()
@@ -168,8 +154,6 @@ def tokenize_bucket(
         stale[active] = torch.where(improved, 0, stale[active] + 1)
         lower = active[values < best_loss[active]]
         best_loss[lower], best[lower] = losses[lower], table.detach().cpu()[lower]
-        if progress is not None:
-            progress.update(len(active))
         if patience is not None:
             active = active[stale[active] < patience]
         if last or not len(active):

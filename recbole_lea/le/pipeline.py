@@ -1,31 +1,30 @@
 """The front door to the LE: its stages on demand, and what training looks up."""
 
 import logging
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
+from tqdm import tqdm
 
 from recbole_lea.engine.llm import LLM, pick_device
 from recbole_lea.engine.processes import from_main, processes
-from recbole_lea.engine.progress import PromptBar
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
 from recbole_lea.le import quality, selection
 from recbole_lea.le.adapter import load_trained_state, trained_state
-from recbole_lea.le.answers import known_rewards
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
 from recbole_lea.le.finetune import finetune
-from recbole_lea.le.item_tokens import tokenize
-from recbole_lea.le.projection import check_dim, fit_projection
+from recbole_lea.le.item_tokens import TOKENS
+from recbole_lea.le.projection import fit_projection
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.stages import ADAPTER, HISTORY, TOKENS, origin, table
+from recbole_lea.le.stages import ADAPTER, HISTORY, origin, table
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
 from recbole_lea.store.known_llms import identify_llm
@@ -36,8 +35,7 @@ logger = logging.getLogger(__name__)
 # Transitions from which on compiling the LLM (under a minute) pays.
 WORTH_COMPILING = 10_000
 
-# Items without text that the log names.
-NAMED = 100
+NAMED = 100  # of the items without text, in the log
 
 
 class Pipeline:
@@ -46,11 +44,6 @@ class Pipeline:
     A stage runs when it is first asked for, and is read back from the cache if it was
     finished under the same key before.
 
-    Raises:
-        FileNotFoundError: something that the cache lacks needs the LLM, which is not here.
-        DiskFull: the cache's disk has no room; what is finished is kept.
-        ReadOnly: the cache lacks something and cannot be written to.
-
     Args:
         settings: all LE settings.
         catalogue: the items.
@@ -58,6 +51,11 @@ class Pipeline:
         dataset: name of the cache's sub-folder.
         stages: seconds and memory are recorded there.
         progress_bar: show progress bars.
+
+    Raises:
+        FileNotFoundError: something that the cache lacks needs the LLM, which is not here.
+        DiskFull: the cache's disk has no room; what is finished is kept.
+        ReadOnly: the cache lacks something and cannot be written to.
     """
 
     def __init__(
@@ -76,25 +74,22 @@ class Pipeline:
         self.device = pick_device()
         self.code = code_version()  # before any stage: the files may change meanwhile
         drawn = sample_negatives(sequences, len(catalogue), settings.negative_pool, settings.seed)
-        self.actions = np.c_[sequences.actions, drawn]  # [n_transitions, 1 + pool]
+        following = np.concatenate([items[1:] for items in sequences.items])
+        self.actions = np.c_[following, drawn]  # [n_transitions, 1 + pool]
         self.negatives = self.actions[:, 1:]
         self.measured: dict[str, Any] = {}  # of the LE's rewards and selections, in this run
         self._llm: LLM | None = None
-        self._finetuned: Environment | None = None  # by this run, its adapter not merged
         self._environment: Environment | None = None
         self._reported = False
         s, folder = settings, Path(settings.cache_dir) / dataset
         asked = (s.llm, s.llm_dtype, s.llm_options, folder, self.device)
-        identity = identify_llm(*asked) if self._main else None
-        self.llm_fingerprint, self.llm_dtype, self._no_llm = from_main(identity)
+        identity = from_main(identify_llm(*asked) if self._main else None)
+        self.llm_fingerprint, self.llm_dtype, self._no_llm = identity
         self.sentences, without_text = catalogue.sentences(s.item_sentence)
         self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
         if without_text:
-            more = f" and {len(without_text) - NAMED} more" if len(without_text) > NAMED else ""
-            logger.warning(
-                "%d of %d items have no text and are described by their token: %s%s",
-                len(without_text), len(catalogue), ", ".join(without_text[:NAMED]), more,
-            )  # fmt: skip
+            text = "%d of %d items have no text and are described by their token, such as %s"
+            logger.warning(text, len(without_text), len(catalogue), ", ".join(without_text[:NAMED]))
         self.cache = Cache(folder, table(self), partial(origin, self), self.stages)
 
     @property
@@ -102,9 +97,9 @@ class Pipeline:
         """Stage -> cache key."""
         return {name: stage.key for name, stage in self.cache.table.items()}
 
-    def bar(self, title: str) -> partial[PromptBar]:
-        """Makes the progress bar of a number of prompts."""
-        return partial(PromptBar, title, shown=self.progress_bar)
+    def bar(self, title: str) -> partial[tqdm]:
+        """Makes the progress bar of a stage's shards."""
+        return partial(tqdm, desc=title, unit=" shards", disable=not self.progress_bar)
 
     def require_llm(self, purpose: str) -> None:
         """Raise a FileNotFoundError that names the purpose unless the LLM is on this machine."""
@@ -115,9 +110,8 @@ class Pipeline:
         """The LLM, loaded on first use."""
         if self._llm is None:
             self.require_llm(f"what the cache {self.cache.folder} lacks")
-            s, compiled = self.settings, bool(self.settings.compile)
-            if s.compile == "auto":
-                compiled = self.sequences.n_transitions >= WORTH_COMPILING
+            s, worth = self.settings, self.sequences.n_transitions >= WORTH_COMPILING
+            compiled = worth if s.compile == "auto" else bool(s.compile)
             folder = Path(s.cache_dir) / f"llm-{self.llm_fingerprint[:16]}"  # for all datasets
             asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
@@ -134,11 +128,6 @@ class Pipeline:
         """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
         return read_array(self.cache.run(self.cache.table["items"]) / TOKENS, mapped)
 
-    def tokenize(self, llm: LLM, folder: Path) -> dict[str, Any]:
-        """Compute the stage ``items``."""
-        named = folder, self.keys["items"]
-        return {"losses": tokenize(llm, self.sentences, self.settings, *named, self.progress_bar)}
-
     def environment(self) -> Environment:
         """The fine-tuned LE."""
         if self._environment is None:
@@ -148,51 +137,43 @@ class Pipeline:
             # a run that reads the LE from the cache must draw the same numbers afterwards
             with torch.random.fork_rng():
                 folder = self.cache.run(self.cache.table["environment"])
-                environment = self._finetuned or self._untrained()
+                environment = self._adapted
             load_trained_state(environment, read_tensors(folder / ADAPTER))
             self._environment = environment.merge()
-            self._report_quality()
+            self._report()
         return self._environment
 
-    def _untrained(self) -> Environment:
+    @cached_property
+    def _adapted(self) -> Environment:
+        """The LE before its adapter is merged: the LLM takes only one."""
         tokens = torch.from_numpy(self.item_tokens())
         return Environment(self.llm(), tokens, self.settings, titles=self.titles)
 
     def finetune(self, llm: LLM, folder: Path) -> dict[str, Any]:
         """Compute the stage ``environment``."""
-        environment = self._untrained()
-        history = finetune(environment, self.sequences, self.settings, folder, self.progress_bar)
+        history = finetune(self._adapted, self.sequences, folder, self.progress_bar)
         if self._main:
             write_json(folder / HISTORY, history)
-            write_bytes(folder / ADAPTER, save(trained_state(environment)))
-        self._finetuned = environment
+            write_bytes(folder / ADAPTER, save(trained_state(self._adapted)))
         return {}
 
     def diagnostics(self) -> dict[str, Any]:
         """The fine-tuning's last record and the code that made it, if it is done; ``measured``."""
         # no collective: under accelerate the other processes have left when the record is written
-        made = self.cache.made("environment")
-        if made is None:
+        if (made := self.cache.made("environment")) is None:
             return self.measured
         last = read_json(self.cache.path("environment") / HISTORY)[-1]
         return last | {"code": made.get("code")} | self.measured
 
-    def _report_quality(self) -> None:
-        """Say once in every run, the LE built or reused, how good it is on held-out sequences."""
-        if self._reported:
-            return
-        self._reported = True
-        built = self.cache.is_recorded("environment")
-        if built and self._no_llm is None and not self.cache.is_built("environment"):
-            self.environment()  # its files were altered since the feedback was computed
-        quality.report(self.diagnostics(), built, self.cache.path("environment"))
-
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
-        dim = self.settings.state_dim
+        dim, n = self.settings.state_dim, self.sequences.n_states
         if dim is None:
             return self.full_states()
-        check_dim(dim, self.sequences.n_states, self.llm_width)
+        if dim > min(n, width := self.llm_width):
+            raise ValueError(
+                f"state_dim is {dim}, but {n} states of width {width} allow at most {min(n, width)}"
+            )
         return self.array(self.cache.table["projection"])
 
     def full_states(self) -> np.ndarray:
@@ -208,20 +189,21 @@ class Pipeline:
         """Reward scores [n_transitions, 1 + negative_pool], float32."""
         return self.array(self.cache.table["rewards"])
 
-    def known_rewards(self, actions: np.ndarray) -> np.ndarray:
-        """What finished stages of this LE say of actions [n_transitions, k]; NaN for nothing."""
-        le = self.keys["environment"]
-        return known_rewards(self.cache.stores({"actions", "rewards"}, environment=le), actions)
-
     def array(self, stage: Stage) -> np.ndarray:
         """A stage's array, memory-mapped; the sequences by which its rows are found are saved."""
         self._save_sequences()
         folder = self.cache.run(stage)
-        self._report_quality()
+        self._report()
         return read_array(folder / f"{stage.array}.npy", mapped=True)
 
     def _save_sequences(self) -> None:
         self.cache.keep(self.sequences.name, self.sequences.save, "the sequences")
+
+    def _report(self) -> None:
+        """Say once in every run, the LE built or reused, how good it is on held-out sequences."""
+        if not self._reported:
+            self._reported = True
+            quality.report(self.diagnostics())
 
     def prepare_selection(self) -> None:
         """Build what ``select`` needs and no list of candidates changes."""
@@ -230,16 +212,11 @@ class Pipeline:
     def select(
         self, candidates: np.ndarray, want_rewards: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The LE's choice among each transition's candidates (section 3.4).
+        """The LE's choice among each transition's candidates [n_transitions, k <= 5] (section 3.4).
 
-        The other processes either call this too, and get the main one's, or are in ``assist``.
-
-        Args:
-            candidates: LE item indices in the list's order [n_transitions, k <= 5].
-            want_rewards: also score the chosen actions.
-
-        Returns:
-            Chosen LE item indices and their reward scores or None [n_transitions].
+        Candidates and choices are LE item indices; also returned are the choices' reward scores,
+        if wanted. The other processes either call this too, and get the main one's, or are in
+        ``assist``.
         """
         candidates = np.ascontiguousarray(candidates, dtype=np.int64)
         return selection.select(self, *from_main((candidates, want_rewards)))
@@ -265,18 +242,14 @@ class Pipeline:
         if want_rewards:
             rewards = self.rewards()
             scale = RewardScale.fit(self.settings.reward_scale, rewards)
-            quality.report_rewards(rewards, scale.mean, scale.deviation)
             self.measured["reward_popularity"] = quality.popularity_correlation(self, rewards)
-        width = None if states is None else states.shape[1]
-        options = self._options(scale, width, item_ids)
+        options = self._options(scale, None if states is None else states.shape[1], item_ids)
         return PrecomputedFeedback(states, rewards, self.negatives, **options)
 
     def live(
         self, want_states: bool, want_rewards: bool, item_ids: np.ndarray | None = None
     ) -> LiveFeedback:
         """Feedback computed by the LLM during training; ``item_ids`` as for ``precomputed``."""
-        if self.settings.state_dim is not None:
-            raise ValueError("state_dim needs all states beforehand: use transform lea_feedback")
         self.require_llm("transform lea_live")
         width = self.llm().width if want_states else None
         live = LiveFeedback(self.environment(), **self._options(None, width, item_ids))
@@ -286,7 +259,8 @@ class Pipeline:
 
     def _options(self, scale, state_dim, item_ids) -> dict[str, Any]:
         """Of every ``Feedback``."""
-        s, n_items = self.settings, len(self.catalogue)
-        own = {"sequences": self.sequences, "n_items": n_items, "seed": s.seed}
-        own |= {"shuffle": s.shuffle, "item_ids": item_ids}
-        return own | {"scale": scale, "state_dim": state_dim}
+        return {
+            "sequences": self.sequences, "n_items": len(self.catalogue),
+            "seed": self.settings.seed, "shuffle": self.settings.shuffle,
+            "scale": scale, "state_dim": state_dim, "item_ids": item_ids,
+        }  # fmt: skip

@@ -1,7 +1,7 @@
 """``state_dim``: a PCA of the LE's states (deviation 17)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from sklearn.decomposition import IncrementalPCA
@@ -9,14 +9,6 @@ from sklearn.decomposition import IncrementalPCA
 from recbole_lea.store.arrays import release
 
 logger = logging.getLogger(__name__)
-
-
-def check_dim(dim: int, n: int, width: int) -> None:
-    """Raise a ValueError unless ``n`` states of that width have ``dim`` principal components."""
-    if dim > min(n, width):
-        raise ValueError(
-            f"state_dim is {dim}, but {n} states of width {width} allow at most {min(n, width)}"
-        )
 
 
 def projection_bounds(n: int, dim: int) -> list[int]:
@@ -28,22 +20,23 @@ def projection_bounds(n: int, dim: int) -> list[int]:
 
 def fit_projection(full: np.ndarray, dim: int) -> IncrementalPCA:
     """The first ``dim`` principal components of ``full`` [n, d], part by part."""
-    pca, bounds = IncrementalPCA(dim), projection_bounds(len(full), dim)
-    for number in range(len(bounds) - 1):
-        pca.partial_fit(_part(full, bounds, number))
+    pca = IncrementalPCA(dim)
+    for part in range(len(projection_bounds(len(full), dim)) - 1):
+        pca.partial_fit(_part(full, dim, part))
     return pca
 
 
 def project(dim: int, full: np.ndarray, missing: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """States [n, d] -> [n, dim], the missing shards with their values."""
-    pca, bounds = fit_projection(full, dim), projection_bounds(len(full), dim)
+    pca = fit_projection(full, dim)
     kept = 100 * pca.explained_variance_ratio_.sum()
     logger.info("state_dim %d keeps %.1f %% of the states' variance", dim, kept)
     for shard in missing:
-        yield shard, pca.transform(_part(full, bounds, shard))
+        yield shard, pca.transform(_part(full, dim, shard))
 
 
-def _part(full: np.ndarray, bounds: Sequence[int], number: int) -> np.ndarray:
-    values = np.array(full[slice(*bounds[number : number + 2])], dtype=np.float32)
+def _part(full: np.ndarray, dim: int, number: int) -> np.ndarray:
+    start, end = projection_bounds(len(full), dim)[number : number + 2]
+    values = np.array(full[start:end], dtype=np.float32)
     release(full)
     return values

@@ -19,72 +19,54 @@ Items = Sequence[int] | np.ndarray
 # Texts that the tokenizer gets together; its own records of them take kilobytes each.
 AT_ONCE = 4096
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{\w+\}")
 
 
 class Template:
-    """One template, tokenized once; ``fill`` only concatenates.
+    """One template, tokenized once around its only placeholder.
 
-    The text has each placeholder of ``names`` once; ``key`` is its YAML key. One that comes
-    ``first`` in the prompt gets the BOS token of tokenizers that add one.
+    One that comes ``first`` in the prompt gets the BOS token of tokenizers that add one.
     """
 
-    def __init__(
-        self, text: str, names: Sequence[str], key: str, tokenizer: Any, first: bool
-    ) -> None:
-        check_placeholders(text, names, key)
-        parts = _PLACEHOLDER.split(text)
-        self.names = parts[1::2]
+    def __init__(self, text: str, tokenizer: Any, first: bool = False) -> None:
+        before, after = _PLACEHOLDER.split(text)
         # A BPE word carries its own leading space; a space left before a virtual token would
         # become a token of its own.
-        texts = [part.rstrip(" ") for part in parts[:-1:2]] + [parts[-1]]
-        self.pieces = following(tokenizer, texts)
+        before = before.rstrip(" ")
+        self.before, self.after = following(tokenizer, [before, after])
         if first:
-            self.pieces[0] = bos_ids(tokenizer) + ids_of(tokenizer, texts[:1])[0]
+            self.before = bos_ids(tokenizer) + ids_of(tokenizer, [before])[0]
 
-    def fill(self, **values: Sequence[int]) -> list[int]:
-        """The token ids with the placeholders replaced by the given token ids."""
-        ids = list(self.pieces[0])
-        for name, piece in zip(self.names, self.pieces[1:], strict=True):
-            ids.extend(values[name])
-            ids.extend(piece)
-        return ids
+    def fill(self, ids: Sequence[int]) -> list[int]:
+        """The token ids with the given ones in the place of the placeholder."""
+        return [*self.before, *ids, *self.after]
 
 
 class Prompts:
-    """The LE's prompts for one tokenizer.
+    """The LE's prompts for one Hugging Face tokenizer.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        vocab_size: rows of the LLM's embedding matrix; item ids start there.
-        settings: the LE's templates and labels.
-        titles: word ids of each item's title, with ``prompt_items: title``.
+    ``vocab_size`` are the rows of the LLM's embedding matrix: item ids start there. ``titles``
+    are the word ids of each item's title, with ``prompt_items: title``.
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        vocab_size: int,
-        settings: LESettings,
+        self, tokenizer: Any, vocab_size: int, settings: LESettings,
         titles: Sequence[Sequence[int]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.vocab_size, self.titles, self.settings = vocab_size, titles, settings
-        self.separator = following(tokenizer, [","])[0] if titles is not None else []
-        s, (action, key) = settings, action_prompt(settings)
-        self.user = Template(s.user_prompt, ["history"], "lea_user_prompt", tokenizer, first=True)
-        self.action = Template(action, ["item"], key, tokenizer, first=False)
-        selection, key = s.selection_prompt + s.selection_suffix, "lea_selection_prompt"
-        self.selection = Template(selection, ["list"], key, tokenizer, first=False)
-        self.labels = label_ids(tokenizer, s.selection_labels)
+        (self.separator,) = following(tokenizer, [","])
+        self.user = Template(settings.user_prompt, tokenizer, first=True)
+        self.action = Template(action_prompt(settings), tokenizer)
+        self.selection = Template(settings.selection_prompt + settings.selection_suffix, tokenizer)
+        self.labels = label_ids(tokenizer, settings.selection_labels)
 
     def item_ids(self, items: Items) -> list[int]:
         """Token ids of LE item indices: one each, or their titles, separated by commas."""
-        if self.titles is None:
-            return [self.vocab_size + int(item) for item in items]
         ids: list[int] = []
-        for number, item in enumerate(items):
-            ids += self.separator if number else []
-            ids += [*self.titles[item][:-1], self.vocab_size + int(item)]
+        for item in items:
+            if self.titles is not None:
+                ids += [*(self.separator if ids else []), *self.titles[item][:-1]]
+            ids.append(self.vocab_size + int(item))
         return ids
 
     def window(self, history: Items) -> Items:
@@ -99,56 +81,33 @@ class Prompts:
         return history[start:]
 
     def _user_prompt(self, history: Items) -> list[int]:
-        return self.user.fill(history=self.item_ids(self.window(history)))
+        return self.user.fill(self.item_ids(self.window(history)))
 
     def reward(self, history: Items, item: int) -> list[int]:
         """Reward prompt "p_t p_a"; the reward is read at its last token (Eq. 1)."""
-        return self._user_prompt(history) + self.action.fill(item=self.item_ids([item]))
+        return self._user_prompt(history) + self.action.fill(self.item_ids([item]))
 
     def state(self, history: Items) -> list[int]:
-        """Input of the state model; the state is read at its last token, x_t (Eq. 3).
+        """Input of the state model: the bare items (the paper), or the user prompt up to x_t.
 
-        The bare item tokens (the paper); or the user prompt, which the reward's begins with.
+        The state is read at its last token, x_t (Eq. 3).
         """
-        if self.settings.state_input == "items":
-            return self.item_ids(self.window(history))
-        prompt = self._user_prompt(history)
-        return prompt[: len(prompt) - len(self.user.pieces[-1])]
+        items = self.item_ids(self.window(history))
+        return items if self.settings.state_input == "items" else [*self.user.before, *items]
 
     def select(self, history: Items, items: Items) -> list[int]:
         """Augmentation prompt "p_t p_l"; the label is read after its last token."""
-        return self._user_prompt(history) + self.selection.fill(list=self.item_ids(items))
+        return self._user_prompt(history) + self.selection.fill(self.item_ids(items))
 
 
-def action_prompt(settings: LESettings) -> tuple[str, str]:
-    """The action prompt in use and its YAML key.
-
-    ``reward_prompt: paper`` is the paper's wording; ``item_last`` says the same with the item
-    as the last token, so that the text before it is shared and an action costs one token.
-    """
-    if settings.reward_prompt == "paper":
-        return settings.action_prompt, "lea_action_prompt"
-    check_item_last(settings.action_prompt_item_last)
-    return settings.action_prompt_item_last, "lea_action_prompt_item_last"
-
-
-def check_placeholders(text: str, names: Sequence[str], key: str) -> None:
-    """Raise a ValueError unless a template has each of its placeholders once, and no other."""
-    if sorted(_PLACEHOLDER.findall(text)) != sorted(names):
-        wanted = " and ".join(f"{{{name}}}" for name in names)
-        raise ValueError(f"`{key}` needs exactly the placeholder {wanted}, but is {text!r}")
-
-
-def check_item_last(text: str) -> None:
-    """Raise a ValueError unless the ``item_last`` wording ends with its only placeholder."""
-    key = "lea_action_prompt_item_last"
-    check_placeholders(text, ["item"], key)
-    if not text.endswith("{item}"):
-        raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
+def action_prompt(settings: LESettings) -> str:
+    """The paper's wording, or one with the item last: there an action costs one token."""
+    paper = settings.reward_prompt == "paper"
+    return settings.action_prompt if paper else settings.action_prompt_item_last
 
 
 def ids_of(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
-    """Token ids of each text, nothing added; together they take a fraction of the time.
+    """Token ids of each text, nothing added.
 
     ``foreign`` texts come from data, where ``</s>`` is text and no special token.
     """
@@ -157,25 +116,23 @@ def ids_of(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list
 
 
 def following(tokenizer: Any, texts: list[str], foreign: bool = False) -> list[list[int]]:
-    """Token ids of each text as it follows a word; ``foreign`` as for ``ids_of``.
-
-    Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
-    would start with a token for nothing but that space.
-    """
+    """Token ids of each text as it follows a word; ``foreign`` as for ``ids_of``."""
+    # Tokenizers in the manner of Llama 2 put a space before every text they get: alone, " first"
+    # would start with a token for nothing but that space.
     (before,) = ids_of(tokenizer, ["the"])
-    n, found = len(before), []
+    n = len(before)
     alones = ids_of(tokenizer, texts, foreign)
     boths = ids_of(tokenizer, [f"the{text}" for text in texts], foreign)
-    for text, alone, both in zip(texts, alones, boths, strict=True):
-        apart = not text[:1].isalnum() and both[:n] == before
-        found.append(both[n:] if apart else alone)
-    return found
+    return [
+        both[n:] if not text[:1].isalnum() and both[:n] == before else alone
+        for text, alone, both in zip(texts, alones, boths, strict=True)
+    ]
 
 
 def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
     """Word ids of each title as it follows a word, cut to ``limit``; "unknown" if none are left."""
-    ids: list[list[int]] = []
     (unknown,) = following(tokenizer, [" unknown"])
+    ids: list[list[int]] = []
     for first in range(0, len(titles), AT_ONCE):
         texts = [f" {title}" for title in titles[first : first + AT_ONCE]]
         ids += [(words or unknown)[:limit] for words in following(tokenizer, texts, foreign=True)]
@@ -191,11 +148,9 @@ def bos_ids(tokenizer: Any) -> list[int]:
 def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     """Id of the first token of each label word, as it follows a word; all have to differ."""
     ids = [words[0] for words in following(tokenizer, [f" {label}" for label in labels])]
-    for i, label in enumerate(labels):
-        if ids[i] in ids[:i]:
-            other = labels[ids.index(ids[i])]
-            raise ValueError(
-                f"the labels {other!r} and {label!r} start with the same token of this LLM's "
-                "tokenizer; choose other words in lea_selection_labels"
-            )
+    if len(set(ids)) < len(ids):
+        raise ValueError(
+            "lea_selection_labels: two labels start with the same token of this LLM's tokenizer: "
+            f"{', '.join(map(repr, labels))} with {ids}"
+        )
     return ids

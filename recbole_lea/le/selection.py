@@ -1,18 +1,14 @@
 """The positive-action model (section 3.4): which of a list the user would like best."""
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from recbole_lea.le import answers, stages
-from recbole_lea.le.environment import Environment
 from recbole_lea.le.heads import STATE_HEADS
-from recbole_lea.le.sequences import Sequences
 from recbole_lea.store.arrays import pieces, take
-from recbole_lea.store.cache import Stage
 
 if TYPE_CHECKING:
     from recbole_lea.le.pipeline import Pipeline
@@ -25,14 +21,10 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predicted positive action a^e: the listed item with the highest score.
 
-    Args:
-        scores: log-probabilities of the label words, rewards, or nearness to the state [n, k].
-        candidates: listed items [n, k].
-        calibration: ``prior`` subtracts each label's mean over all prompts, because a small
-            LLM leans to one position whatever the items (deviation 14b); ``none`` is the paper.
-
-    Returns:
-        The chosen item [n] and the share each position won [k].
+    ``scores`` [n, k] of the listed candidates [n, k] are log-probabilities of the label words,
+    rewards, or nearness to the state. ``calibration: prior`` subtracts each label's mean over all
+    prompts, because a small LLM leans to one position whatever the items (deviation 14b); ``none``
+    is the paper. Returns the chosen item [n] and the share each position won [k].
     """
     n, k = scores.shape
     prior = np.zeros(k, dtype=np.float32)
@@ -41,24 +33,6 @@ def choose(
     position = np.concatenate([(part - prior).argmax(1) for part in pieces(scores)])
     share = np.bincount(position, minlength=k) / n
     return np.take_along_axis(candidates, position[:, None], axis=1)[:, 0], share
-
-
-def label_scores(
-    sequences: Sequences,
-    candidates: np.ndarray,
-    bar: answers.Bar,
-    environment: Environment,
-    missing: list[int],
-) -> answers.Filled:
-    """Log-probability of each label word, for lists [n_transitions, k]: [n, k] a shard."""
-    starts = sequences.transition_starts
-    for shard, first, end, progress in answers.shards(sequences, starts, 1, missing, bar):
-        prompts = (
-            [environment.prompts.select(history, candidates[row])]
-            for row, history in sequences.histories(first, end)
-        )
-        scores = environment.answer(prompts, environment.label_scores_of, progress)
-        yield shard, scores[:, : candidates.shape[1]]
 
 
 def nearness(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
@@ -91,11 +65,9 @@ def select(
     chosen, share = choose(scores, candidates, calibration)
     listed = float((candidates == truth[:, None]).any(1).mean())
     right = float((chosen == truth).mean())
-    labels = zip(s.selection_labels, share, strict=False)
     logger.info(
         "augmentation: share of positions chosen: %s; the true next item is in %.3f of the "
-        "lists and is chosen in %.3f",
-        ", ".join(f"{label} {part:.2f}" for label, part in labels), listed, right,
+        "lists and is chosen in %.3f", ", ".join(f"{part:.2f}" for part in share), listed, right,
     )  # fmt: skip
     le.measured |= {
         "positions_chosen": share.tolist(), "true_item_listed": listed, "true_item_chosen": right,
@@ -116,16 +88,11 @@ def _scores(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
     if s.selection_by == "state":
         with le.stages.stage(title):
             return nearness(le, candidates)
-    by_label = s.selection_by == "label"
-    made_of = stages.parts(
-        environment=le.keys["environment"],
-        candidates=stages.digest(candidates),
-        **(stages.question(s) if by_label else {"by": s.selection_by}),
-    )
-    if not by_label:
+    made_of = stages.parts(environment=le.keys["environment"], candidates=stages.digest(candidates))
+    if s.selection_by == "reward":
+        made_of["by"] = "reward"
         return le.array(stages.rewards_of(le, candidates, "selection", title, made_of))
-    compute = partial(label_scores, le.sequences, candidates, le.bar(title))
-    return le.array(Stage(
-        "selection", title, made_of, le.environment, compute, array="label_scores",
-        layout=lambda: stages.about_transitions(le, candidates),
-    ))  # fmt: skip
+    prompt = s.selection_prompt + s.selection_suffix
+    made_of |= {"prompt": prompt, "labels": s.selection_labels}
+    asked = (le.environment, answers.label_scores, "label_scores")
+    return le.array(stages.of_actions(le, candidates, "selection", title, made_of, *asked))

@@ -22,10 +22,7 @@ class Sequences:
 
     Args:
         tokens: user token -> item tokens in time order, at least one.
-        catalogue: gives the item indices.
-
-    Raises:
-        KeyError: an item is not in the catalogue.
+        catalogue: gives the item indices; a KeyError names an item that is not there.
     """
 
     def __init__(self, tokens: Mapping[str, Sequence[str]], catalogue: Catalogue) -> None:
@@ -35,12 +32,10 @@ class Sequences:
         for user in self.users:
             if len(tokens[user]) == 0:
                 raise ValueError(f"the sequence of user {user!r} is empty")
-            try:
-                ids = [catalogue.index[token] for token in tokens[user]]
-            except KeyError as error:
-                raise KeyError(
-                    f"item {error.args[0]!r} of user {user!r} is not in the LE's catalogue"
-                ) from None
+            unknown = [token for token in tokens[user] if token not in catalogue.index]
+            if unknown:
+                raise KeyError(f"item {unknown[0]!r} of user {user!r} is not in the LE's catalogue")
+            ids = [catalogue.index[token] for token in tokens[user]]
             self.items.append(np.asarray(ids, dtype=np.int64))
         lengths = np.array([len(items) for items in self.items], dtype=np.int64)
         self.state_starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -50,11 +45,6 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.users)
-
-    @property
-    def actions(self) -> np.ndarray:
-        """The positive action of every transition [n_transitions]."""
-        return np.concatenate([items[1:] for items in self.items])
 
     @property
     def repeats(self) -> bool:
@@ -71,10 +61,8 @@ class Sequences:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Number and history of each transition of some sequences; ``whole``: of each state."""
         row = int((self.state_starts if whole else self.transition_starts)[first])
-        for items in self.items[first:end]:
-            for t in range(1, len(items) + whole):
-                yield row, items[:t]
-                row += 1
+        own = (items[:t] for items in self.items[first:end] for t in range(1, len(items) + whole))
+        return enumerate(own, row)
 
     def history(self, sequence: int, t: int) -> np.ndarray:
         """x_{1:t}."""
@@ -110,12 +98,9 @@ class Sequences:
 
 
 def sample_negatives(sequences: Sequences, n_items: int, pool: int, seed: int) -> np.ndarray:
-    """Uniform negatives that differ from the positive; history items are allowed (deviation 7).
+    """Uniform negatives, not the positive: LE item indices [n_transitions, pool] (deviation 7).
 
     Each sequence has its own random stream, whatever the other sequences are.
-
-    Returns:
-        LE item indices [n_transitions, pool].
     """
     if n_items < 2:
         raise ValueError("a negative action needs at least two items")

@@ -1,12 +1,14 @@
 """Every setting of the LE in one place; the defaults live in ``properties/lea.yaml``."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from recbole_lea.le.catalogue import check_sentence, check_title
 from recbole_lea.yaml_files import find_config_file
 
 
@@ -53,7 +55,6 @@ class LESettings:
     lora_targets: tuple[str, ...] | str
     state_loss: str
     state_weight: float
-    selection_weight: float
     state_input: str
     state_head: str
     reward_head: str
@@ -69,6 +70,19 @@ class LESettings:
     state_dim: int | None
 
     def __post_init__(self) -> None:
+        """Check what would otherwise show only once the LLM is loaded."""
+        check_sentence(self.item_sentence)
+        if self.prompt_items == "title":
+            check_title(self.title)
+        selection = self.selection_prompt + self.selection_suffix
+        _check_placeholder("lea_user_prompt", self.user_prompt, "history")
+        _check_placeholder("lea_action_prompt", self.action_prompt, "item")
+        _check_placeholder("lea_selection_prompt", selection, "list")
+        if self.reward_prompt == "item_last":
+            key, text = "lea_action_prompt_item_last", self.action_prompt_item_last
+            _check_placeholder(key, text, "item")
+            if not text.endswith("{item}"):
+                raise ValueError(f"`{key}` has to end with {{item}}, but is {text!r}")
         if self.reward_head == "state" and self.state_input != "prompt":
             raise ValueError(
                 "`lea_reward_head: state` reads the state in the reward prompt: it needs "
@@ -77,11 +91,7 @@ class LESettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "LESettings":
-        """Read the settings from a mapping of YAML keys, such as RecBole's ``Config``.
-
-        Raises:
-            KeyError: a key is missing; the message names it.
-        """
+        """Read YAML keys, such as RecBole's ``Config``; a KeyError names a missing one."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             key = field.name if field.name in BARE_KEYS else f"lea_{field.name}"
@@ -103,6 +113,11 @@ class LESettings:
             path = Path(find_config_file(f"properties/{name}"))
             keys |= yaml.safe_load(path.read_text(encoding="utf-8"))
         return dataclasses.replace(cls.from_config(keys), **changes)
+
+
+def _check_placeholder(key: str, text: str, name: str) -> None:
+    if re.findall(r"\{(\w+)\}", text) != [name]:
+        raise ValueError(f"`{key}` needs exactly the placeholder {{{name}}}, but is {text!r}")
 
 
 BARE_KEYS = (

@@ -5,7 +5,6 @@ A stage's cache key changes with what it is made of and with nothing else.
 
 import dataclasses
 import hashlib
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,41 +14,35 @@ from recbole_lea.engine.llm import PLACEMENT
 from recbole_lea.engine.versions import versions
 from recbole_lea.le import answers
 from recbole_lea.le.environment import Environment
+from recbole_lea.le.item_tokens import TOKENIZATION, TOKENS, tokenize
 from recbole_lea.le.projection import project, projection_bounds
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.settings import LESettings
+from recbole_lea.store.arrays import pieces
 from recbole_lea.store.cache import Layout, Stage
 
 if TYPE_CHECKING:
     from recbole_lea.le.pipeline import Pipeline
 
-logger = logging.getLogger(__name__)
-
 # Bumped when a stage computes something else from the same inputs.
 FORMAT = 3
 
-TOKENS, ADAPTER, HISTORY = "tokens.npy", "adapter.safetensors", "history.json"
+ADAPTER, HISTORY = "adapter.safetensors", "history.json"
 
 
 def table(le: "Pipeline") -> dict[str, Stage]:
     """The stages that no list of candidates changes, in the paper's order."""
     s, n = le.settings, le.sequences
-    items = Stage(
-        "items", "item tokenization", item_parts(le), le.llm, le.tokenize, files=(TOKENS,)
-    )
-    environment = Stage(
-        "environment", "LE fine-tuning", environment_parts(le, items.key), le.llm, le.finetune,
-        files=(ADAPTER, HISTORY),
-    )  # fmt: skip
+    items = Stage("items", TOKENIZATION, item_parts(le), le.llm, partial(tokenize, le), (TOKENS,))
+    made_of, files = environment_parts(le, items.key), (ADAPTER, HISTORY)
+    environment = Stage("environment", "LE fine-tuning", made_of, le.llm, le.finetune, files)
     states = Stage(
         "states", "states", parts(environment=environment.key),
         le.environment, partial(answers.states, n, le.bar("states")),
-        array="states", layout=lambda: _by_shard(le, n.state_starts, le.llm_width, "float16", {}),
+        array="states", layout=lambda: _by_shard(le, n.state_starts, le.llm_width, "float16"),
     )  # fmt: skip
-    rewards = rewards_of(
-        le, le.actions, "rewards", "rewards",
-        parts(environment=environment.key, negative_pool=s.negative_pool), reuse=False,
-    )  # fmt: skip
+    made_of = parts(environment=environment.key, negative_pool=s.negative_pool)
+    rewards = rewards_of(le, le.actions, "rewards", "rewards", made_of, reuse=False)
     stages = [items, environment, states, rewards]
     if (dim := s.state_dim) is not None:
         bounds = projection_bounds(n.n_states, dim)
@@ -67,33 +60,48 @@ def rewards_of(
     """Rewards of actions [n_transitions, k]; ``reuse`` those that other stages hold."""
 
     def needs() -> tuple[Environment | None, np.ndarray]:
-        known = np.broadcast_to(np.float32(np.nan), actions.shape)
-        if reuse:
-            known = le.known_rewards(actions)
-            share = 100 * (1 - np.isnan(known).mean())
-            logger.info("%s: %.0f %% of the rewards are in the cache", title, share)
+        nothing = np.broadcast_to(np.float32(np.nan), actions.shape)
+        known = known_rewards(le, actions) if reuse else nothing
         return le.environment() if np.isnan(known).any() else None, known
 
+    return of_actions(le, actions, name, title, made_of, needs, answers.rewards, "rewards")
+
+
+def of_actions(
+    le: "Pipeline", actions: np.ndarray, name, title, made_of, needs, ask, array: str
+) -> Stage:
+    """One number for each action [n_transitions, k]; the actions are stored beside them."""
+    starts, k = le.sequences.transition_starts, actions.shape[1]
+    compute = partial(ask, le.sequences, actions, le.bar(title))
     return Stage(
-        name, title, made_of, needs, partial(answers.rewards, le.sequences, actions, le.bar(title)),
-        array="rewards", layout=lambda: about_transitions(le, actions),
+        name, title, made_of, needs, compute, array=array,
+        layout=lambda: _by_shard(le, starts, k, "float32", actions=actions.astype(np.int32)),
     )  # fmt: skip
 
 
-def about_transitions(le: "Pipeline", actions: np.ndarray) -> Layout:
-    """One number for each action [n_transitions, k]; the actions are stored beside them."""
-    beside = {"actions": actions.astype(np.int32)}
-    return _by_shard(le, le.sequences.transition_starts, actions.shape[1], "float32", beside)
+def known_rewards(le: "Pipeline", actions: np.ndarray) -> np.ndarray:
+    """What finished stages of this LE say of actions [n_transitions, k]; NaN for nothing.
+
+    Such a reward equals one that is computed now up to the rounding of another row's layout.
+    """
+    known = np.full(actions.shape, np.nan, dtype=np.float32)
+    for store in le.cache.stores({"actions", "rewards"}, environment=le.keys["environment"]):
+        arrays = (known, actions, store.array("actions"), store.array("rewards"))
+        for part, wanted, scored, scores in zip(*map(pieces, arrays), strict=True):
+            for column in range(scored.shape[1]):
+                new = np.isnan(part) & (wanted == scored[:, column, None])  # [m, k]
+                np.copyto(part, scores[:, column, None], where=new)
+    return known
 
 
-def _by_shard(le, starts, width, dtype, beside) -> Layout:
+def _by_shard(le, starts, width, dtype, **beside) -> Layout:
     """Shards are ranges of sequences, whose rows begin at ``starts`` [n_sequences + 1]."""
     bounds = starts[answers.shard_bounds(le.sequences)].tolist()
     return Layout((bounds[-1], width), dtype, bounds, beside)
 
 
 def parts(**made_of: Any) -> dict[str, Any]:
-    """What a stage is made of, and the format."""
+    """What a stage is made of, with the format."""
     return {"format": FORMAT, **made_of}
 
 
@@ -101,41 +109,27 @@ def item_parts(le: "Pipeline") -> dict[str, Any]:
     """What item tokens are made of: the LLM, and the sentence of each item."""
     s = le.settings
     options = {k: v for k, v in (s.llm_options or {}).items() if k not in PLACEMENT}
+    quantization = options.pop("quantization_config", None)
     return parts(
-        llm=le.llm_fingerprint,
-        tokens=le.catalogue.tokens,
-        sentences=le.sentences,
-        settings=_of(s, "item_"),
-        quantization=options.pop("quantization_config", None),
+        llm=le.llm_fingerprint, tokens=le.catalogue.tokens, sentences=le.sentences,
+        settings=_of(s, "item_"), quantization=quantization,
         seed=s.seed if s.item_init == "random" else None,
         **({"llm_options": options} if options else {}),
-    )
+    )  # fmt: skip
 
 
 def environment_parts(le: "Pipeline", items: str) -> dict[str, Any]:
     """What the fine-tuned LE is made of, beside the item tokens with the key ``items``."""
     s = le.settings
-    prompts: dict[str, Any] = {"prompt": s.user_prompt, "action": action_prompt(s)[0]}
+    prompts: dict[str, Any] = {"prompt": s.user_prompt, "action": action_prompt(s)}
     prompts |= _of(s, "max_history", "history_hop", "state_input")
-    if le.titles is not None:
-        prompts["titles"] = le.titles
+    prompts |= {"titles": le.titles} if le.titles is not None else {}
     learning = _of(s, "finetune_", "lora_", "state_loss")
     del learning["finetune_eval"]  # it measures only
-    if s.selection_weight:
-        learning["selection"] = {"weight": s.selection_weight, **question(s)}
     return parts(
-        items=items,
-        sequences=le.sequences.fingerprint,
-        prompts=prompts,
-        settings=learning,
+        items=items, sequences=le.sequences.fingerprint, prompts=prompts, settings=learning,
         **_of(s, "state_weight", "state_head", "reward_head", "seed"),
-    )
-
-
-def question(settings: LESettings) -> dict[str, Any]:
-    """What the positive-action model is asked."""
-    prompt = settings.selection_prompt + settings.selection_suffix
-    return {"prompt": prompt, "labels": settings.selection_labels}
+    )  # fmt: skip
 
 
 def _of(settings: LESettings, *prefixes: str) -> dict[str, Any]:
@@ -154,16 +148,9 @@ def origin(le: "Pipeline", stage: str) -> dict[str, Any]:
     settings = dataclasses.asdict(le.settings)
     del settings["cache_dir"]  # a cache may be copied
     keys, fingerprint = le.keys, None if stage == "items" else le.sequences.fingerprint
+    prints = {"llm": le.llm_fingerprint, "items": keys["items"], "sequences": fingerprint}
     return {
-        "stage": stage,
-        "key": keys[stage],
-        "environment": fingerprint and keys["environment"],
-        "sequences": fingerprint and le.sequences.name,
-        "fingerprints": {
-            "llm": le.llm_fingerprint, "items": keys["items"], "sequences": fingerprint,
-        },
-        "llm_dtype": le.llm_dtype,
-        "settings": settings,
-        "versions": versions(),
-        "code": le.code,
+        "stage": stage, "key": keys[stage], "environment": fingerprint and keys["environment"],
+        "sequences": fingerprint and le.sequences.name, "fingerprints": prints,
+        "llm_dtype": le.llm_dtype, "settings": settings, "versions": versions(), "code": le.code,
     }  # fmt: skip

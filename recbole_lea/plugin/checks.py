@@ -13,8 +13,6 @@ from recbole_lea.keys import (
     nearest,
     parts_of,
 )
-from recbole_lea.le.catalogue import check_sentence, check_title
-from recbole_lea.le.prompts import check_item_last, check_placeholders
 from recbole_lea.le.settings import LESettings
 from recbole_lea.methods import needs_warmup, switches
 
@@ -33,27 +31,13 @@ def validate(config: Mapping[str, Any], given: Iterable[str], model: Any = None)
         ValueError: a key or a value is wrong, or values contradict each other; names the key.
     """
     check_values(config, given)
-    _check_prompts(config)
-    LESettings.from_config(config)  # checks how its values go together
+    LESettings.from_config(config)  # checks the prompts, and how its values go together
     _check_protocol(config, set(given))
     transform = config.get("transform")
     if transform and transform.startswith("lea_") and transform not in TRANSFORMS:
         raise ValueError(f"unknown `transform: {transform}`{nearest(transform, TRANSFORMS)}")
     if model is not None:
         _check_method(config, model)
-
-
-def _check_prompts(config: Mapping[str, Any]) -> None:
-    """Placeholders, which the LE itself sees only once the LLM is loaded."""
-    check_sentence(config["lea_item_sentence"])
-    if config["lea_prompt_items"] == "title":
-        check_title(config["lea_title"])
-    check_placeholders(config["lea_user_prompt"], ["history"], "lea_user_prompt")
-    check_placeholders(config["lea_action_prompt"], ["item"], "lea_action_prompt")
-    selection = config["lea_selection_prompt"] + config["lea_selection_suffix"]
-    check_placeholders(selection, ["list"], "lea_selection_prompt")
-    if config["lea_reward_prompt"] == "item_last":
-        check_item_last(config["lea_action_prompt_item_last"])
 
 
 def _check_protocol(config: Mapping[str, Any], given: set[str]) -> None:

@@ -144,6 +144,21 @@ def _evaluate(
         return original(self, eval_data, load_best_model, model_file, show_progress)
 
 
+def _load_data_and_model(model_file: str) -> tuple:
+    with checkpoints.readable(model_file):
+        content = torch.load(model_file, map_location="cpu", weights_only=True)
+    config = checkpoints.restored_config(content["config"])
+    quick_start.init_seed(config["seed"], config["reproducibility"])
+    quick_start.init_logger(config)
+    dataset = quick_start.create_dataset(config)
+    loaders = quick_start.data_preparation(config, dataset)
+    quick_start.init_seed(config["seed"], config["reproducibility"])
+    model = quick_start.get_model(config["model"])(config, loaders[0]._dataset)
+    model.load_state_dict(content["state_dict"])
+    model.load_other_parameter(content.get("other_parameter"))
+    return config, model.to(config["device"]), dataset, *loaders
+
+
 def _save_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
     checkpoints.save(self, epoch, verbose, kwargs.get("saved_model_file"))
 
@@ -236,6 +251,8 @@ PROTECTION = (
     Change(Trainer, "resume_checkpoint", _around(_resume_checkpoint),
            "torch overlooks altered numbers; it refuses pickled code, but advises to allow it"),
     Change(Trainer, "evaluate", _around(_evaluate), "likewise"),
+    Change(quick_start, "load_data_and_model", _always(_load_data_and_model),
+           "it expects the pickled Config"),
     Change(recbole.utils, "ensure_dir", _always(functools.partial(os.makedirs, exist_ok=True)),
            "of two processes that make one folder, one fails"),
     Change(Collector, "get_data_struct", _always(distributed.get_data_struct),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recbole_lea.keys import RULES
 from recbole_lea.methods import switches
 from recbole_lea.model.q_head import QHead
 from recbole_lea.model.recommender import LEARecommender
@@ -24,8 +24,7 @@ WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
 
 
 class Ranker(nn.Module):
-    """The sequential model as it serves: RecBole's own backbone, with its own scores or a dense
-    head (``lea_output_head``)."""
+    """The model as it serves: RecBole's backbone, with its own scores or ``output_head``'s."""
 
     def __init__(self, backbone: SequentialRecommender, output_head: nn.Linear | None) -> None:
         super().__init__()
@@ -45,22 +44,6 @@ class Ranker(nn.Module):
         return self.backbone.full_sort_predict(dict(zip(fields, (item_ids, lengths), strict=True)))
 
 
-class _HistoriesAlone:
-    """What a backbone may ask a RecBole dataset while it is built, if item histories are all that
-    it is to serve: the number of items, and the length of the histories."""
-
-    def __init__(self, item_field: str, n_items: int, lengths: dict[str, int]) -> None:
-        self._item_field, self._n_items = item_field, n_items
-        self.field2seqlen = lengths
-
-    def num(self, field: str) -> int:
-        return self._n_items if field == self._item_field else self.__getattr__(field)
-
-    def __getattr__(self, name: str) -> Any:
-        needs = f"the model needs {name} of its dataset beside item histories"
-        raise ValueError(f"{needs}: it cannot be served")
-
-
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A trained model.
@@ -70,14 +53,12 @@ class Checkpoint:
         config: all keys of the run, in built-in types.
         item_tokens: item tokens in the order of RecBole's ids; the first is the padding item's.
         state: the model's state dict, on the CPU.
-        training: the rest of RecBole's checkpoint (epoch, optimiser ...); empty if exported.
     """
 
     path: Path
     config: dict[str, Any]
     item_tokens: list[str]
     state: dict[str, Tensor]
-    training: dict[str, Any]
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
@@ -95,26 +76,20 @@ class Checkpoint:
         refuse_damaged(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
         except Exception as error:  # torch's unpickler may stumble over a foreign file anyhow
             why = "torch cannot read it as tensors and built-in types"
             raise ValueError(f"{path} is no checkpoint of recbole_lea: {why}") from error
-        config: Any = content.pop("config", None) if isinstance(content, dict) else None
+        config: Any = content.get("config") if isinstance(content, dict) else None
         _model_class(path, config)
-        other = content.pop("other_parameter", None) or {}
-        if "item_tokens" not in other:
-            raise ValueError(f"{path} lacks the item tokens, which newer ones hold: train again")
-        state, _ = content.pop("state_dict"), content.pop("resume", None)
-        return cls(path, config, other["item_tokens"], state, content)
+        return cls(path, config, content["other_parameter"]["item_tokens"], content["state_dict"])
 
     @classmethod
     def _exported(cls, folder: Path) -> "Checkpoint":
         try:
-            about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["config"]
             tokens = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
-            _model_class(folder, about["config"])
-            return cls(folder, about["config"], tokens, load_file(folder / WEIGHTS), {})
+            _model_class(folder, config)
+            return cls(folder, config, tokens, load_file(folder / WEIGHTS))
         except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{folder} was not made by --to safetensors: {error}") from error
 
@@ -122,16 +97,6 @@ class Checkpoint:
     def backbone_class(self) -> type:
         """RecBole's own class."""
         return _model_class(self.path, self.config).backbone_class()
-
-    @property
-    def dense(self) -> bool:
-        """Whether the scores come from a head of their own (``lea_output_head: dense``)."""
-        return "output_head.weight" in self.state
-
-    @property
-    def max_length(self) -> int:
-        """Newest items of a history that the model reads."""
-        return self.config["MAX_ITEM_LIST_LENGTH"]
 
     def ranker(self) -> Ranker:
         """The model that serves, in evaluation mode, on the CPU.
@@ -142,14 +107,21 @@ class Checkpoint:
         # a mapping that, like RecBole's, answers None for what it does not hold
         config = defaultdict(lambda: None, self.config) | {"device": torch.device("cpu")}
         field, n_items = config["ITEM_ID_FIELD"], len(self.item_tokens)
-        lengths = {field + config["LIST_SUFFIX"]: self.max_length}
+        # all that a backbone may ask of a dataset
+        lengths = {field + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
+        histories = SimpleNamespace(num={field: n_items}.__getitem__, field2seqlen=lengths)
+        dense, head = self.part("output_head."), None  # ``lea_output_head: dense``
         with torch.random.fork_rng(devices=[]):  # starts no CUDA in a process that may fork
-            backbone = self.backbone_class(config, _HistoriesAlone(field, n_items, lengths))
-            width = self.state["output_head.weight"].shape[1] if self.dense else 0
-            head = nn.Linear(width, n_items) if self.dense else None
+            try:
+                backbone = self.backbone_class(config, histories)
+            except (AttributeError, KeyError) as error:
+                lacks = getattr(error, "name", None) or error.args[0]
+                needs = f"the model needs {lacks} of its dataset beside item histories"
+                raise ValueError(f"{needs}: it cannot be served") from error
+            if dense:
+                head = nn.Linear(dense["weight"].shape[1], n_items)
+                head.load_state_dict(dense)
         backbone.load_state_dict({name: self.state[name] for name in backbone.state_dict()})
-        if head is not None:
-            head.load_state_dict(self._part("output_head."))
         return Ranker(backbone, head).eval()
 
     def serving_state(self) -> dict[str, Tensor]:
@@ -159,7 +131,7 @@ class Checkpoint:
 
     def q_head(self) -> QHead | None:
         """The Q head of the copy that is evaluated; None under ``q_weight: 0`` or if exported."""
-        own = self._part("q_head.")
+        own = self.part("q_head.")
         if not own:
             return None
         state = switches(self.config, _model_class(self.path, self.config).rl_loss).state
@@ -170,14 +142,10 @@ class Checkpoint:
         head.load_state_dict(own)
         return head.eval()
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The entries of the state dict whose names start so, without that start."""
         state = self.state.items()
         return {name.removeprefix(prefix): t for name, t in state if name.startswith(prefix)}
-
-    def backbone_config(self) -> dict[str, Any]:
-        """The keys of the run that plain RecBole knows, for the backbone."""
-        keys = {name: value for name, value in self.config.items() if name not in RULES}
-        return keys | {"model": self.backbone_class.__name__, "transform": None}
 
 
 def _model_class(path: Path, config: Any) -> type[LEARecommender]:

@@ -32,28 +32,25 @@ class Recommendation:
 class Recommender:
     """A model that is loaded once and asked often; see ``recommend``."""
 
-    def __init__(self, checkpoint: str | Path | Checkpoint) -> None:
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = Checkpoint.read(checkpoint)
-        self.checkpoint = checkpoint
-        self.ranker = checkpoint.ranker()
-        self.tokens = checkpoint.item_tokens
+    def __init__(self, checkpoint: str | Path) -> None:
+        self.checkpoint = Checkpoint.read(checkpoint)
+        self.ranker = self.checkpoint.ranker()
+        self.tokens = self.checkpoint.item_tokens
         self.ids = {token: i for i, token in enumerate(self.tokens) if i}  # 0 is padding
 
     def known(
-        self, history: Sequence[str], name: str = "the history"
+        self, history: Sequence[str | int], name: str = "the history"
     ) -> tuple[list[str], list[str]]:
         """The tokens of a history that the model knows, and the others, which are logged.
 
         Raises:
             ValueError: the history is no list, is empty, or has no known token.
         """
-        if isinstance(history, str):
-            raise ValueError(f"{name} is the text {history!r}: give a list of tokens")
-        if len(history) == 0:
+        history = _texts(history, name)
+        if not history:
             raise ValueError(f"{name} is empty: give at least one item token")
         unknown = [token for token in history if token not in self.ids]
-        names = ", ".join(map(str, unknown))
+        names = ", ".join(unknown)
         if len(unknown) == len(history):
             raise ValueError(f"{name} has no item that the model knows: {names}")
         if unknown:
@@ -66,55 +63,70 @@ class Recommender:
     @torch.inference_mode()
     def scores(self, histories: Sequence[Sequence[str]]) -> torch.Tensor:
         """Scores of all items after known tokens [B, n_items]; the padding item has -inf."""
-        scores = self.ranker(*self._inputs(histories))
+        scores = self.ranker(*self.inputs(histories))
         scores[:, 0] = -torch.inf
         return scores
 
-    @torch.inference_mode()
-    def hidden(self, histories: Sequence[Sequence[str]]) -> torch.Tensor:
-        """h_t of the backbone after known tokens [B, H]."""
-        return self.ranker.backbone(*self._inputs(histories))
-
-    def _inputs(self, histories: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded ids [B, L] and lengths [B]."""
-        length = self.checkpoint.max_length
+    def inputs(self, histories: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the ranker takes: right-padded ids [B, L] and lengths [B] of known tokens."""
+        length = self.checkpoint.config["MAX_ITEM_LIST_LENGTH"]
         newest = [[self.ids[token] for token in history[-length:]] for history in histories]
         padded = [ids + [0] * (length - len(ids)) for ids in newest]
         return torch.tensor(padded), torch.tensor([len(ids) for ids in newest])
 
-    def recommend(self, histories: Sequence[Sequence[str]], k: int = 10) -> list[Recommendation]:
+    @torch.inference_mode()
+    def recommend(
+        self, histories: Sequence[Sequence[str | int]], k: int = 10,
+        exclude_history: bool = False, exclude: Sequence[str | int] = (),
+    ) -> list[Recommendation]:  # fmt: skip
         """See ``recommend``."""
         if not 1 <= k < len(self.tokens):
             raise ValueError(f"k is {k}, but has to be from 1 to the {len(self.tokens) - 1} items")
         read = [self.known(history, f"history {n}") for n, history in enumerate(histories)]
+        never = [self.ids[token] for token in _texts(exclude, "exclude") if token in self.ids]
         made = []
         for start in range(0, len(read), BATCH):
             part = read[start : start + BATCH]
-            best = self.scores([known for known, _ in part]).topk(k)
-            for (_, unknown), ids, scores in zip(part, best.indices, best.values, strict=True):
-                items = [self.tokens[i] for i in ids]
-                made.append(Recommendation(items, scores.tolist(), unknown))
+            scores = self.scores([known for known, _ in part])  # [B, n_items]
+            scores[:, never] = -torch.inf
+            for (known, _), row in zip(part, scores, strict=True):
+                if exclude_history:
+                    row[[self.ids[token] for token in known]] = -torch.inf
+            best = scores.topk(k)
+            for (_, unknown), ids, values in zip(part, best.indices, best.values, strict=True):
+                left = int((values != -torch.inf).sum())
+                items = [self.tokens[i] for i in ids[:left]]
+                made.append(Recommendation(items, values[:left].tolist(), unknown))
         return made
 
 
 def recommend(
-    checkpoint: str | Path | Checkpoint, histories: Sequence[Sequence[str]], k: int = 10
-) -> list[Recommendation]:
+    checkpoint: str | Path, histories: Sequence[Sequence[str | int]], k: int = 10,
+    exclude_history: bool = False, exclude: Sequence[str | int] = (),
+) -> list[Recommendation]:  # fmt: skip
     """The best next items after each history, such as none seen in training.
 
-    As in RecBole's evaluation, an item of the history can be recommended again. To ask often,
-    keep a ``Recommender``.
+    To ask often, keep a ``Recommender``. A number as item is taken as its text.
 
     Args:
         checkpoint: a checkpoint of a model of this package, or a folder that
             ``recbole_lea.export --to safetensors`` made.
         histories: item tokens, oldest first; of a long one the newest
             ``MAX_ITEM_LIST_LENGTH`` that are known count.
-        k: how many items.
+        k: how many items; fewer come back where the exclusions leave fewer.
+        exclude_history: leave out the items of each history; by default one can be recommended
+            again, as in RecBole's evaluation.
+        exclude: items that are never recommended; unknown ones are passed over.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is something else, a history is empty or has no known item, or ``k`` is
             more than there are items.
     """
-    return Recommender(checkpoint).recommend(histories, k)
+    return Recommender(checkpoint).recommend(histories, k, exclude_history, exclude)
+
+
+def _texts(tokens: Sequence[str | int], name: str) -> list[str]:
+    if isinstance(tokens, str | int):
+        raise ValueError(f"{name} is {tokens!r}: give a list of item tokens")
+    return [str(token) for token in tokens]

@@ -103,7 +103,7 @@ def test_fine_tuning_learns_the_same(settings, tmp_path, monkeypatch, where, sta
             tried = limit(env, monkeypatch, 1, where=where)
         batch = [(s, t) for s in range(8) for t in range(1, len(SEQUENCES.items[s]))][:20]
         rng = np.random.default_rng(0)
-        losses = ft._train_step(env, optimizer, SEQUENCES, batch, rng, s)
+        losses = ft._train_step(env, optimizer, SEQUENCES, batch, rng)
         gradients = {n: p.grad.clone() for n, p in env.named_parameters() if p.grad is not None}
         steps[name] = losses, gradients
     assert tried[:3] == [4, 2, 1]

@@ -29,7 +29,12 @@ def test_every_stage_of_both_is_reported(here, monkeypatch):
     asked = []
     for owner, name in ((tokenization, "tokenize_bucket"), (answers, "shards")):
         original = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, f=original, n=name: (asked.append(n), f(*a))[1])
+
+        def noted(*arguments, original=original, name=name, **named):
+            asked.append(name)
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, noted)
     report = load.run("", items=60, transitions=400, steps=2)
     assert set(report) == {"RecBole", "LEA"}
     for stages, models in (

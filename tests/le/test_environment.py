@@ -117,7 +117,7 @@ def test_shared_prefixes_save_tokens(settings):
     history = SEQUENCES.history(7, 6)
     group = [env.prompts.reward(history, a) for a in (1, 2)]
     batch = next(pack([group], 96, 1))
-    common = len(env.prompts._user_prompt(history)) + len(env.prompts.action.pieces[0])
+    common = len(env.prompts._user_prompt(history)) + len(env.prompts.action.before)
     assert batch.n_tokens == common + 2 * (len(group[0]) - common)
 
 

@@ -55,7 +55,7 @@ def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_
     parameters = {name: p for name, p in env.named_parameters() if p.requires_grad}
     batch = [(5, 3), (2, 1), (7, 4), (7, 6), (4, 2), (6, 5)]
     optimizer = torch.optim.SGD(parameters.values(), lr=0)
-    losses = ft._train_step(env, optimizer, SEQUENCES, batch, np.random.default_rng(0), s)
+    losses = ft._train_step(env, optimizer, SEQUENCES, batch, np.random.default_rng(0))
     found = {name: p.grad for name, p in parameters.items()}
 
     def last_hidden(prompt):
@@ -85,21 +85,6 @@ def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_
         assert (gradient - plain).norm() <= 1e-3 * plain.norm() + 1e-6, name
 
 
-def test_the_selection_loss_has_its_weight(settings):
-    gradients = []
-    for weight in (0.0, 0.5, 1.0):
-        s = settings(selection_weight=weight, finetune_clip=None)
-        env = environment(s)
-        parameters = [p for p in env.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(parameters, lr=0)
-        batch = [(5, 3), (2, 1), (7, 4)]
-        ft._train_step(env, optimizer, SEQUENCES, batch, np.random.default_rng(0), s)
-        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-    none, half, whole = gradients
-    assert (whole - none).norm() > 0.01 * none.norm()
-    torch.testing.assert_close(whole - none, 2 * (half - none), rtol=1e-2, atol=1e-5)
-
-
 def test_each_step_has_its_learning_rate_and_a_clipped_gradient(settings, tmp_path, monkeypatch):
     s = settings(
         finetune_epochs=2, finetune_batch_size=2, finetune_lr=0.01, finetune_warmup=3,
@@ -116,7 +101,7 @@ def test_each_step_has_its_learning_rate_and_a_clipped_gradient(settings, tmp_pa
         return losses
 
     monkeypatch.setattr(ft, "_train_step", recorded)
-    ft.finetune(environment(s), SEQUENCES, s, tmp_path, progress_bar=False)
+    ft.finetune(environment(s), SEQUENCES, tmp_path, progress_bar=False)
     n = len(rates)
     assert batches[: n // 2] != batches[n // 2 :]  # each epoch has an order of its own
     assert rates == [0.01 * ft._schedule(i, n, s) for i in range(n)]
@@ -135,59 +120,19 @@ def test_reward_model_learns_a_preference(settings, tmp_path, state_loss):
         finetune_epochs=20, finetune_lr=0.003, finetune_fraction=0.6, state_loss=state_loss,
         finetune_eval=60, finetune_warmup=2,
     )  # fmt: skip
-    history = ft.finetune(environment(s), sequences, s, tmp_path, progress_bar=False)
+    history = ft.finetune(environment(s), sequences, tmp_path, progress_bar=False)
     assert history[-1]["reward_loss"] < history[0]["reward_loss"]
     assert history[-1]["state_loss"] < history[0]["state_loss"]
     assert better_than_chance(history[-1]["accuracy"], history[-1]["n"])
 
 
-def test_lists_hold_the_next_item_once_at_any_place():
-    rng, positives = np.random.default_rng(0), np.arange(300) % 12
-    lists = quality.selection_lists(rng, positives, 12, 5)
-    assert all(len(set(row)) == 5 for row in lists.tolist())
-    places = (lists == positives[:, None]).argmax(1)
-    assert (lists[np.arange(300), places] == positives).all()
-    assert np.bincount(places, minlength=5).min() > 40
-    assert set(lists.ravel().tolist()) == set(range(12))
-    assert set(quality.selection_lists(rng, positives, 12, 12)[0].tolist()) == set(range(12))
-
-
-def test_the_joint_loss_teaches_the_selection_prompt(settings, tmp_path):
-    """Even items follow, odd ones never do: of two, an odd one is never the answer."""
-    items = Catalogue({f"i{n:02}": {"title": "red" if n % 2 else "blue"} for n in range(12)})
-    rng = np.random.default_rng(0)
-    users = {f"u{u}": [f"i{2 * rng.integers(6):02}" for _ in range(6)] for u in range(40)}
-    sequences = Sequences(users, items)
-    keys = {"finetune_epochs": 15, "finetune_lr": 0.003, "finetune_fraction": 0.6, "max_history": 1,
-            "finetune_eval": 80, "finetune_warmup": 2, "selection_labels": ("first", "second"),
-            "selection_prompt": " of {list}", "lora_targets": "all-linear",
-            "lora_r": 32, "lora_alpha": 64}  # fmt: skip
-    right = []
-    for weight in (1.0, 0.0):
-        s = settings(selection_weight=weight, **keys)
-        env = environment(s)
-        folder = tmp_path / str(weight)
-        folder.mkdir()
-        history = ft.finetune(env, sequences, s, folder, progress_bar=False)
-        assert ("selection_accuracy" in history[-1]) == (weight > 0)
-        _, measured = ft.split_sequences(sequences, s)
-        pairs = [(m, t) for m in measured for t in range(1, 6)][:80]
-        right.append(quality.selection_accuracy(env, sequences, pairs, s))
-        if weight:
-            assert history[-1]["selection_accuracy"] == right[0]
-    assert right[0] > 0.65 > right[1]
-
-
-@pytest.mark.parametrize("selection_weight", [0.0, 0.5])
-def test_resumed_equals_uninterrupted(settings, tmp_path, selection_weight):
-    s = settings(
-        finetune_epochs=3, finetune_lr=0.01, lora_dropout=0.1, selection_weight=selection_weight
-    )
+def test_resumed_equals_uninterrupted(settings, tmp_path):
+    s = settings(finetune_epochs=3, finetune_lr=0.01, lora_dropout=0.1)
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
     whole = environment(s)
-    expected = ft.finetune(whole, SEQUENCES, s, folders[0], progress_bar=False)
+    expected = ft.finetune(whole, SEQUENCES, folders[0], progress_bar=False)
 
     class Killed(Exception):
         pass
@@ -199,11 +144,11 @@ def test_resumed_equals_uninterrupted(settings, tmp_path, selection_weight):
     save, ft._save_checkpoint = ft._save_checkpoint, kill_after_first_epoch
     try:
         with pytest.raises(Killed):
-            ft.finetune(environment(s), SEQUENCES, s, folders[1], progress_bar=False)
+            ft.finetune(environment(s), SEQUENCES, folders[1], progress_bar=False)
     finally:
         ft._save_checkpoint = save
     resumed = environment(s)
-    history = ft.finetune(resumed, SEQUENCES, s, folders[1], progress_bar=False)
+    history = ft.finetune(resumed, SEQUENCES, folders[1], progress_bar=False)
     assert history == expected
     for name, tensor in trained_state(whole).items():
         assert torch.equal(tensor, trained_state(resumed)[name]), name
@@ -266,4 +211,4 @@ def test_infinite_loss_is_an_error(settings, tmp_path):
     env = environment(s)
     env.item_tokens[3] = torch.nan
     with pytest.raises(ValueError, match="lea_finetune_lr"):
-        ft.finetune(env, SEQUENCES, s, tmp_path, progress_bar=False)
+        ft.finetune(env, SEQUENCES, tmp_path, progress_bar=False)

@@ -30,8 +30,8 @@ def test_loss_falls_and_the_llm_stays_as_it_was(settings):
     s = settings(item_iterations=8, item_lr=0.05, item_patience=None)
     env, ids, _ = prepared(s)
     before = {name: p.clone() for name, p in env.llm.named_parameters()}
-    start = initial_tokens(ids, env, s)
-    vectors, losses = tokenize_bucket(env, ids, start, s)
+    start = initial_tokens(ids, env)
+    vectors, losses = tokenize_bucket(env, ids, start)
     assert (losses[:, 1] < losses[:, 0]).all()
     assert not np.array_equal(vectors, start.numpy())
     assert all(torch.equal(p, before[name]) for name, p in env.llm.named_parameters())
@@ -48,8 +48,8 @@ def test_the_best_vectors_are_kept(settings, monkeypatch):
         return torch.full((len(table),), next(losses))
 
     monkeypatch.setattr(tokenization, "_losses", rising)
-    start = initial_tokens(ids, env, s)
-    vectors, found = tokenize_bucket(env, ids, start, s)
+    start = initial_tokens(ids, env)
+    vectors, found = tokenize_bucket(env, ids, start)
     np.testing.assert_array_equal(vectors, start)
     assert (found == 1).all() and next(losses, None) is None
 
@@ -57,8 +57,8 @@ def test_the_best_vectors_are_kept(settings, monkeypatch):
 def test_first_loss_is_the_plain_language_model_loss(settings):
     s = settings(item_iterations=0)
     env, ids, _ = prepared(s)
-    start = initial_tokens(ids, env, s)
-    _, losses = tokenize_bucket(env, ids, start, s)
+    start = initial_tokens(ids, env)
+    _, losses = tokenize_bucket(env, ids, start)
     row = torch.tensor([ids[3]])
     with torch.no_grad():
         logits = env.llm(inputs_embeds=env.embed(row, start)).logits[0, :-1]
@@ -66,28 +66,26 @@ def test_first_loss_is_the_plain_language_model_loss(settings):
     np.testing.assert_allclose(losses[3, 0], expected, rtol=1e-4)
 
 
-def test_items_leave_when_their_loss_stops_falling(settings):
+def test_items_leave_when_their_loss_stops_falling(settings, monkeypatch):
     s = settings(item_iterations=50, item_lr=0.0, item_patience=2)
     env, ids, _ = prepared(s)
-
-    class Counter:
-        n = 0
-
-        def update(self, n):
-            self.n += n
-
-    counter = Counter()
-    tokenize_bucket(env, ids, initial_tokens(ids, env, s), s, counter)
-    assert counter.n == 3 * len(ids)  # the first loss, then two that are no lower
+    losses, asked = tokenization._losses, []
+    monkeypatch.setattr(
+        tokenization, "_losses", lambda env, rows, *more, **named: (
+            asked.append(len(rows)), losses(env, rows, *more, **named)
+        )[1]
+    )  # fmt: skip
+    tokenize_bucket(env, ids, initial_tokens(ids, env))
+    assert sum(asked) == 3 * len(ids)  # the first loss, then two that are no lower
 
 
 def test_one_item_does_not_disturb_another(settings):
     s = settings(item_iterations=3, item_lr=0.05, item_patience=None)
     env, ids, _ = prepared(s)
-    start = initial_tokens(ids, env, s)
-    together, _ = tokenize_bucket(env, ids, start, s)
+    start = initial_tokens(ids, env)
+    together, _ = tokenize_bucket(env, ids, start)
     single = [[env.vocab_size if t >= env.vocab_size else t for t in ids[4]]]
-    apart, _ = tokenize_bucket(env, single, start[4:5], s)
+    apart, _ = tokenize_bucket(env, single, start[4:5])
     np.testing.assert_allclose(together[4], apart[0], atol=1e-4)
 
 
@@ -101,11 +99,11 @@ def test_start_vectors_have_the_vocabulary_norm_and_no_common_part(settings):
     s = settings()
     env, ids, _ = prepared(s)
     ids = [row + [5 + i] for i, row in enumerate(ids)]  # no two items alike
-    start = initial_tokens(ids, env, s)
+    start = initial_tokens(ids, env)
     norm = env.llm.get_input_embeddings().weight.norm(dim=1).mean()
     torch.testing.assert_close(start.norm(dim=1), norm.expand(len(ids)), rtol=1e-4, atol=1e-5)
     assert start.mean(0).norm() < 0.5 * norm
-    random = initial_tokens(ids, env, settings(item_init="random"))
+    random = initial_tokens(ids, prepared(settings(item_init="random"))[0])
     assert not torch.allclose(random, start)
 
 
@@ -113,11 +111,12 @@ def test_random_start_vectors_have_the_vocabulary_s_deviation(settings):
     s = settings(item_init="random")
     env, ids, _ = prepared(s)
     ids = ids * 20
-    start = initial_tokens(ids, env, s)
+    start = initial_tokens(ids, env)
     deviation = env.llm.get_input_embeddings().weight.std()
     assert float(start.std() / deviation) == pytest.approx(1, rel=0.05)
-    assert torch.equal(initial_tokens(ids, env, s), start)
-    assert not torch.equal(initial_tokens(ids, env, settings(item_init="random", seed=8)), start)
+    assert torch.equal(initial_tokens(ids, env), start)
+    other, *_ = prepared(settings(item_init="random", seed=8))
+    assert not torch.equal(initial_tokens(ids, other), start)
 
 
 def test_words_belong_to_the_item_before_them():
@@ -138,8 +137,7 @@ def test_sentences_read_together_are_those_read_one_by_one(settings, monkeypatch
     ids, cut = sentence_ids(sentences, env, tokenizer)
     assert cut == 0
     for i, sentence in enumerate(sentences):
-        template = Template(sentence, ["item"], "key", tokenizer, first=True)
-        assert ids[i] == template.fill(item=[env.vocab_size + i])
+        assert ids[i] == Template(sentence, tokenizer, first=True).fill([env.vocab_size + i])
 
 
 def test_a_long_text_before_the_item_does_not_push_it_out(settings):

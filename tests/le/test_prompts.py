@@ -87,14 +87,14 @@ def test_a_hopping_window_starts_anew_every_h_steps(tokenizer, settings):
 
 
 @pytest.mark.parametrize("bad", ["no placeholder", "{item} and {item}", "{item} {history}"])
-def test_template_needs_its_placeholder_once(tokenizer, bad):
+def test_template_needs_its_placeholder_once(settings, bad):
     with pytest.raises(ValueError, match="lea_action_prompt"):
-        Template(bad, ["item"], "lea_action_prompt", tokenizer, first=False)
+        settings(action_prompt=bad)
 
 
 def test_labels_must_differ_in_their_first_token(tokenizer):
     assert len(set(label_ids(tokenizer, ["first", "second", "third", "fourth", "fifth"]))) == 5
-    with pytest.raises(ValueError, match="'first' and 'first'"):
+    with pytest.raises(ValueError, match="lea_selection_labels.*'first', 'first'"):
         label_ids(tokenizer, ["first", "first"])
 
 
@@ -107,11 +107,9 @@ def test_bos_is_added_only_where_the_tokenizer_adds_it(tokenizer):
                 return {"input_ids": [self(t, add_special_tokens)["input_ids"] for t in text]}
             return {"input_ids": [1] * add_special_tokens + [5] * len(text.split())}
 
-    assert Template("a b {item}", ["item"], "k", WithBos(), first=True).fill(item=[9]) == [
-        1, 5, 5, 9,
-    ]  # fmt: skip
-    assert Template("a {item}", ["item"], "k", WithBos(), first=False).fill(item=[9]) == [5, 9]
-    plain = Template("the {item}", ["item"], "k", tokenizer, first=True).fill(item=[9])
+    assert Template("a b {item}", WithBos(), first=True).fill([9]) == [1, 5, 5, 9]
+    assert Template("a {item}", WithBos()).fill([9]) == [5, 9]
+    plain = Template("the {item}", tokenizer, first=True).fill([9])
     assert len(plain) == 2
 
 
@@ -143,8 +141,8 @@ def test_tokenizers_that_put_a_space_before_every_text(settings):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     ids = label_ids(fast, ["first", "second", "third"])
     assert fast.convert_ids_to_tokens(ids) == ["▁first", "▁second", "▁third"]
-    template = Template("the {item} next film.", ["item"], "k", fast, first=True)
-    tokens = [fast.convert_ids_to_tokens(piece) for piece in template.pieces]
+    template = Template("the {item} next film.", fast, first=True)
+    tokens = [fast.convert_ids_to_tokens(ids) for ids in (template.before, template.after)]
     assert tokens == [["▁the"], ["▁next", "▁film", "."]]
 
 
@@ -164,16 +162,12 @@ PIECE = st.text(alphabet="red star <eos>[]%\u05e9\u202e🎵.: ", max_size=12)
 @examples(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(PIECE, PIECE, PIECE, st.lists(st.integers(0, 20), max_size=5))
-def test_any_template_keeps_its_values_and_order(tokenizer, a, b, c, values):
-    text = f"{a}{{history}}{b}{{item}}{c}"
-    template = Template(text, ["item", "history"], "key", tokenizer, True)
-    vocabulary = len(tokenizer)
-    history, item = [vocabulary + v for v in values], vocabulary + 50
-    ids = template.fill(history=history, item=[item])
-    assert [i for i in ids if i >= vocabulary] == [*history, item]
-    assert ids[: len(template.pieces[0])] == template.pieces[0]
-    assert len(ids) == sum(map(len, template.pieces)) + len(history) + 1
+@given(PIECE, PIECE, st.lists(st.integers(0, 20), max_size=5))
+def test_any_template_keeps_its_values_and_order(tokenizer, a, b, values):
+    template = Template(f"{a}{{history}}{b}", tokenizer, first=True)
+    history = [len(tokenizer) + value for value in values]
+    assert template.fill(history) == [*template.before, *history, *template.after]
+    assert all(i < len(tokenizer) for i in template.before + template.after)
 
 
 @examples(

@@ -396,6 +396,6 @@ def test_a_checkpoint_is_never_unpickled(tiny_config, tiny_dataset, model, wrap)
             trainer.resume_checkpoint(file)
         with pytest.raises(ValueError, match=f"{file}: no checkpoint of tensors"):
             trainer.evaluate(loaders[2], model_file=file)
-        with pytest.raises((pickle.UnpicklingError, EOFError)):
+        with pytest.raises(ValueError, match=f"{file}: no checkpoint of tensors"):
             load_data_and_model(file)
     assert not Path("ran").exists()

@@ -13,16 +13,16 @@ import yaml
 
 from recbole_lea import recommend
 from recbole_lea.console import console
-from recbole_lea.serve.export import export, main
+from recbole_lea.export import main
+from recbole_lea.serve.export import export
 from tests.conftest import ROOT
 
 NAMES = ["SASRecSA2CLEA", "GRU4RecSNQNLEA"]
 # RecBole alone: this package is not imported
 STOCK = """
-import json, os, sys, torch, numpy as np
+import json, sys, torch, numpy as np
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
 from recbole.utils import get_model
 for name in ("SASRec", "GRU4Rec"):
@@ -35,24 +35,13 @@ for name in ("SASRec", "GRU4Rec"):
     file = f"{name}/{name}.pth"
     content = torch.load(file, weights_only=True)
     model = fresh()
-    own = set(range(len(list(model.parameters()))))
-    assert set(content["optimizer"]["state"]) == own
     model.load_state_dict(content["state_dict"])
     fields = {n: torch.from_numpy(given[n]) for n in ("item_id_list", "item_length")}
     with torch.no_grad():
         scores = model.eval().full_sort_predict(fields).numpy()
     assert np.array_equal(scores, given["scores"])
     result = Trainer(config, fresh()).evaluate(loaders[2], load_best_model=True, model_file=file)
-    again = Trainer(config, fresh())
-    again.resume_checkpoint(file)
-    assert again.evaluate(loaders[2], load_best_model=False) == result
-    again.epochs = again.start_epoch + 1
-    again.fit(loaders[0], loaders[1], saved=False, verbose=False)
-    assert list(again.train_loss_dict) == [content["epoch"] + 1]
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
-    _, model, _, _, _, test = load_data_and_model(f"{name}-pickled/{name}.pth")
-    del os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"]
-    assert Trainer(config, model).evaluate(test, load_best_model=False) == result
+    assert Trainer(config, model).evaluate(loaders[2], load_best_model=False) == result
 assert not [m for m in sys.modules if m.startswith("recbole_lea")]
 """
 
@@ -61,11 +50,10 @@ def items_of(folder):
     return json.loads((folder / "items.json").read_text(encoding="utf-8"))
 
 
-def test_recbole_alone_scores_evaluates_and_trains_on(trained):
+def test_recbole_alone_scores_and_evaluates(trained):
     for name in NAMES:
         model, backbone = trained(name, lea_method="base"), name[:-7]
         export(model.path, "recbole", backbone)
-        export(model.path, "recbole", f"{backbone}-pickled", pickle_config=True)
         fields = {name: model.rows[name].numpy() for name in ("item_id_list", "item_length")}
         np.savez(f"{backbone}.npz", scores=model.scores.numpy(), **fields)
     done = subprocess.run(
@@ -73,6 +61,21 @@ def test_recbole_alone_scores_evaluates_and_trains_on(trained):
         env=os.environ | {"PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_recbole_s_loader_reads_what_was_written_after_our_import(trained, tmp_path):
+    from recbole.quick_start import load_data_and_model
+    from recbole.trainer import Trainer
+
+    model = trained()
+    folder = export(model.path, "recbole", tmp_path / "out")
+    for path in (model.path, folder / "SASRec.pth", tmp_path / "again.pth"):
+        config, loaded, _, _, _, test = load_data_and_model(str(path))
+        with torch.no_grad():
+            scores = loaded.eval().full_sort_predict(test._dataset.inter_feat)
+        assert torch.equal(scores, model.scores)
+        Trainer(config, loaded)._save_checkpoint(0, saved_model_file=tmp_path / "again.pth")
+    assert config["model"] == "SASRec"
 
 
 def test_the_dense_head_has_no_place_in_plain_recbole(trained, monkeypatch):
@@ -113,18 +116,16 @@ import sys, types
 package = types.ModuleType("recbole_lea")
 package.__path__ = [sys.argv.pop()]
 sys.modules["recbole_lea"] = package
-from recbole_lea.serve import export, inspect
+from recbole_lea import export, inspect
 heavy = {"torch", "recbole", "matplotlib", "sklearn", "transformers"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-for command, wrong in ((export, ["x", "--to", "onnx", "--pickle-config"]), (inspect, ["x"])):
-    for arguments, ends in ((["--help"], SystemExit), (wrong, ValueError)):
-        sys.argv = ["command", *arguments]
-        try:
-            command.main()
-        except ends as end:
-            assert getattr(end, "code", 0) == 0
-        else:
-            raise AssertionError("goes on")
+for command, *arguments in ((export, "--help"), (inspect, "--help"), (export, "x"), (inspect, "x")):
+    sys.argv = ["command", *arguments]
+    try:
+        command.main()
+    except (SystemExit, ValueError):
+        continue
+    raise AssertionError("goes on")
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 
@@ -156,8 +157,6 @@ def test_safetensors_serve_like_the_checkpoint(trained, name, head):
     ]  # fmt: skip
     histories = model.histories()
     assert recommend(folder, histories, k=19) == recommend(model.path, histories, k=19)
-    about = json.loads((folder / "config.json").read_text())
-    assert about["output_head"] == head
     from safetensors.torch import load_file
 
     names = set(load_file(folder / "model.safetensors"))

@@ -72,13 +72,31 @@ def test_unknown_items_are_reported_and_take_no_place(trained, caplog):
     assert "new, [PAD], other" in caplog.text
 
 
+def test_items_that_are_not_to_be_recommended(trained):
+    ask = Recommender(trained(lea_method="base").path).recommend
+    ((items, *_),) = (vars(made).values() for made in ask([["i1", "i2"]], k=20))
+    (made,) = ask([["i1", "i2"]], 5, exclude_history=True, exclude=[items[0], "new"])
+    assert made.items == [item for item in items if item not in ("i1", "i2", items[0])][:5]
+    (made,) = ask([["i1", "i2"]], 20, exclude=items[4:])
+    assert made.items == items[:4]
+    with pytest.raises(ValueError, match="exclude is 'i1': give a list"):
+        ask([["i1"]], exclude="i1")
+
+
+def test_numbers_are_taken_as_their_text(trained):
+    ask = Recommender(trained(lea_method="base").path)
+    ask.ids = {token.removeprefix("i"): i for token, i in ask.ids.items()}
+    assert ask.recommend([[1, 2]], exclude=[3]) == ask.recommend([["1", "2"]], exclude=["3"])
+
+
 @pytest.mark.parametrize(
     ("histories", "k", "message"),
     [
         ([["i1"], []], 5, "history 1 is empty"),
         ([["x", "y"]], 5, "history 0 has no item that the model knows: x, y"),
         ([[50, 172]], 5, "history 0 has no item that the model knows: 50, 172"),
-        (["i1"], 5, "history 0 is the text 'i1'"),
+        (["i1"], 5, "history 0 is 'i1': give a list"),
+        ([1, 2], 5, "history 0 is 1: give a list"),
         ([["i1"]], 0, "k is 0"),
         ([["i1"]], 21, "from 1 to the 20 items"),
     ],
@@ -104,8 +122,3 @@ def test_what_is_no_checkpoint_is_said(trained, tmp_path):
     torch.save({"weights": 1}, "other.pth")
     with pytest.raises(ValueError, match="other.pth holds no model"):
         ask("other.pth", [["i1"]])
-    content = torch.load(trained(lea_method="base").path, weights_only=True)
-    del content["other_parameter"]["item_tokens"]
-    torch.save(content, "old.pth")
-    with pytest.raises(ValueError, match="old.pth lacks the item tokens"):
-        ask("old.pth", [["i1"]])
