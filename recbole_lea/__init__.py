@@ -19,6 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _register() -> None:
+    from recbole_lea.engine.versions import check_versions
+
+    check_versions()
     from recbole_lea.plugin.patches import register
 
     register()

@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
     **_same(_one_of("auto", True, False), "exclude_history lea_compile"),
     **_same(_FLAG, "optimizer_reset exclude_target state_layernorm lea_compare lea_shuffle"),
     # how much
-    **_same(_WEIGHT, "q_weight w_ah w_aq td_scale lea_state_weight lea_selection_weight"),
+    **_same(_WEIGHT, "q_weight w_ah w_aq td_scale lea_state_weight"),
     **_same(_number(-1e6, 1e6), "r_pos r_neg"),
     **_same(_number(0, 1), "gamma lea_finetune_lr"),
     "lea_item_lr": _number(0, 10),

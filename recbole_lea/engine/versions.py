@@ -1,12 +1,15 @@
 """Versions of the packages and of the code that a result depends on."""
 
 import ast
+import configparser
 import hashlib
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from recbole_lea import __version__
 
@@ -23,12 +26,43 @@ def versions() -> dict[str, str | None]:
     """Name -> version of Python, of this package and of ``PACKAGES``; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     found["recbole_lea"] = __version__  # a checkout need not be installed
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_versions() -> None:
+    """Compare the packages installed with what setup.cfg asks for; missing ones say so themselves.
+
+    Raises:
+        ValueError: one line with each package whose version does not work, and one that does.
+    """
+    wrong = []
+    installed = versions()
+    for requirement in map(Requirement, _requirements()):
+        name, marker = requirement.name, requirement.marker
+        found = installed.get(name)  # the other packages are pip's affair
+        applies = marker is None or marker.evaluate({"extra": ""})
+        if found and applies and not requirement.specifier.contains(found, prereleases=True):
+            works = f"{name}{requirement.specifier}"
+            wrong.append(f"{name} {found} does not work here, {works} does: pip install '{works}'")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _requirements() -> list[str]:
+    """Of the checkout that the package is in, which need not be installed, or of the package."""
+    setup = FOLDER.parent / "setup.cfg"
+    if not setup.is_file():
+        return importlib.metadata.requires("recbole_lea") or []
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(setup, encoding="utf-8")
+    return [line for line in parser.get("options", "install_requires").splitlines() if line]
 
 
 def code_version() -> dict[str, Any]:

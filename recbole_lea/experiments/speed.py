@@ -227,8 +227,50 @@ def training_step(model: Any) -> Callable[[Any], None]:
     return step
 
 
-from recbole_lea.engine.llm import load_llm, locate
-from recbole_lea.engine.processes import processes
+def load(llm: str, items: int, transitions: int) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of every stage on generated data.
+
+    What fills memory (sequences, item tokens, the store, the Q head) has its full size; the LLM is
+    a tiny one with the tokenizer of ``llm``. Trained is SASRecSA2CLEA with LE states beside h_t, LE
+    rewards and both augmented losses, after the warm-up.
+
+    Raises:
+        ValueError: there are not enough interactions for the items.
+    """
+    interactions = transitions // TRANSITIONS * (TRANSITIONS + 3)
+    if items < 2 or interactions < items:
+        raise ValueError(
+            f"--items {items} --transitions {transitions}: {interactions} interactions are too few "
+            "for so many items to occur, or there are fewer than 2 items"
+        )
+    log = StageLog()
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "data" / NAME, items, transitions)
+        tiny_llm(Path(folder) / "llm", llm)
+        places = {"data_path": "data", "lea_llm": "llm", "lea_cache_dir": "cache"}
+        keys = KEYS | {key: f"{folder}/{place}" for key, place in places.items()}
+        config = Config(SASRecSA2CLEA, NAME, config_dict=keys)
+        with log.stage("read the interactions"):
+            dataset = LEADataset(config)
+            dataset.lea_stages = log
+        with log.stage("prepare the data"):
+            train, _, test = data_preparation(config, dataset)
+            data, rng = train._dataset, np.random.default_rng(0)
+            pipeline = data.lea_pipeline  # the LE chooses among random candidates
+            shape = pipeline.sequences.n_transitions, min(5, items)
+            candidates = rng.integers(0, len(pipeline.catalogue), shape)
+            data.lea_feedback.augment(*pipeline.select(candidates, want_rewards=True))
+        with log.stage("training steps"):
+            model = SASRecSA2CLEA(config, data)
+            model.warmed_up = True
+            step = training_step(model)
+            for batch in itertools.islice(train, STEPS):
+                step(batch)
+        model.eval()
+        with log.stage("ranking"), torch.no_grad():
+            for batch in itertools.islice(test, STEPS):
+                model.full_sort_predict(batch[0]).topk(20)
+    return log.stages
 
 
 def generate(folder: Path, items: int, transitions: int) -> None:
