@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,13 +25,10 @@ def _checked(read: Callable[[str], Any], right: Callable[[Any], bool], wanted: s
     """Return what reads an option's value and says what is ``wanted`` where it is not right."""
 
     def parse(text: str) -> Any:
-        try:
-            value = read(text)
-        except ValueError:
-            value = None
-        if value is None or not right(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
+        with suppress(ValueError):
+            if right(value := read(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
     return parse
 
@@ -43,66 +41,46 @@ _COUNT = _checked(int, lambda n: 1 <= n <= 1_000_000, "a whole number from 1 to 
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser; the options of a command are the arguments of its ``convert``."""
-    path: dict[str, Any] = {"type": Path, "required": True}
-    every, filtered = (_Parser(add_help=False) for _ in range(2))
-    every.add_argument(
-        "--output", **path, help="folder to make; its last component names the dataset"
-    )
-    every.add_argument(
-        "--max-bad", type=_SHARE, default=0.01, metavar="SHARE",
-        help="stop when more than this share of a table's rows is bad (default: 0.01)",
-    )  # fmt: skip
-    filtered.add_argument("--input", dest="source", **path, help="folder with the raw files")
-    filtered.add_argument(
-        "--min-interactions", dest="minimum", type=_COUNT, default=3, metavar="N",
-        help="drop sequences and items with fewer, until nothing changes (default: 3)",
-    )  # fmt: skip
     parser = _Parser(prog="python -m dataset_prep", description=dataset_prep.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True)
+    path: dict[str, Any] = {"type": Path, "required": True}
 
-    def command(name: str, convert: Callable, does: str, *parents: _Parser) -> _Parser:
-        made = commands.add_parser(name, help=does, description=does, parents=[every, *parents])
+    def command(convert: Callable, name: str, does: str) -> Callable:
+        made = commands.add_parser(name, help=does, description=does)
         made.set_defaults(convert=convert)
-        return made
+        does = "folder to make; its last component names the dataset"
+        made.add_argument("--output", **path, help=does)
+        does = "stop when more than this share of a table's rows is bad (default: 0.01)"
+        made.add_argument("--max-bad", type=_SHARE, default=0.01, metavar="SHARE", help=does)
+        return made.add_argument
 
-    of_lfm = command(
-        "lfm", lfm.convert, "raw LFM-1b files: user sequences of tracks in a window of days",
-        filtered,
-    )  # fmt: skip
-    of_lfm.add_argument(
-        "--days", type=_DAYS, default=3, metavar="N", help="whole UTC days (default: 3)"
-    )
-    of_lfm.add_argument(
-        "--start", type=_DAY, metavar="DATE",
-        help="first day of the window, such as 2014-06-16 (default: the busiest window)",
-    )  # fmt: skip
-    of_lfm.add_argument(
-        "--drop-repeats", action="store_true", help="leave out consecutive repeats of a track"
-    )
-    of_amazon = command("amazon", amazon.convert, "raw Amazon 2018 reviews and metadata", filtered)
-    of_amazon.add_argument(
-        "--category", default=amazon.PAPER_CATEGORY, metavar="NAME",
-        help=f"as in meta_NAME.json.gz (default: {amazon.PAPER_CATEGORY})",
-    )  # fmt: skip
+    does = "raw LFM-1b files: user sequences of tracks in a window of days"
+    of_lfm = command(lfm.convert, "lfm", does)
+    of_amazon = command(amazon.convert, "amazon", "raw Amazon reviews and metadata")
     does = "a user -> item list JSON file with item metadata"
-    of_sequences = command("sequences", sequences.convert, does)
-    of_sequences.add_argument("--inter", **path, help="user -> item list JSON")
-    of_sequences.add_argument("--items", dest="metadata", **path, help="item -> text fields JSON")
+    of_sequences = command(sequences.convert, "sequences", does)
+    for add in (of_lfm, of_amazon):
+        add("--input", dest="source", **path, help="folder with the raw files")
+        does = "drop sequences and items with fewer, until nothing changes (default: 3)"
+        add("--min-interactions", dest="minimum", type=_COUNT, default=3, metavar="N", help=does)
+    of_lfm("--days", type=_DAYS, default=3, metavar="N", help="whole UTC days (default: 3)")
+    does = "first day of the window, such as 2014-06-16 (default: the busiest window)"
+    of_lfm("--start", type=_DAY, metavar="DATE", help=does)
+    of_lfm("--drop-repeats", action="store_true", help="leave out consecutive repeats of a track")
+    does = f"as in meta_NAME.json.gz or .jsonl (default: {amazon.PAPER_CATEGORY})"
+    of_amazon("--category", default=amazon.PAPER_CATEGORY, metavar="NAME", help=does)
+    of_sequences("--inter", **path, help="user -> item list JSON")
+    of_sequences("--items", dest="metadata", **path, help="item -> text fields JSON")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 1 after one line on standard error.
 
-    Args:
-        argv: the arguments; by default those of the process.
-
-    Raises:
-        SystemExit: the arguments are wrong (status 2), or the process was told to stop.
+    Raises SystemExit where the arguments are wrong (status 2) or the process was told to stop.
     """
     options = vars(_parser().parse_args(argv))
-    convert, given = options.pop("convert"), options["output"]
-    del options["command"]
+    convert, _, given = options.pop("convert"), options.pop("command"), options["output"]
     # Path("x/..").name is "..": the dataset takes its name from the folder really meant.
     options["output"] = Path(os.path.abspath(given))
     # A terminated run then leaves through the clean-up of its half-made folder.

@@ -1,22 +1,102 @@
-"""LFM-1b: a window of whole days of listening events, as user sequences of tracks."""
+"""LFM-1b, tab-separated text: a window of days of listening events as user sequences of tracks."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
-from functools import partial
+from itertools import compress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 
-from dataset_prep import events as stored
-from dataset_prep import lfm_files as files
-from dataset_prep.atomic import staged_folder, statistics_table, write_inter, write_items
-from dataset_prep.events import MOST_SECONDS, Tally, Totals, totals
-from dataset_prep.report import PrepError, Problems, require_files
+from dataset_prep.atomic import filter_events, staged_folder, write_dataset
+from dataset_prep.report import MOST_SECONDS, Blocks, PrepError, Problems, read_lines, require_files
 from dataset_prep.text import one_line
 
+NAMES = [f"LFM-1b_{kind}.txt" for kind in ("LEs", "tracks", "albums", "artists")]
+EVENTS, TRACKS, ALBUMS, ARTISTS = NAMES
+
+_ROW = re.compile(rb"-?[0-9]{1,10}(?:\t-?[0-9]{1,10}){4}\r?\n?")
+_MOST_IDS = 2**31
 _DAY = 86_400
 _EPOCH = date(1970, 1, 1)
+# A window's events stay in memory: 24 bytes each.
+_WINDOW = {"line": "i8", "user": "i4", "album": "i4", "track": "i4", "time": "u4"}
+
+
+def _table(path: Path, doing: str, numbers: Sequence[int], columns: int) -> Blocks:
+    """Yield what ``read_lines`` does, without a header: no number where every row has one."""
+    for first, lines in read_lines(path, doing):
+        if first == 1:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+            cells = [cell.lstrip(b'#" ')[:1] for cell in lines[0].strip().split(b"\t")]
+            named = len(cells) == columns and all(cells[n].isalpha() for n in numbers)
+            # A file may be nothing but a byte order mark.
+            if named or not lines[0]:
+                first, lines = 2, lines[1:]
+        yield first, lines
+
+
+def _kind(line: bytes) -> str:
+    """Name what is wrong with an event line that could not be read."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "bad UTF-8"
+    return "bad number" if line.count(b"\t") == 4 else "wrong column count"
+
+
+def read_events(path: Path, problems: Problems | None = None) -> Iterator[pd.DataFrame]:
+    """Stream the events of ``LFM-1b_LEs.txt`` in file order and constant memory.
+
+    The columns are ``user``, ``artist``, ``album`` (below 0: none), ``track``, ``time`` (seconds
+    since 1970, UTC) and ``line``. Rows with a wrong column count or a bad number are left out, and
+    recorded in ``problems``, which is None where the file was checked before.
+    """
+    doing = "checking" if problems else "reading the window of"
+    for first, lines in _table(path, doing, range(5), 5):
+        whole = [_ROW.fullmatch(line) is not None for line in lines]
+        values = np.fromstring(b"".join(compress(lines, whole)), np.int64, sep="\t").reshape(-1, 5)
+        ids, time = values[:, :4], values[:, 4]
+        right = (np.abs(ids) < _MOST_IDS).all(axis=1) & (0 <= time) & (time < MOST_SECONDS)
+        right &= (ids[:, 0] >= 0) & (ids[:, 3] >= 0)
+        events = pd.DataFrame(values, columns=["user", "artist", "album", "track", "time"])
+        events["line"] = first + np.flatnonzero(whole)
+        events = events[right]
+        if problems:
+            problems.read(path.name, len(lines))
+            bad = np.setdiff1d(np.arange(first, first + len(lines)), events["line"])
+            for line in bad.tolist():
+                problems.add_line(path, line, _kind(lines[line - first]))
+        yield events
+
+
+def read_names(
+    path: Path, numbers: tuple[int, ...], wanted: set[int], problems: Problems
+) -> dict[int, tuple]:
+    """Return line, name and further id of the ``wanted`` ids of a table of names.
+
+    ``numbers`` are the columns that are ids; column 1 is the name. Rows with a wrong column count
+    or a bad number are left out and recorded. Of repeated ids the first row counts.
+    """
+    columns = len(numbers) + 1
+    rows: dict[int, tuple] = {}
+    for line, text in problems.decoded(path, _table(path, "reading", numbers, columns)):
+        fields = text.rstrip("\r\n").split("\t")
+        if len(fields) != columns:
+            problems.add_line(path, line, "wrong column count")
+            continue
+        try:
+            one, *others = (int(fields[n]) for n in numbers)
+        except ValueError:
+            problems.add_line(path, line, "bad number")
+            continue
+        name = one_line(fields[1])
+        if not name and path.name == TRACKS:
+            problems.add_line(path, line, "empty title")
+        if one in wanted:
+            rows.setdefault(one, (line, name, *others))
+    return rows
 
 
 def busiest_window(per_day: np.ndarray, days: int) -> date:
@@ -32,100 +112,70 @@ def busiest_window(per_day: np.ndarray, days: int) -> date:
     return _EPOCH + timedelta(first + int(np.argmax(before[length:] - before[:-length])))
 
 
-def _gather(
-    path: Path, raw: Path, problems: Problems, start: date | None, days: int
-) -> tuple[Totals, Totals]:
-    """Write the window's events to ``raw``; count its users, and its ``track << 32 | album + 1``.
-
-    Without an album the latter ends in 0.
-    """
+def _read_window(path: Path, problems: Problems, start: date | None, days: int) -> pd.DataFrame:
+    """Return the window's events (columns: see ``_WINDOW``) in the order of the file."""
     per_day = np.zeros(MOST_SECONDS // _DAY + 1, np.int64)  # since 1970-01-01 (UTC)
-    for events in files.read_events(path, problems):
+    for events in read_events(path, problems):
         per_day += np.bincount(events["time"] // _DAY, minlength=len(per_day))
     problems.check()
     if not per_day.any():
         raise PrepError(f"{path}: no events")
-    busy = np.flatnonzero(per_day)
-    first, last = (_EPOCH + timedelta(int(day)) for day in busy[[0, -1]])
+    # A player whose clock was never set reports 1970, years before any other event.
+    if per_day[365:].any() and not per_day[365:730].any() and (undated := per_day[:365].sum()):
+        print(f"undated: {undated:,} events of 1970, left out of the choice of a window")
+        per_day[:365] = 0
+    first, last = (_EPOCH + timedelta(int(day)) for day in np.flatnonzero(per_day)[[0, -1]])
     there = f"{per_day.sum():,} from {first} to {last}"
     how = "as asked" if start else "the busiest"
     start = start or busiest_window(per_day, days)
     window = f"{start} to {start + timedelta(days - 1)} ({days} UTC days)"
     since = (start - _EPOCH).days * _DAY
-    users, pairs, gathered = Tally(), Tally(), 0
-    with open(raw, "wb") as file:
-        for events in files.read_events(path):
-            inside = (since <= events["time"]) & (events["time"] < since + days * _DAY)
-            events = events[inside]
-            gathered += len(events)
-            events[["user", "track", "time"]].astype(stored.EVENT).tofile(file)
-            users.add(events["user"], events["line"])
-            pair = events["track"] << 32 | np.maximum(events["album"], -1) + 1
-            pairs.add(pair, events["line"])
-    if not gathered:
+    parts = []
+    for events in read_events(path):
+        inside = (since <= events["time"]) & (events["time"] < since + days * _DAY)
+        parts.append(events.loc[inside, list(_WINDOW)].astype(_WINDOW))
+    found = pd.concat(parts, ignore_index=True)
+    if found.empty:
         raise PrepError(f"{path}: no events in {window}; there are {there}")
-    print(f"events: {there}\nwindow: {window}, {how}: {gathered:,} events")
-    return users.result(), pairs.result()
+    print(f"events: {there}\nwindow: {window}, {how}: {len(found):,} events")
+    return found
 
 
-def _main_albums(pairs: Totals, kept: np.ndarray) -> dict[int, tuple[int, int, int]]:
-    """Return number, album and first line of the album that most events of a kept track name."""
-    of_kept = np.isin(pairs[0] >> 32, kept) & (pairs[0] & 0xFFFFFFFF > 0)
-    main: dict[int, tuple[int, int, int]] = {}
-    for key, count, line in zip(*(part[of_kept].tolist() for part in pairs), strict=True):
-        # Of albums named equally often the lowest id, which comes first, stays.
-        if count > main.get(key >> 32, (0,))[0]:
-            main[key >> 32] = count, (key & 0xFFFFFFFF) - 1, line
-    return main
+def _main_albums(window: pd.DataFrame, kept: list[int]) -> dict[int, tuple[int, int]]:
+    """Return id and first line of the album that most events of a kept track name."""
+    named = window[window["track"].isin(kept) & (window["album"] >= 0)]
+    albums = named.groupby(["track", "album"])["line"].agg(["size", "min"]).reset_index()
+    # Of albums named equally often the lowest id, which comes first, stays.
+    main = albums.sort_values("size", ascending=False, kind="stable").drop_duplicates("track")
+    return {track: (album, line) for track, album, _, line in main.itertuples(index=False)}
 
 
-def _rows_of(
-    path: Path, numbers: tuple[int, ...], wanted: set[int], problems: Problems
-) -> dict[int, tuple]:
-    """Return line, name and further id of the ``wanted`` ids; of repeated ids the first row."""
-    rows: dict[int, tuple] = {}
-    for line, one, name, *others in files.read_names(path, numbers, problems):
-        name = one_line(name)
-        if not name and path.name == files.TRACKS:
-            problems.add_line(path, line, "empty title")
-        if one in wanted:
-            rows.setdefault(one, (line, name, *others))
-    return rows
+def _texts(source: Path, window: pd.DataFrame, kept: list[int], problems: Problems) -> pd.DataFrame:
+    """Return title, album and artist of the ``kept`` tracks."""
+    rows = read_names(source / TRACKS, (0, 2), set(window["track"].unique()), problems)
+    problems.read("events in the window", len(window))
+    unknown = window.loc[~window["track"].isin(list(rows)), "line"]
+    if len(unknown):
+        where = f"{source / EVENTS}:{unknown.min()} (track)"
+        problems.add("events in the window", "unknown id", where, len(unknown))
+    main = _main_albums(window, kept)
+    albums = read_names(source / ALBUMS, (0, 2), {one for one, _ in main.values()}, problems)
+    wanted = {rows[track][2] for track in kept if track in rows}
+    artists = read_names(source / ARTISTS, (0,), wanted, problems)
+    problems.read("kept tracks", len(kept))
 
-
-def _texts(
-    source: Path, pairs: Totals, kept: np.ndarray, problems: Problems
-) -> Iterator[tuple[str, str, str, str]]:
-    """Yield token, title, album and artist of every kept track, in order of track id."""
-    tracks, counts, lines = totals(pairs[0] >> 32, *pairs[1:])
-    rows = _rows_of(source / files.TRACKS, (0, 2), set(tracks.tolist()), problems)
-    unknown = np.array([track not in rows for track in tracks.tolist()])
-    problems.read("events in the window", int(counts.sum()))
-    if unknown.any():
-        where = f"{source / files.EVENTS}:{lines[unknown].min()} (track)"
-        problems.add("events in the window", "unknown id", where, int(counts[unknown].sum()))
-    kept_tracks = tracks[kept].tolist()
-    main = _main_albums(pairs, tracks[kept])
-    named = {album for _, album, _ in main.values()}
-    albums = _rows_of(source / files.ALBUMS, (0, 2), named, problems)
-    artists = {rows[track][2] for track in kept_tracks if track in rows}
-    artist_rows = _rows_of(source / files.ARTISTS, (0,), artists, problems)
-    problems.read("kept tracks", len(kept_tracks))
-
-    def name_of(one: int, found: dict[int, tuple], where: str) -> str:
-        if one not in found:
+    def name_of(one: int | None, found: dict[int, tuple], where: str) -> str:
+        if one is not None and one not in found:
             problems.add("kept tracks", "unknown id", where)
         return found[one][1] if one in found else ""
 
-    for track in kept_tracks:
-        title = album = artist = ""
-        if track in rows:
-            line, title, id_ = rows[track]
-            artist = name_of(id_, artist_rows, f"{source / files.TRACKS}:{line} (artist)")
-        if track in main:
-            _, id_, line = main[track]
-            album = name_of(id_, albums, f"{source / files.EVENTS}:{line} (album)")
-        yield str(track), title, album, artist
+    texts = []
+    for track in kept:
+        line, title, one = rows.get(track, (0, "", None))
+        artist = name_of(one, artists, f"{source / TRACKS}:{line} (artist)")
+        one, line = main.get(track, (None, 0))
+        texts.append((title, name_of(one, albums, f"{source / EVENTS}:{line} (album)"), artist))
+    return pd.DataFrame(texts, index=kept, columns=["title", "album", "artist"])
 
 
 def convert(
@@ -134,24 +184,17 @@ def convert(
 ) -> None:  # fmt: skip
     """Convert a folder in the LFM-1b layout, and print what was done.
 
-    The arguments are the options of ``python -m dataset_prep lfm --help``. The events are
-    streamed; those of the window go through files beside the output. Memory grows with the users
-    and tracks of the window only.
-
-    Raises:
-        PrepError: the input cannot be used, or ``output`` exists.
+    The arguments are the options of ``python -m dataset_prep lfm --help``. Only the window's events
+    are held in memory. Raises PrepError where the input cannot be used or ``output`` exists.
     """
-    require_files(source, files.NAMES, "an LFM-1b folder")
+    require_files(source, NAMES, "an LFM-1b folder")
     problems = Problems(max_bad)
-    with staged_folder(output) as stage, TemporaryDirectory(dir=stage) as scratch:
-        raw = Path(scratch, "raw")
-        (users, of_user, _), pairs = _gather(source / files.EVENTS, raw, problems, start, days)
-        tracks = np.unique(pairs[0] >> 32)
-        chunks = partial(stored.chunks_of, stored.sort_events(raw, users, of_user, tracks))
-        kept = stored.filter_events(chunks, len(users), len(tracks), minimum, drop_repeats)[:2]
-        events = stored.kept_events(chunks, *kept, drop_repeats)
-        sizes = write_inter(stage / f"{output.name}.inter", events, users, tracks, with_time=True)
-        rows = _texts(source, pairs, kept[1], problems)
-        texts = write_items(stage / f"{output.name}.item", ["title", "album", "artist"], rows)
-        problems.check()
-    print(*problems.lines(), *statistics_table(texts | sizes, "lfm"), sep="\n")
+    with staged_folder(output) as stage:
+        window = _read_window(source / EVENTS, problems, start, days)
+        # lexsort leaves events of one second in the order of the file.
+        order = np.lexsort((window["time"], window["user"]))
+        events = window.loc[order, ["user", "track", "time"]].rename(columns={"track": "item"})
+        events = filter_events(events, minimum, drop_repeats)
+        kept = sorted(events["item"].unique().tolist())
+        items = _texts(source, window, kept, problems)
+        write_dataset(stage / output.name, events, items, problems, "lfm")

@@ -1,11 +1,23 @@
-"""What a conversion says: its one error, the rows that are not as they should be, its progress."""
+"""What a conversion reads and says: lines, its one error, rows that are not as they should be."""
 
+import gzip
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from tqdm import tqdm
+
+# Times are seconds since 1970 (UTC) that 32 bits hold.
+MOST_SECONDS = 2**32
+
+# Some lines of a file at a time, with the number of the first of them, from 1
+Blocks = Iterator[tuple[int, list[bytes]]]
+
+_BLOCK_LINES = 20_000
+_LONGEST_LINE = 1 << 24
 
 
 class PrepError(Exception):
@@ -15,8 +27,8 @@ class PrepError(Exception):
 class Problems:
     """Counts bad rows by table and kind, and keeps where the first of each kind is.
 
-    A table is whatever a share of bad rows is meant over: a file, or the part of one that is used.
-    Each may have a share of ``max_bad`` of them, from 0 to 1.
+    A table is a file, or the part of one that is used. A share of ``max_bad`` of its rows, from 0
+    to 1, may be bad.
     """
 
     def __init__(self, max_bad: float) -> None:
@@ -29,10 +41,7 @@ class Problems:
         self._rows[table] += rows
 
     def add(self, table: str, kind: str, where: str | Callable[[], str], rows: int = 1) -> None:
-        """Record ``rows`` bad rows of one ``kind``.
-
-        ``where`` is the file and line of the first, or finds it: it is asked once for each kind.
-        """
+        """Record bad ``rows``; ``where`` is the file and line of the kind's first, or finds it."""
         if kind not in (kinds := self._kinds[table]):
             kinds[kind] = 0, where if isinstance(where, str) else where()
         kinds[kind] = kinds[kind][0] + rows, kinds[kind][1]
@@ -41,13 +50,15 @@ class Problems:
         """Record one bad line of a file."""
         self.add(path.name, kind, f"{path}:{line}")
 
-    def decoded(self, raw: bytes, path: Path, line: int) -> str:
-        """Return a line as text; undecodable bytes become U+FFFD and are recorded."""
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            self.add_line(path, line, "bad UTF-8")
-            return raw.decode(errors="replace")
+    def decoded(self, path: Path, blocks: Blocks) -> Iterator[tuple[int, str]]:
+        """Yield number and text of every line; undecodable bytes become U+FFFD and are recorded."""
+        for first, lines in blocks:
+            self.read(path.name, len(lines))
+            for line, raw in enumerate(lines, first):
+                text = raw.decode(errors="replace")
+                if "\ufffd" in text and text.encode() != raw:
+                    self.add_line(path, line, "bad UTF-8")
+                yield line, text
 
     def lines(self) -> list[str]:
         """Return the report, a line for each table and kind, or one line when there is nothing."""
@@ -59,11 +70,7 @@ class Problems:
         return ["row problems:", *found] if found else ["row problems: none"]
 
     def check(self) -> None:
-        """Stop a conversion that reads the wrong thing.
-
-        Raises:
-            PrepError: a table has a larger share of bad rows than allowed.
-        """
+        """Raise PrepError where a table has a larger share of bad rows than allowed."""
         for table, rows in self._rows.items():
             kinds = self._kinds[table].items()
             bad = sum(count for _, (count, _) in kinds)
@@ -85,9 +92,24 @@ def require_files(folder: Path, names: list[str], layout: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def watched(file: BinaryIO, path: Path, doing: str) -> Any:
-    """Give the open file with a progress bar over its bytes, silent where no terminal watches."""
-    return tqdm.wrapattr(
-        file, "read", initial=file.tell(), total=path.stat().st_size,
-        desc=f"{doing} {path.name}", disable=None,
-    )  # fmt: skip
+def read_lines(path: Path, doing: str = "reading") -> Blocks:
+    """Yield a file's lines in constant memory, with a progress bar; a ``.gz`` file is unpacked.
+
+    Raises PrepError where the gzip file is broken or a line is too long for a text table.
+    """
+    total, desc = path.stat().st_size, f"{doing} {path.name}"
+    bar = tqdm(total=total, desc=desc, unit="B", unit_scale=True, disable=None)
+    with open(path, "rb") as file, bar:
+        source = gzip.open(file) if path.suffix == ".gz" else file
+        endless = iter(partial(source.readline, _LONGEST_LINE), b"")
+        first = 1
+        try:
+            while lines := list(islice(endless, _BLOCK_LINES)):
+                bar.update(file.tell() - bar.n)
+                for line, raw in enumerate(lines, first):
+                    if len(raw) == _LONGEST_LINE:
+                        raise PrepError(f"{path}: line {line} is too long: not a text table")
+                yield first, lines
+                first += len(lines)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise PrepError(f"{path}: broken gzip file: {error}") from error

@@ -6,24 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from dataset_prep.atomic import staged_folder, statistics_table, write_inter, write_items
-from dataset_prep.events import EVENT
+from dataset_prep.atomic import product_table, staged_folder, write_dataset
 from dataset_prep.report import PrepError, Problems
-from dataset_prep.text import TEXT_FIELDS, is_token, text_fields
+from dataset_prep.text import is_token, text_fields
 
 
 class _Document:
     """A JSON object in a file, whose entries can be pointed at."""
 
     def __init__(self, path: Path, problems: Problems) -> None:
-        if not path.is_file():
-            raise PrepError(f"{path}: no such file")
         self.path, self._problems = path, problems
-        raw = path.read_bytes()
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
         # Undecodable bytes become U+FFFD.
-        self._text = raw.decode("utf-8-sig", errors="replace")
+        self._text = raw.decode(errors="replace")
         try:
             self.entries: dict[str, Any] = json.loads(self._text)
         except (ValueError, RecursionError) as error:
@@ -31,7 +28,7 @@ class _Document:
         if not isinstance(self.entries, dict):
             raise PrepError(f"{path}: not a JSON object but a {type(self.entries).__name__}")
         problems.read(path.name, len(self.entries))
-        if self._text.encode() != raw.removeprefix(b"\xef\xbb\xbf"):
+        if self._text.encode() != raw:
             for key, value in self.entries.items():
                 if "\ufffd" in key + json.dumps(value, ensure_ascii=False):
                     self.add("bad UTF-8", key)
@@ -55,37 +52,33 @@ def _token(value: Any) -> str:
     return token if is_token(token) else ""
 
 
-def _read_sequences(
-    document: _Document, problems: Problems
-) -> tuple[np.ndarray, list[str], dict[str, tuple[int, str]]]:
-    """Return the interactions, the users, and each item's number and first user."""
-    users: list[str] = []
-    items: dict[str, tuple[int, str]] = {}
-    pairs: list[tuple[int, int, int]] = []
+def _read_sequences(document: _Document, problems: Problems) -> pd.DataFrame:
+    """Return the interactions: columns ``user`` and ``item``."""
+    pairs: list[tuple[str, str]] = []
     for user, sequence in document.entries.items():
         if not isinstance(sequence, list) or not _token(user):
             document.add("bad id" if isinstance(sequence, list) else "no list", user)
             continue
         problems.read("interactions", len(sequence))
         tokens = [_token(item) for item in sequence]
-        for token in filter(None, tokens):
-            number, _ = items.setdefault(token, (len(items), user))
-            pairs.append((len(users), number, 0))
         if bad := tokens.count(""):
             document.add("bad id", user, "interactions", bad)
-        if bad < len(tokens):
-            users.append(user)
-    return np.array(pairs, dtype=EVENT), users, items
+        pairs += [(user, token) for token in tokens if token]
+    return pd.DataFrame(pairs, columns=["user", "item"])
 
 
 def _read_texts(document: _Document) -> dict[str, list[str]]:
     """Return the text fields of every item."""
     texts = {}
     for item, row in document.entries.items():
-        if isinstance(row, dict):
-            texts[item] = text_fields(row)
-        if not texts.get(item, [""])[0]:
-            document.add("empty title" if item in texts else "no object", item)
+        if not isinstance(row, dict):
+            document.add("no object", item)
+            continue
+        texts[item], bad = text_fields(row)
+        if bad:
+            document.add(f"no text in {bad[0]}", item)
+        elif not texts[item][0]:
+            document.add("empty title", item)
     return texts
 
 
@@ -93,31 +86,20 @@ def convert(inter: Path, metadata: Path, output: Path, max_bad: float) -> None:
     """Convert sequences and item metadata, and print what was done.
 
     The arguments are the options of ``python -m dataset_prep sequences --help``. Every sequence is
-    kept as it is: such files come filtered and ordered. They hold no times, so the ``.inter`` file
-    has no ``time`` column. Metadata of items in no sequence is left out.
-
-    Raises:
-        PrepError: the input cannot be used, or ``output`` exists.
+    kept as it is: such files come filtered and ordered, without times. Metadata of items in no
+    sequence is left out. Raises PrepError where the input cannot be used or ``output`` exists.
     """
     problems = Problems(max_bad)
     with staged_folder(output) as stage:
         document = _Document(inter, problems)
-        events, users, items = _read_sequences(document, problems)
+        events = _read_sequences(document, problems)
         problems.check()
-        if not len(events):
+        if events.empty:
             raise PrepError(f"{inter}: no interactions")
         texts = _read_texts(_Document(metadata, problems))
-        counts = np.bincount(events["item"]).tolist()
-        for item, (number, user) in items.items():
-            if item not in texts:
-                document.add("unknown id", user, "interactions", counts[number])
-        problems.check()
-        tokens = np.array(list(items), object)
-        sizes = write_inter(
-            stage / f"{output.name}.inter", [events], np.array(users, object), tokens, False
-        )
-        nothing = [""] * len(TEXT_FIELDS)
-        rows = ((item, *texts.get(item, nothing)) for item in items)
-        written = write_items(stage / f"{output.name}.item", TEXT_FIELDS, rows)
-    paper = "industrial" if output.name == "industrial" else ""
-    print(*problems.lines(), *statistics_table(written | sizes, paper), sep="\n")
+        users = events.groupby("item", sort=False)["user"].agg(["first", "size"])
+        for _, user, count in users[~users.index.isin(list(texts))].itertuples():
+            document.add("unknown id", user, "interactions", count)
+        paper = "industrial" if output.name == "industrial" else ""
+        items = product_table(texts, users.index)
+        write_dataset(stage / output.name, events, items, problems, paper)

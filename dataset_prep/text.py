@@ -1,11 +1,11 @@
 """Text as it must look inside a RecBole atomic file.
 
-RecBole 1.2.1 reads these files with ``pandas.read_csv(delimiter="\\t", engine="python")`` and
-pandas' default quoting and missing values; other programs split lines at tabs. A field has to
-survive both.
+RecBole 1.2.1 reads it by ``pandas.read_csv(delimiter="\\t", engine="python")`` with pandas' default
+quoting and missing values; other programs split lines at tabs. A field has to survive both.
 """
 
 import html
+import math
 import re
 from typing import Any
 
@@ -42,12 +42,9 @@ def one_line(text: str) -> str:
 
 
 def strip_markup(text: str) -> str:
-    """Remove HTML tags, comments, scripts and styles, resolve entities, and make it one line.
-
-    The passes repeat until nothing changes, because published metadata is often escaped twice
-    (``&amp;lt;b&amp;gt;``).
-    """
+    """Remove HTML tags, comments, scripts and styles, resolve entities, and make it one line."""
     before = None
+    # Published metadata is often escaped twice (``&amp;lt;b&amp;gt;``).
     while text != before:
         before = text
         text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
@@ -55,34 +52,45 @@ def strip_markup(text: str) -> str:
     return one_line(text)
 
 
-def joined(value: Any, separator: str) -> str:
-    """Return a JSON text value without markup: a string as it is, a list joined by ``separator``.
+def joined(value: Any, separator: str) -> tuple[str, bool]:
+    """Return the text of a JSON value without markup, and whether all of it can be text.
 
-    In a list, empty and repeated entries are left out. Anything else (null, an object) is "".
+    Lists, also nested ones, are joined by ``separator``, without empty and repeated entries.
+    Numbers become text; null and NaN are empty. Objects, true and false are left out: no text.
     """
-    if isinstance(value, str):
-        return strip_markup(value)
-    if not isinstance(value, list):
-        return ""
-    parts = (strip_markup(part) for part in value if isinstance(part, str))
-    return separator.join(dict.fromkeys(part for part in parts if part))
+    parts: dict[str, None] = {}
+    sound, left = True, [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += reversed(one)
+        elif type(one) in (str, int) or (type(one) is float and math.isfinite(one)):
+            parts[strip_markup(str(one))] = None
+        elif one is not None and one == one:  # NaN differs from itself
+            sound = False
+    return separator.join(filter(None, parts)), sound
 
 
 # The text fields of products: what a source may call them, and what joins the entries of a list.
 TEXT_FIELDS = {
     "title": (["title"], " "),
     "category": (["category", "categories"], ", "),
-    "brand": (["brand"], " "),
+    "brand": (["brand", "store"], " "),
     "description": (["description"], " "),
 }
 
 
-def text_fields(row: dict[str, Any]) -> list[str]:
-    """Return a product's text fields; of several names of a field the first with text counts."""
-    return [
-        next(filter(None, (joined(row.get(name), between) for name in names)), "")
-        for names, between in TEXT_FIELDS.values()
-    ]
+def text_fields(row: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return a product's text fields, and the names of those that hold something else than text.
+
+    Of several names of a field the first with text counts.
+    """
+    texts, bad = [], []
+    for names, between in TEXT_FIELDS.values():
+        found = {name: joined(row.get(name), between) for name in names}
+        texts.append(next((text for text, _ in found.values() if text), ""))
+        bad += [name for name, (_, sound) in found.items() if not sound]
+    return texts, bad
 
 
 def field(text: str) -> str:

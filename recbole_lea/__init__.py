@@ -19,17 +19,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _register() -> None:
+    from recbole_lea.engine.versions import check_versions
+
+    check_versions()
     from recbole_lea.plugin.patches import register
 
     register()
 
 
 class _WithRecBole(MetaPathFinder):
-    """Finds RecBole as the other finders do; once its package is executed, registers with it.
-
-    RecBole takes seconds to import, so this package does not import it. By then none of its
-    modules is loaded.
-    """
+    """Registers with RecBole once its package is executed: to import it here would take seconds."""
 
     def find_spec(self, name, path=None, target=None):
         """The spec of ``recbole``; None for all other names."""

@@ -15,9 +15,8 @@ def given() -> list[str]:
 
     A notebook has none: its kernel's are not meant for RecBole.
     """
-    if _given is not None:
-        return list(_given)
-    return [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]
+    own = [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]
+    return list(own if _given is None else _given)
 
 
 def set_given(arguments: Sequence[str]) -> None:
@@ -26,16 +25,10 @@ def set_given(arguments: Sequence[str]) -> None:
     _given = list(arguments)
 
 
-def program() -> list[str]:
-    """How a shell starts this program, without its arguments."""
-    return ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[:1]
-
-
 def read_arguments(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Keys and values of ``--key=value``, and the arguments that are not of this form.
 
-    Raises:
-        ValueError: a key is given twice, with different values.
+    Raises a ValueError if a key is given twice, with different values.
     """
     given: dict[str, str] = {}
     others = []
@@ -49,11 +42,7 @@ def read_arguments(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str]]
 
 
 def given_keys(arguments: Iterable[str]) -> list[str]:
-    """Keys of arguments that a program leaves to RecBole.
-
-    Raises:
-        ValueError: an argument is not of the form ``--key=value``.
-    """
+    """Keys of arguments that a program leaves to RecBole; a ValueError unless ``--key=value``."""
     given, others = read_arguments(arguments)
     if others:
         raise ValueError(f"{others[0]}: not an option; keys are given as --key=value")
@@ -66,14 +55,10 @@ def literals(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _literal(key: str, text: str) -> Any:
-    """A number, list, dict, truth value or None; anything else stays a text.
-
-    So does what reads as a literal where the key wants a text, such as a prompt with a comma.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "~":  # as in YAML
-        return None
+    """A number, list, dict, truth value or None; a text if it is none, or if the key wants one."""
+    as_in_yaml = {"true": True, "false": False, "~": None}
+    if text.lower() in as_in_yaml:
+        return as_in_yaml[text.lower()]
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

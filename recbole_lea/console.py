@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# What a mistake in the input raises; all else is ours to find.
-MISTAKES = (ValueError, KeyError, OSError, ModuleNotFoundError)
+# What a mistake in the input raises, RecBole's way to refuse one too; all else is ours to find.
+MISTAKES = (ValueError, KeyError, OSError, ModuleNotFoundError, NotImplementedError)
 
 
 class Mistake(Exception):

@@ -62,19 +62,10 @@ def needs_warmup(method: Switches, rl_loss: str, q_weight: float) -> bool:
 def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
     """The switches of a config: ``lea_method``'s, each overridden by its own key if set.
 
-    Args:
-        config: with ``lea_method``, ``lea_state``, ``lea_reward``, ``lea_augmentation``,
-            ``lea_advantage`` and ``q_weight``.
-        rl_loss: ``SNQN`` or ``SA2C``.
-
-    Raises:
-        ValueError: the combination cannot work; the message says why.
+    ``rl_loss`` is ``SNQN`` or ``SA2C``. Raises a ValueError that says why if they cannot work.
     """
-    overrides = {
-        field.name: config[f"lea_{field.name}"]
-        for field in dataclasses.fields(Switches)
-        if config[f"lea_{field.name}"] is not None
-    }
+    keys = {name: config[f"lea_{name}"] for name in ("state", "reward", "augmentation")}
+    overrides = {name: value for name, value in keys.items() if value is not None}
     found = dataclasses.replace(METHODS[config["lea_method"]], **overrides)
     by_reward = config["lea_advantage"] == "reward"
     if by_reward and (rl_loss != "SA2C" or not found.le_reward):

@@ -31,16 +31,11 @@ def properties_folder() -> Path:
 def find_config_file(name: str) -> str:
     """A path to a YAML file; ``properties/...`` is also looked up in the installed package.
 
-    Raises:
-        FileNotFoundError: neither exists.
+    Raises a FileNotFoundError if neither exists.
     """
-    path = Path(name)
-    if path.is_file():
-        return str(path)
-    parts = path.parts[1:] if path.parts and path.parts[0] == "properties" else path.parts
-    packaged = properties_folder().joinpath(*parts)
-    if packaged.is_file():
-        return str(packaged)
+    for path in (Path(name), properties_folder().parent / name):
+        if path.is_file():
+            return str(path)
     raise FileNotFoundError(f"config file {name}: not found here and not in {properties_folder()}")
 
 
@@ -59,8 +54,7 @@ def internal_files(model: str, dataset: str) -> list[Path]:
 def read_files(files: Sequence[str]) -> dict[str, Any]:
     """Keys of YAML files, later ones overriding earlier ones.
 
-    Raises:
-        ValueError: a file is not YAML, or not a mapping of keys to plain values.
+    Raises a ValueError if a file is not YAML, or not a mapping of keys to plain values.
     """
     values: dict[str, Any] = {}
     for file in files:
@@ -68,9 +62,8 @@ def read_files(files: Sequence[str]) -> dict[str, Any]:
             content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=YAMLLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{file}: not YAML with plain values: {error}") from error
-        if not isinstance(content, dict | None) or any(
-            not isinstance(k, str) for k in content or ()
-        ):
+        content = {} if content is None else content
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ValueError(f"{file}: has to hold lines `key: value`")
-        values.update(content or {})
+        values |= content
     return values

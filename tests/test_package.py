@@ -43,6 +43,10 @@ def test_every_yaml_file_and_search_space_is_inside(wheel, kind):
     assert f"recbole_lea/properties/{own[kind]}" in inside
 
 
+def test_type_checkers_find_its_types(wheel):
+    assert "recbole_lea/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_installed_package_runs_from_another_folder(wheel, tiny_llm, tmp_path):
     site = tmp_path / "site"
     subprocess.run(

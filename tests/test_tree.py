@@ -98,3 +98,32 @@ def test_every_equation_is_found_in_one_file():
     text = (PACKAGE / "equations.py").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r"Eq\. (\d+)", text)]
     assert set(range(1, 17)) <= set(numbers)
+
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", [*DOCS, *ROOT.glob("*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        assert "://" in file or (path.parent / file).exists(), link
+        assert file or f'<a id="{anchor}"></a>' in text, link
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in DOCS} - {"README.md"} <= set(
+        re.findall(r"\]\((\w+\.md)\)", index)
+    )
+
+
+def test_a_row_of_the_deviations_is_one_line_and_each_number_of_a_default_is_there():
+    text = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+b?) \|.*$", text, re.M)
+    assert rows == sorted(set(rows), key=lambda row: (int(row.strip("b")), row))
+    assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 140
+    keys = (ROOT / "properties" / "lea.yaml").read_text(encoding="utf-8")
+    named = re.findall(r"\[(\d+b?(?:, \d+b?)*)\]", "".join(re.findall("#.*", keys)))
+    assert {number for group in named for number in group.split(", ")} <= set(rows)

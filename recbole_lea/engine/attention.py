@@ -16,8 +16,7 @@ from recbole_lea.engine.packing import PackedBatch, pack
 CHECKED_ROW, SHARED, OWN = 320, 40, 8
 
 # Largest relative difference that rounding explains, in float32 and in 16 bits (on an H200 a random
-# LLM of Mistral-7B's shapes has 0.04). A mask that is not obeyed, or a window of 256 columns, which
-# hides what is shared from the row's end, gives 0.2 and more.
+# LLM of Mistral-7B's shapes has 0.04). A mask that is not obeyed gives 0.2 and more.
 TOLERANCE = {torch.float32: 1e-3}
 TOLERANCE_IN_16_BITS = 0.1
 
@@ -29,8 +28,7 @@ REMEDY = "use an LLM of another architecture, such as Llama, Mistral, Qwen, Gemm
 def last_hidden(decoder: Any, embedded: Tensor, batch: PackedBatch) -> Tensor:
     """Last hidden states [B, L, d] of a batch's embeddings [B, L, d], on the decoder's last device.
 
-    Raises:
-        ValueError: a prompt is longer than the LLM reads.
+    Raises a ValueError if a prompt is longer than the LLM reads.
     """
     longest, limit = int(batch.positions.max()) + 1, position_limit(decoder.config)
     if longest > limit:
@@ -49,9 +47,8 @@ def last_hidden(decoder: Any, embedded: Tensor, batch: PackedBatch) -> Tensor:
 def attention_masks(config: Any, batch: PackedBatch, like: Tensor) -> Tensor | dict[str, Tensor]:
     """Ancestor masks as additive biases [B, 1, L, L], which every attention kernel takes.
 
-    A mask that is given is used as it is, also by the layers that see only a window of the
-    newest tokens. So where a prompt is longer than the window, these get a mask of their own:
-    the ancestors that are less than a window away *in the prompt*, not in the row.
+    Layers that see a window of the newest tokens take a given mask as it is. Where a prompt is
+    longer, theirs has the ancestors less than a window away *in the prompt*, not in the row.
 
     Args:
         config: the decoder's; with several ``layer_types``, the result has a mask for each.
@@ -108,7 +105,7 @@ def check_packing(model: Any) -> None:
             f"no attention mask; {REMEDY}"
         )
     try:
-        together, apart, alone, logits = _computed_in_three_ways(model)
+        packed, alone, logits = _computed_in_both_ways(model)
     except Exception as error:  # noqa: BLE001 - whatever an architecture makes of a mask [B, 1, L, L]
         if out_of_memory(error):
             raise
@@ -122,9 +119,8 @@ def check_packing(model: Any) -> None:
             "or float32; if it is that already, its weights are damaged"
         )
     for found, expected, reason in (
-        (together, apart, "its attention does not follow the mask or the positions"),
-        (apart, alone, "it is no causal model, or takes other masks or positions"),
-        (next_word_logits(model, apart), logits, "it changes what its LM head gives"),
+        (packed, alone, "it does not follow the mask or the positions, or is no causal model"),
+        (next_word_logits(model, alone), logits, "it changes what its LM head gives"),
     ):
         found, expected = found.float(), expected.to(found.device).float()
         # of the middle prompt: rounding may send a word to another expert
@@ -136,24 +132,19 @@ def check_packing(model: Any) -> None:
             )
 
 
-def _computed_in_three_ways(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Three prompts at both ends of a row in which all share a prefix.
+def _computed_in_both_ways(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Three prompts at both ends of a row in which all share a prefix, and each by itself.
 
     A sliding window is narrowed for it, so that it matters.
 
     Returns:
-        The last hidden states [3, d] in that row, in rows of their own, and by the ordinary Hugging
-        Face call; the logits [3, vocab_size] of the last.
+        The last hidden states [3, d] in that row, and by the ordinary Hugging Face call; the logits
+        [3, vocab_size] of the latter.
     """
     decoder, words = model.get_decoder(), model.get_input_embeddings()
     ids = np.random.default_rng(0).integers(0, words.num_embeddings, CHECKED_ROW).tolist()
     prompts = [ids[:SHARED] + ids[i : i + OWN] for i in range(SHARED, CHECKED_ROW, OWN)]
     measured = [0, -2, -1]
-
-    def packed(prompts: list[list[int]]) -> Tensor:
-        (batch,) = pack([prompts], CHECKED_ROW, batch_rows=1)
-        embedded = words(torch.from_numpy(batch.ids).to(model.device))
-        return last_hidden(decoder, embedded, batch).flatten(0, 1)[batch.ends]  # [N, d]
 
     def alone(part: Any) -> list[Any]:
         rows = [torch.tensor([prompts[i]], device=model.device) for i in measured]
@@ -165,5 +156,7 @@ def _computed_in_three_ways(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]
             decoder.config.sliding_window = min(window, 5)
         hidden = torch.cat([output.last_hidden_state[:, -1] for output in alone(decoder)])
         logits = torch.cat([output.logits[:, -1] for output in alone(model)])
-        apart = torch.cat([packed([prompts[i]]) for i in measured])
-        return packed(prompts)[measured], apart, hidden, logits
+        (batch,) = pack([prompts], CHECKED_ROW, batch_rows=1)
+        embedded = words(torch.from_numpy(batch.ids).to(model.device))
+        packed = last_hidden(decoder, embedded, batch).flatten(0, 1)[batch.ends]  # [N, d]
+    return packed[measured], hidden, logits

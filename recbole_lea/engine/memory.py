@@ -6,13 +6,11 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-# Messages that accelerate does not know.
+# Messages that accelerate does not know: of Windows and macOS, CUDA and Triton, CUBLAS.
 MESSAGES = (
-    "DefaultCPUAllocator: not enough memory",  # Windows and macOS
-    "CUDA error: out of memory",  # outside torch's own allocator
-    "[CUDA]: out of memory",  # Triton's
+    "DefaultCPUAllocator: not enough memory", "CUDA error: out of memory", "[CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-)
+)  # fmt: skip
 
 
 def add_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> None:

@@ -1,9 +1,8 @@
 """Prompts that share a prefix are computed once: rows of token trees with ancestor masks.
 
-A row of fixed length holds a forest. Each token sees its ancestors only and has its depth as
-position, so the hidden state at the end of a prompt is what the prompt alone would give,
-while common prefixes (the template, a user's history, everything before the action) stand in
-the row once. Rows have few lengths, so the LLM meets few shapes.
+Each token of a row sees its ancestors only and has its depth as position. So the hidden state at
+the end of a prompt is what the prompt alone would give, while common prefixes (the template, a
+user's history) stand in the row once. Rows have few lengths, so the LLM meets few shapes.
 """
 
 import itertools
@@ -32,8 +31,7 @@ class PromptRow:
     def insert(self, prompts: Prompts, number: int = 0) -> list[int] | None:
         """Add prompts, sharing prefixes; ``number`` is the first one's, and the others count on.
 
-        Returns:
-            The column of each prompt's last token; None, and the row as it was, if not all fit.
+        Returns the column of each prompt's last token; None, and the row as it was, if not all fit.
         """
         before, ends = len(self.ids), []
         for prompt in prompts:
@@ -55,13 +53,9 @@ class PromptRow:
         return ends
 
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids [L], positions [L] and the ancestor mask [L, L], padded to the length.
-
-        A padding token sees itself only, so that its attention is finite.
-        """
-        ids = np.zeros(self.length, dtype=np.int64)
-        positions = np.zeros(self.length, dtype=np.int64)
-        mask = np.eye(self.length, dtype=bool)
+        """Token ids [L], positions [L] and the ancestor mask [L, L], padded to the length."""
+        ids, positions = np.zeros((2, self.length), dtype=np.int64)
+        mask = np.eye(self.length, dtype=bool)  # padding sees itself, so its attention is finite
         ids[: len(self.ids)] = self.ids
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -74,12 +68,10 @@ class PackedBatch:
     """Rows of one length for one forward pass.
 
     Attributes:
-        rows: the rows.
         ids: token ids [B, L]; an id of ``vocab_size`` or more is an item.
         positions: [B, L].
         mask: True where the query (third axis) sees the key (last axis) [B, 1, L, L].
-        parents: flat position (row * L + column) of each token's parent, -1 for a root or padding
-            [B, L].
+        parents: flat position (row * L + column) of each token's parent or -1 [B, L].
         ends: flat positions of the prompts' last tokens [N].
         prompts: number of each prompt in the order the prompts were given [N].
     """
@@ -117,28 +109,21 @@ class PackedBatch:
         return PackedBatch(self.rows[:middle]), PackedBatch(self.rows[middle:])
 
 
-def pack(
-    groups: Iterable[Prompts], row_length: int, batch_rows: int, snug: bool = False
-) -> Iterator[PackedBatch]:
+def pack(groups: Iterable[Prompts], row_length: int, batch_rows: int) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.
 
     A group that is too large for a row of ``row_length`` goes to rows of twice, four times ...
-    that length, of which a batch holds as many fewer. So a few shapes are all that the LLM meets.
+    that length, of which a batch holds as many fewer. The last batch of a length gets rows of
+    padding up to a power of two, at least ``LEAST_TOKENS`` in all.
 
     Args:
         groups: groups of prompts (lists of token ids).
         row_length: L, tokens of the shortest row.
         batch_rows: B, rows of that length a batch.
-        snug: for a few groups, such as those of a training step: rows of about ``row_length``,
-            as long as the groups need (``snug_length``). Otherwise the last batch of a length
-            gets rows of padding up to a power of two, at least ``LEAST_TOKENS`` in all.
 
     Yields:
         Batches, which number the prompts in the order of ``groups``.
     """
-    if snug:
-        groups = list(groups)
-        row_length = snug_length(groups, row_length)
     unfinished: list[list[PromptRow]] = []  # by length: the rows of the next batch
     number = 0
     for group in groups:
@@ -159,21 +144,17 @@ def pack(
         number += len(group)
     for size, rows in enumerate(unfinished):
         if rows:
-            most = len(rows) if snug else max(1, batch_rows >> size)
-            yield PackedBatch(rows + _padding(rows, most))
+            length, n_rows = row_length << size, 1 << (len(rows) - 1).bit_length()
+            n_rows = min(max(n_rows, LEAST_TOKENS // length), max(1, batch_rows >> size))
+            yield PackedBatch(rows + [PromptRow(length)] * (n_rows - len(rows)))
 
 
-def _padding(rows: list[PromptRow], most: int) -> list[PromptRow]:
-    """Empty rows up to a power of two and to ``LEAST_TOKENS``, but not beyond ``most`` rows."""
-    length = rows[0].length
-    n_rows = max(1 << (len(rows) - 1).bit_length(), LEAST_TOKENS // length)
-    return [PromptRow(length)] * (min(n_rows, most) - len(rows))
+def pack_snugly(
+    groups: Sequence[Prompts], row_length: int, batch_rows: int
+) -> Iterator[PackedBatch]:
+    """As ``pack``, for the few groups of a training step: rows as long as these need.
 
-
-def snug_length(groups: Sequence[Prompts], row_length: int) -> int:
-    """The row length near ``row_length`` that leaves little padding.
-
-    Rows of a fixed length left a fifth of a fine-tuning step to padding. Lengths are multiples of
+    Their length is near ``row_length``, which left a fifth of a step to padding, and a multiple of
     ``LENGTH_STEP``, so that a run still meets few shapes.
     """
     tree = PromptRow(sum(len(prompt) for group in groups for prompt in group))
@@ -181,16 +162,20 @@ def snug_length(groups: Sequence[Prompts], row_length: int) -> int:
         tree.insert(group)
     n_rows = max(1, round(len(tree.ids) / row_length))
     length = -(-len(tree.ids) // (n_rows * LENGTH_STEP)) * LENGTH_STEP
-    while _rows_needed(groups, length) > n_rows:  # each row repeats what its groups share
-        length += LENGTH_STEP
-    return length
+    while (rows := _filled(groups, length)) is None or len(rows) > n_rows:
+        length += LENGTH_STEP  # each row repeats what its groups share
+    for first in range(0, len(rows), batch_rows):
+        yield PackedBatch(rows[first : first + batch_rows])
 
 
-def _rows_needed(groups: Sequence[Prompts], length: int) -> float:
-    rows = [PromptRow(length)]
+def _filled(groups: Sequence[Prompts], length: int) -> list[PromptRow] | None:
+    """Rows of that length; None if a group is too large for one."""
+    rows: list[PromptRow] = []
+    number = 0
     for group in groups:
-        if rows[-1].insert(group) is None:
+        if not rows or rows[-1].insert(group, number) is None:
             rows.append(PromptRow(length))
-            if rows[-1].insert(group) is None:
-                return float("inf")
-    return len(rows)
+            if rows[-1].insert(group, number) is None:
+                return None
+        number += len(group)
+    return rows

@@ -1,9 +1,8 @@
 """Several processes (``accelerate launch`` or ``torchrun``) do what one does.
 
-Every process runs the same code on the same inputs. For the LE, batches of forward passes are dealt
-out and the results collected, so they equal one process's bit for bit; gradients are summed. Only
-the main process writes, into a cache folder that every process sees. A recommender is trained by a
-``Share`` of each batch in every process.
+Every process runs the same code on the same inputs. The LE's forward passes are dealt out and the
+results collected, so they equal one process's bit for bit; gradients are summed. Only the main
+process writes. A recommender is trained by a ``Share`` of each batch in every process.
 """
 
 import datetime
@@ -19,11 +18,9 @@ Part = TypeVar("Part", list[Any], range)
 
 
 def processes() -> PartialState:
-    """Number of this process, how many there are, and its device; one without a launcher.
-
-    A process may wait for the main one as long as a recommender trains.
-    """
+    """Number of this process, how many there are, and its device; one without a launcher."""
     no_accelerator = not torch.accelerator.is_available()
+    # a process may wait for the main one as long as a recommender trains
     return PartialState(cpu=no_accelerator, timeout=datetime.timedelta(days=30))
 
 
@@ -51,19 +48,17 @@ class Share:
 
     Args:
         batches: row numbers of each batch.
-        even: give every process as many batches, as gradients are averaged: where a batch has
-            fewer rows than there are processes, the others get its first row, at weight 0.
+        even: give every process as many batches, as gradients are averaged: of a batch with fewer
+            rows than processes, those without one get the first, at weight 0.
 
     Attributes:
         size: rows of the present batch in all processes.
         own: which of these rows are this process's.
-        weight: factor of the mean over the own rows, so that the mean over all processes is the
-            mean over the whole batch.
+        weight: of the mean over the own rows in the mean over the whole batch, times the processes.
     """
 
     def __init__(self, batches: Collection[list[int]], even: bool) -> None:
-        self._batches = batches
-        self._even = even
+        self._batches, self._even = batches, even
         self.size, self.own, self.weight = 0, slice(0), 0.0
 
     def __len__(self) -> int:
@@ -81,12 +76,9 @@ class Share:
 
 
 def drawn(share: Share | None, n: int, draw: Callable[[int], Any]) -> Any:
-    """Random numbers of ``n`` rows that do not depend on the number of processes.
+    """Random numbers of the ``n`` rows of a share (None for one process), as one process draws.
 
-    Args:
-        share: whose rows they are; None for one process.
-        n: rows.
-        draw: makes random numbers for a number of rows, the same ones in all processes.
+    ``draw`` makes random numbers for a number of rows, the same ones in all processes.
     """
     return draw(n) if share is None else draw(share.size)[share.own]
 

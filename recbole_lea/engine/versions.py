@@ -1,6 +1,7 @@
 """Versions of the packages and of the code that a result depends on."""
 
 import ast
+import configparser
 import hashlib
 import importlib.metadata
 import platform
@@ -8,83 +9,87 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from recbole_lea import __version__
 
 PACKAGES = ("recbole", "torch", "transformers", "peft", "accelerate", "numpy", "pandas")
 
-# The package.
 FOLDER = Path(__file__).parent.parent
 
-# Modules, and folders of them, that a trained model's numbers come from, by role. Whatever is not
-# named plans, checks, stores, measures, reports, or uses what was trained.
-TRAINING = (
-    # the paper's equations and methods
-    "equations.py", "methods.py",
-    # the LLM's forward pass
-    "engine/attention.py", "engine/llm.py", "engine/memory.py", "engine/packing.py",
-    "engine/processes.py",
-    # the LE, and its feedback as the recommender reads it
-    "le", "store/arrays.py", "plugin/item_text.py", "plugin/feedback.py", "plugin/top_items.py",
-    # the recommender, its data, training and test
-    "model", "plugin/dataset.py", "plugin/distributed.py", "plugin/evaluation.py",
-    "plugin/patches.py", "plugin/quick_start.py", "plugin/trainer.py",
-)  # fmt: skip
+# Modules, and folders of them, that a trained model's numbers come from. Whatever is not named
+# plans, checks, stores, reports, or uses what was trained.
+TRAINING = ("equations.py", "methods.py", "engine", "le", "model", "plugin")
 
 
 def versions() -> dict[str, str | None]:
     """Name -> version of Python, of this package and of ``PACKAGES``; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     found["recbole_lea"] = __version__  # a checkout need not be installed
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_versions() -> None:
+    """Compare the packages installed with what setup.cfg asks for; missing ones say so themselves.
+
+    Raises:
+        ValueError: one line with each package whose version does not work, and one that does.
+    """
+    wrong = []
+    installed = versions()
+    for requirement in map(Requirement, _requirements()):
+        name, marker = requirement.name, requirement.marker
+        found = installed.get(name)  # the other packages are pip's affair
+        applies = marker is None or marker.evaluate({"extra": ""})
+        if found and applies and not requirement.specifier.contains(found, prereleases=True):
+            works = f"{name}{requirement.specifier}"
+            wrong.append(f"{name} {found} does not work here, {works} does: pip install '{works}'")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _requirements() -> list[str]:
+    """Of the checkout that the package is in, which need not be installed, or of the package."""
+    setup = FOLDER.parent / "setup.cfg"
+    if not setup.is_file():
+        return importlib.metadata.requires("recbole_lea") or []
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(setup, encoding="utf-8")
+    return [line for line in parser.get("options", "install_requires").splitlines() if line]
 
 
 def code_version() -> dict[str, Any]:
-    """Which code this is.
+    """Which code this is: ``commit`` (None outside a checkout), ``clean`` and ``fingerprint``.
 
-    Returns:
-        ``commit`` (None outside a checkout), ``clean``: whether the package and its YAML files
-        are as committed, and ``fingerprint``: a hex digest over the code of ``TRAINING``. Only
-        what is computed counts: comments, docstrings, imports and the module that a definition
-        stands in do not.
+    It is clean if the package and its YAML files are as committed. The fingerprint is a hex digest
+    over the code of ``TRAINING``; comments, docstrings and the names of files do not count.
     """
-    code = [text for path in _training_files() for text in _definitions(path)]
+    places = [FOLDER / name for name in TRAINING]
+    files = [path for place in places for path in (place, *place.rglob("*.py")) if path.is_file()]
+    code = sorted(map(_without_texts, files))
     commit, clean = None, False
     if _git("ls-files", "--error-unmatch", "__init__.py"):  # not a virtual environment in one
         commit = _git("rev-parse", "HEAD")
         clean = _git("status", "--porcelain", "--", ".", "../properties", "../setup.cfg") == ""
-    fingerprint = hashlib.sha256("\n\n".join(sorted(code)).encode()).hexdigest()
+    fingerprint = hashlib.sha256("\n\n".join(code).encode()).hexdigest()
     return {"commit": commit, "clean": clean, "fingerprint": fingerprint}
 
 
-def _training_files() -> list[Path]:
-    places = [FOLDER / name for name in TRAINING]
-    return [path for place in places for path in ([place, *place.rglob("*.py")]) if path.is_file()]
-
-
-def _definitions(path: Path) -> list[str]:
-    """The code of each of a module's statements but imports, without comments and docstrings."""
+def _without_texts(path: Path) -> str:
+    """A module's code without comments and docstrings."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(module):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-    return [
-        ast.unparse(node)
-        for node in module.body
-        if not isinstance(node, ast.Import | ast.ImportFrom | ast.Pass)
-    ]
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+            if ast.get_docstring(node) is not None:
+                node.body[0] = ast.Pass()
+    return ast.unparse(module)
 
 
 def _git(*arguments: str) -> str | None:

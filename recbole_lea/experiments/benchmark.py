@@ -5,6 +5,7 @@ writes the report into ``results/industrial/``; ``--speed`` and ``--load`` print
 """
 
 import argparse
+import itertools
 import json
 import logging
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_lea import arguments
+from recbole_lea.yaml_files import find_config_file, find_config_files
 
 if TYPE_CHECKING:
     from recbole_lea.experiments.runner import Benchmark
@@ -48,36 +50,34 @@ def _parser() -> argparse.ArgumentParser:
     choose("--table", type=int, choices=(2, 3, 4, 5, 6, 7), help=tables)
     choose("--figure", type=int, choices=(4, 5), help="figure of the paper")
     choose("--speed", action="store_true", help="measure speed")
-    choose("--load", action="store_true", help="part of all stages at a million items")
+    choose("--load", action="store_true", help="measure memory by the number of items")
     add("--dataset", default="ml-100k")
     add("--seeds", type=int, default=5, help="reported runs a method")
     add("--jobs", type=int, default=1, help="runs at a time")
-    add("--dry-run", action="store_true", help="list what is to be done, and stop")
+    add("--dry-run", action="store_true", help="list the runs to be done, as far as known; stop")
     add("--report", action="store_true", help="report what is finished, and start nothing")
     add("--rerun-old", action="store_true", help="repeat runs made by another training code")
     add("--search", default="properties/benchmark.yaml", help="the search")
     add("--results", default="results", help="folder of the reports")
     add("--config_files", default="", help="YAML files, separated by blanks")
     add("--methods", default="", help="rows to run now, separated by commas")
-    rows = "--speed: transitions in the paper's wording; with item_last eight times more"
-    add("--rows", type=int, default=200, help=rows)
-    add("--items", type=int, default=10**6, help="--load: items")
-    add("--transitions", type=int, default=10**7, help="--load: training transitions")
+    add("--users", type=int, default=100, help="--speed: users whose sequences the LLM reads")
+    add("--items", type=int, default=10**5, help="--load: items")
+    add("--transitions", type=int, default=10**6, help="--load: training transitions")
     return parser
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from recbole.config import Config
 
-    from recbole_lea.experiments import load, speed
-    from recbole_lea.yaml_files import find_config_files
+    from recbole_lea.experiments import speed
 
-    files = find_config_files(options.config_files) or None
     keys = {"lea_method": "base", "show_progress": False}
+    files = find_config_files(options.config_files) or None
     config = Config("SASRecSA2CLEA", options.dataset, files, config_dict=keys)
     if options.load:
-        return load.run(config["lea_llm"], options.items, options.transitions)
-    return speed.run(config, options.rows)
+        return speed.load(config["lea_llm"], options.items, options.transitions)
+    return speed.run(config, options.users)
 
 
 def _reproduce(options: argparse.Namespace, rest: list[str], command: str) -> int:
@@ -86,7 +86,8 @@ def _reproduce(options: argparse.Namespace, rest: list[str], command: str) -> in
 
     name, benchmark = _benchmark(options, rest)
     if options.dry_run:
-        print(f"{name} on {options.dataset}\n{benchmark.plan()}")
+        for run in itertools.chain(*benchmark.phases()):
+            print(f"{run.spec.kind:<7}{run.spec.method}, seed {run.spec.seed}")
         return 0
     folder = benchmark.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,22 +106,19 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benc
     """The name of the table or figure, and its runs."""
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
-    from recbole_lea.arguments import given_keys
     from recbole_lea.experiments import plan, runner
-    from recbole_lea.yaml_files import find_config_file, find_config_files
 
-    given = given_keys(rest)
+    given = arguments.given_keys(rest)
     search = plan.Search.read(find_config_file(options.search), given)
     if options.table:
         name, methods = f"table{options.table}", plan.table(options.table)
     else:
         name, methods = f"figure{options.figure}", plan.figure(options.figure, search.sweeps)
+    # what the runs differ in, and what would end them before the test
     own = {"model", "dataset", "seed", "lea_method", "lea_state", "lea_reward", "lea_augmentation"}
-    own = own.union(*({*m.keys, *m.changes} for m in methods))
-    for key in given:
-        if key in own or key == "lea_stop_after":
-            why = "the runs differ in it" if key in own else "the runs would end before the test"
-            raise ValueError(f"--{key} cannot be given for all runs of {name}: {why}")
+    own = own.union({"lea_stop_after"}, *({*m.keys, *m.changes} for m in methods))
+    if both := sorted(own & set(given)):
+        raise ValueError(f"--{both[0]} cannot be given for all runs of {name}")
     files = tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files))
     only = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     return name, runner.Benchmark(
@@ -132,7 +130,7 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benc
 def _report(benchmark: "Benchmark", name: str, command: str) -> None:
     from recbole_lea.experiments import markdown, plots, report
 
-    les = [record for run in benchmark.environments() if (record := run.record())]
+    les = [record for run in benchmark.environments if (record := run.record())]
     left_out = {m.label: m.missing for m in benchmark.methods if m.missing}
     made = report.Report(
         name, benchmark.dataset, command, benchmark.outcomes(), les, left_out, len(benchmark.seeds)

@@ -6,6 +6,7 @@ clear text which row it was made for. ``users.npz`` has, under a test's ``name``
 by test user [n_metrics, U], and the users of each split once, under the test's ``split``.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -19,16 +20,10 @@ from recbole_lea.store.files import replacing, write_bytes
 
 
 class FinishedRuns:
-    """The finished runs in the results of one dataset.
-
-    Args:
-        folder: the dataset's results.
-    """
+    """The finished runs in ``folder``, the results of one dataset."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "runs.jsonl"
-        self._version: tuple[int, ...] = ()
-        self._records: dict[str, dict[str, Any]] = {}
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Name -> record of each finished run, as the file is now.
@@ -39,19 +34,7 @@ class FinishedRuns:
         if not self.path.is_file():
             return {}
         status = self.path.stat()
-        version = (status.st_mtime_ns, status.st_ino, status.st_size)
-        if version != self._version:
-            found = {}
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
-                try:
-                    record = json.loads(line)
-                    found[record["name"]] = record
-                except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(
-                        f"{self.path}, line {number}: not a run's record ({error}): delete the line"
-                    ) from None
-            self._version, self._records = version, found
-        return self._records
+        return _read(self.path, (status.st_mtime_ns, status.st_ino, status.st_size))
 
     def users(self, name: str) -> dict[str, Users]:
         """Each metric of a test by test user."""
@@ -72,10 +55,8 @@ class FinishedRuns:
         with FileLock(self.folder / "runs" / "lock"):  # several runs may end at a time
             if users is not None:
                 record = record | self._add_users(record["name"], dict(users))
-            lines = [
-                json.dumps(own, default=float) + "\n"
-                for own in (self.records() | {record["name"]: record}).values()
-            ]
+            records = self.records() | {record["name"]: record}
+            lines = [json.dumps(own, default=float) + "\n" for own in records.values()]
             write_bytes(self.path, "".join(lines).encode())
 
     def _add_users(self, name: str, users: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -91,3 +72,18 @@ class FinishedRuns:
         with replacing(path) as stream:
             np.savez_compressed(stream, **arrays)
         return {"split": split, "metrics": list(users)}
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, version: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """The records of one version of the file."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            found[record["name"]] = record
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}, line {number}: not a run's record ({error}): delete the line"
+            ) from None
+    return found

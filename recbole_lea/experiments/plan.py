@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from recbole_lea.methods import Switches, switches
+from recbole_lea.yaml_files import read_files
 
 DROPOUT = {"SASRec": ("hidden_dropout_prob", "attn_dropout_prob"), "GRU4Rec": ("dropout_prob",)}
 
@@ -68,7 +68,7 @@ class Method:
 
     @property
     def stock(self) -> bool:
-        """Whether RecBole's own class is trained."""
+        """Whether it is RecBole's own class."""
         return self.name == "RecBole"
 
     @property
@@ -85,12 +85,14 @@ class Method:
     @property
     def le_wants(self) -> dict[str, str]:
         """Keys under which a run builds all that the method needs of the LE."""
-        used = self.switches
-        wants = {"lea_state": "both"} if used.le_state else {}
-        wants |= {"lea_reward": "LE"} if used.le_reward else {}
-        wants |= {"lea_augmentation": "both"} if used.augmented else {}
-        start = "item_embedding_init"  # item embeddings may start from the LE's item tokens
-        return wants | ({start: "le"} if self.keys.get(start) == "le" else {})
+        used, start = self.switches, "item_embedding_init"
+        wants = {
+            "lea_state": ("both", used.le_state),
+            "lea_reward": ("LE", used.le_reward),
+            "lea_augmentation": ("both", used.augmented),
+            start: ("le", self.keys.get(start) == "le"),  # they start from the LE's item tokens
+        }
+        return {key: value for key, (value, wanted) in wants.items() if wanted}
 
 
 def table(number: int) -> list[Method]:
@@ -105,8 +107,7 @@ def table(number: int) -> list[Method]:
             rows += [_method(backbone, framework, name) for name in names]
     known = {row.label for row in rows}
     return [
-        row if row.baseline_label in known else dataclasses.replace(row, baseline=None)
-        for row in rows
+        dataclasses.replace(r, baseline=None) if r.baseline_label not in known else r for r in rows
     ]
 
 
@@ -183,41 +184,30 @@ class Search:
         Raises:
             ValueError: a part is missing or unknown, or there are fewer points than trials.
         """
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_files([str(path)])
         parts = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(content, dict) or set(content) != parts:
+        if set(content) != parts:
             raise ValueError(f"{path} has to have exactly the keys {', '.join(sorted(parts))}")
-        dropouts = {key for keys in DROPOUT.values() for key in keys}
-        absent = {*fixed, *(["dropout"] if dropouts & set(fixed) else [])}
-        grid = {key: values for key, values in content["grid"].items() if key not in absent}
-        search = cls(**content | {"grid": grid})
         unknown = set(content["grid"]) - {*COMMON, *OPTIONAL}
         if unknown:
             raise ValueError(
                 f"{path}: the grid has the unknown key {sorted(unknown)[0]}; it may have "
                 f"{', '.join((*COMMON, *OPTIONAL))}"
             )
-        search._check(path)
-        return search
-
-    def _check(self, path: str | Path) -> None:
-        if not isinstance(self.trials, int) or self.trials < 1:
-            raise ValueError(f"{path}: trials is {self.trials!r}, but has to be 1 or more")
-        for key, values in self.grid.items():
-            if isinstance(values, dict) and set(values) != set(DROPOUT):
-                raise ValueError(
-                    f"{path}: the grid's {key} has values for {', '.join(values)}, but needs them "
-                    f"for {' and '.join(DROPOUT)}, or one list for all"
-                )
+        dropouts = {key for keys in DROPOUT.values() for key in keys}
+        absent = {*fixed, *(["dropout"] if dropouts & set(fixed) else [])}
+        grid = {key: values for key, values in content["grid"].items() if key not in absent}
+        search = cls(**content | {"grid": grid})
         for backbone in DROPOUT:
-            points = len(self._common(backbone))
-            if self.trials > points:
+            points = len(search._common(backbone))
+            if not isinstance(search.trials, int) or not 1 <= search.trials <= points:
                 raise ValueError(
-                    f"{path}: trials is {self.trials}, but {' and '.join(COMMON)} have only "
-                    f"{points} combinations for {backbone} (keys given on the command line leave "
-                    "the grid), and a baseline would get fewer trials than the methods: lower "
-                    "trials or add values"
+                    f"{path}: trials is {search.trials}, but has to be 1 or more, and "
+                    f"{' and '.join(COMMON)} have only {points} combinations for {backbone} (keys "
+                    "given on the command line leave the grid); a baseline would get fewer trials "
+                    "than the methods: lower trials or add values"
                 )
+        return search
 
     def points(self, method: Method) -> list[dict[str, Any]]:
         """The method's trials, as RecBole keys.
@@ -238,15 +228,16 @@ class Search:
         extra = {key: self._spread(key, method.backbone) for key in weights}
         points = []
         for i, point in enumerate(chosen):
-            point = point | {key: values[i] for key, values in extra.items()}
             dropout = point.pop("dropout", None)
-            if dropout is not None:
-                point |= dict.fromkeys(DROPOUT[method.backbone], dropout)
-            points.append(point)
+            names = DROPOUT[method.backbone] if dropout is not None else ()
+            weights_i = {key: values[i] for key, values in extra.items()}
+            points.append(point | weights_i | dict.fromkeys(names, dropout))
         return points
 
     def _values(self, key: str, backbone: str) -> list[Any]:
         values = self.grid[key]
+        if isinstance(values, Mapping) and backbone not in values:
+            raise ValueError(f"the search's grid has no values of {key} for {backbone}")
         return values[backbone] if isinstance(values, Mapping) else values
 
     def _common(self, backbone: str) -> list[dict[str, Any]]:

@@ -19,17 +19,13 @@ SWEEPS = {
 
 
 def draw(report: Report, folder: Path) -> list[str]:
-    """Draw a report's pictures as PNG files.
-
-    Args:
-        report: with at least one finished test.
-        folder: where the files go.
+    """Draw a report's gains, its sweeps if it has them, and its learning curves as PNG files.
 
     Returns:
-        File names: gains, sweeps where the report has them, learning curves.
+        The names of the files in ``folder``.
     """
     pictures = {}
-    gains = [row for row in report.of_metric(report.metric) if row["relative_gain"] is not None]
+    gains = [row for row in report.main_rows if row["relative_gain"] is not None]
     if gains:
         pictures["gains"] = gains_figure(gains, f"{report.title}, {report.dataset}")
     for key, label in SWEEPS.items():
@@ -75,14 +71,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def sweep_figure(report: Report, key: str, label: str) -> Figure:
     """Test metric over the values of one key, with the method without the LE as a line."""
     values = {o.method.label: o.method.changes.get(key) for o in report.done}
-    rows = [row for row in report.of_metric(report.metric) if values[row["label"]] is not None]
+    rows = [row for row in report.main_rows if values[row["label"]] is not None]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(
         range(len(rows)), [row["mean"] for row in rows], [row["std"] or 0 for row in rows],
         marker="o", capsize=4, color="C0", label="LEASR, mean and deviation over seeds",
     )  # fmt: skip
-    for row in report.of_metric(report.metric):
+    for row in report.main_rows:
         if row["label"] == rows[0]["baseline"]:
             axes.axhline(row["mean"], color="C1", linestyle="--", label=row["label"])
             if row["std"]:

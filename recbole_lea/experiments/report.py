@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,9 @@ from recbole_lea.yaml_files import properties_folder
 
 Paper = Mapping[tuple[str, str, str, str], float]
 Record = dict[str, Any]
+
+# A comparison that cannot be made
+NONE = dict.fromkeys(("relative_gain", "interval", "seed_gains", "p_seeds", "p_users"))
 
 
 def paper_name(metric: str) -> str:
@@ -60,10 +62,10 @@ def table_rows(outcomes: Sequence[Outcome], paper: Paper) -> list[dict[str, Any]
 def comparisons(outcomes: Iterable[Outcome], recbole: bool = False) -> int:
     """How many the table plans: with each method's baseline, or with RecBole's own class."""
     methods = [outcome.method for outcome in outcomes]
+    if not recbole:
+        return sum(method.baseline is not None for method in methods)
     stock = {method.backbone for method in methods if method.stock}
-    if recbole:
-        return sum(method.backbone in stock and not method.stock for method in methods)
-    return sum(method.baseline is not None for method in methods)
+    return sum(method.backbone in stock and not method.stock for method in methods)
 
 
 def _correct(compared: Sequence[dict[str, Any]], n: int) -> None:
@@ -82,38 +84,24 @@ def _row(
     values = _values(outcome, metric, seeds)
     stock = None if method.stock else done.get(f"{method.backbone} RecBole")
     return {
-        "backbone": method.backbone,
-        "framework": method.framework,
-        "method": method.name,
-        "label": method.label,
-        "metric": paper_name(metric),
-        "mean": statistics.fmean(values),
+        "backbone": method.backbone, "framework": method.framework, "method": method.name,
+        "label": method.label, "metric": paper_name(metric), "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
-        "values": values,
-        "seeds": seeds,
+        "values": values, "seeds": seeds,
         "paper": paper.get((method.backbone, method.framework, method.name, paper_name(metric))),
         "baseline": method.baseline_label,
         **_compared(outcome, done.get(method.baseline_label or ""), metric),
-        "over_recbole": _compared(outcome, stock, metric),
-    }
+        "over_recbole": dict(_compared(outcome, stock, metric)),
+    }  # fmt: skip
 
 
 def _compared(outcome: Outcome, base: Outcome | None, metric: str) -> dict[str, Any]:
     common = sorted(set(outcome.records) & set(base.records)) if base else []
     if base is None or not common:
-        return dict.fromkeys(("relative_gain", "interval", "seed_gains", "p_seeds", "p_users"))
+        return NONE
     users = [average([o.users[seed][metric] for seed in common]) for o in (outcome, base)]
     pair = [_values(o, metric, common) for o in (outcome, base)]
-    found = compare(pair[0], pair[1], users[0], users[1])
-    return {
-        "seed_gains": [
-            own / other - 1 if other else None for own, other in zip(*pair, strict=True)
-        ],
-        "relative_gain": found.gain,
-        "interval": None if found.low is None else [found.low, found.high],
-        "p_seeds": found.p_seeds,
-        "p_users": found.p_users,
-    }  # fmt: skip
+    return compare(pair[0], pair[1], users[0], users[1])
 
 
 def _values(outcome: Outcome, metric: str, seeds: Sequence[int]) -> list[float]:
@@ -131,35 +119,34 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[Record], n_seeds: int) 
         les: records of the LEs.
         n_seeds: reported seeds.
     """
-    reasons = []
-    missing = [outcome.method.label for outcome in outcomes if len(outcome.records) < n_seeds]
-    if missing:
-        reasons.append(f"runs are missing: {', '.join(missing)}")
     by_backbone = _by_backbone(outcomes)
-    records = [*les, *itertools.chain(*by_backbone.values())]
+    records = [*les, *(record for own in by_backbone.values() for record in own)]
     codes = [record["code"] for record in records]
-    if any(not (record["le"].get("code") or {}).get("clean", False) for record in les):
-        reasons.append("an LE was trained by code that was not committed, or not recorded")
-    if any(code["commit"] is None for code in codes):
-        reasons.append("runs were made outside a git checkout: their commit is not known")
-    elif not all(code["clean"] for code in codes):
-        reasons.append("runs were made from uncommitted code")
+    known = all(code["commit"] is not None for code in codes)
+    missing = [outcome.method.label for outcome in outcomes if len(outcome.records) < n_seeds]
+    le_codes = [record["le"].get("code") or {} for record in les]
     llms = {(r["config"]["lea_llm"], own) for r in records if (own := r["fingerprints"]["llm"])}
-    if len(llms) > len({name for name, _ in llms}):
-        reasons.append("runs used different LLMs, or other dtypes, under one name")
-    for backbone, own in by_backbone.items():  # nothing is compared between them
-        if len({record["code"]["fingerprint"] for record in own}) > 1:
-            reasons.append(
-                f"runs of {backbone} were made by different versions of the training code "
-                "(--rerun-old repeats the older ones)"
-            )
-    if len({json.dumps(record["versions"], sort_keys=True) for record in records}) > 1:
-        reasons.append("runs were made with different versions of Python or of packages")
-    if len({record["device"] for record in records}) > 1:
-        reasons.append("runs were made on different devices")
-    if n_seeds < 3:
-        reasons.append(f"{n_seeds} seeds are too few for a deviation")
-    return reasons
+    versions, devices = (
+        {json.dumps(record[name], sort_keys=True) for record in records}
+        for name in ("versions", "device")
+    )
+    reasons = [
+        (missing, f"runs are missing: {', '.join(missing)}"),
+        (not all(code.get("clean") for code in le_codes),
+         "an LE was trained by code that was not committed, or not recorded"),
+        (not known, "runs were made outside a git checkout: their commit is not known"),
+        (known and not all(code["clean"] for code in codes),
+         "runs were made from uncommitted code"),
+        (len(llms) > len({name for name, _ in llms}),
+         "runs used different LLMs, or other dtypes, under one name"),
+        *((len({record["code"]["fingerprint"] for record in own}) > 1,  # compared with each other
+           f"runs of {backbone} were made by different versions of the training code "
+           "(--rerun-old repeats the older ones)") for backbone, own in by_backbone.items()),
+        (len(versions) > 1, "runs were made with different versions of Python or of packages"),
+        (len(devices) > 1, "runs were made on different devices"),
+        (n_seeds < 3, f"{n_seeds} seeds are too few for a deviation"),
+    ]  # fmt: skip
+    return [reason for holds, reason in reasons if holds]
 
 
 def _records(outcomes: Iterable[Outcome]) -> list[Record]:
@@ -186,35 +173,25 @@ class Report:
     les: Sequence[Record]  # of the LEs
     left_out: Mapping[str, str]  # label -> reason of the methods that cannot be run
     n_seeds: int  # reported
-    rows: list[dict[str, Any]] = dataclasses.field(init=False)  # see ``table_rows``
-    reasons: list[str] = dataclasses.field(init=False)  # see ``not_final``
-    done: list[Outcome] = dataclasses.field(init=False)  # those with a finished test
 
     def __post_init__(self) -> None:
         kind, number = self.name[:-1], int(self.name[-1])
+        self.title = f"{kind.capitalize()} {number}"
         paper = paper_values(number, self.dataset) if kind == "table" else {}
         self.rows = table_rows(self.outcomes, paper)
         self.reasons = not_final(self.outcomes, self.les, self.n_seeds)
         self.done = [outcome for outcome in self.outcomes if outcome.records]
-
-    @property
-    def title(self) -> str:
-        """Such as "Table 2"."""
-        return f"{self.name[:-1].capitalize()} {self.name[-1]}"
-
-    @property
-    def records(self) -> list[Record]:
-        """Of all finished tests."""
-        return _records(self.done)
+        self.records = _records(self.done)
 
     @property
     def metric(self) -> str:
         """The metric of the validation, which the claims are about."""
         return paper_name(self.records[0]["config"]["valid_metric"])
 
-    def of_metric(self, metric: str) -> list[dict[str, Any]]:
-        """The rows of one metric."""
-        return [row for row in self.rows if row["metric"] == metric]
+    @property
+    def main_rows(self) -> list[dict[str, Any]]:
+        """The rows of that metric."""
+        return [row for row in self.rows if row["metric"] == self.metric]
 
     @property
     def commits(self) -> str:
@@ -229,18 +206,13 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Write ``NAME.json`` and ``NAME-runs.json`` into the folder of the dataset's results."""
+        search = {}
+        for own in self.outcomes:
+            trials = [(keys, trial["best_valid_score"]) for keys, trial in own.trials]
+            search[own.method.label] = {"trials": trials, "chosen": own.chosen}
+        about = {
+            "command": self.command, "commits": self.commits, "reasons_not_final": self.reasons,
+            "metric": self.metric, "left_out": dict(self.left_out), "search": search,
+        }  # fmt: skip
         write_json(folder / f"{self.name}.json", self.rows)
-        write_json(folder / f"{self.name}-runs.json", {
-            "command": self.command,
-            "commits": self.commits,
-            "reasons_not_final": self.reasons,
-            "metric": self.metric,
-            "left_out": dict(self.left_out),
-            "search": {
-                outcome.method.label: {
-                    "trials": [(keys, trial["best_valid_score"]) for keys, trial in outcome.trials],
-                    "chosen": outcome.chosen,
-                }
-                for outcome in self.outcomes
-            },
-        })  # fmt: skip
+        write_json(folder / f"{self.name}-runs.json", about)

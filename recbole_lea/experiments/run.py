@@ -4,19 +4,19 @@ FOLDER, which is in ``results/DATASET/runs/``, holds ``spec.json`` and is where 
 finished run is added to the dataset's ``runs.jsonl`` and ``users.npz``.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.utils import init_seed
@@ -73,13 +73,11 @@ class Spec:
     def identity(self, data: str) -> tuple[str, dict[str, Any]]:
         """What a finished run is known by.
 
-        Args:
-            data: fingerprint of the dataset's files.
-
         Returns:
-            A hex digest over the data and the keys that differ from their defaults, so that a
-            key that is new in the program makes no other run of it; and the values of all keys,
-            which a finished run has to have had as far as it knew them.
+            A hex digest over ``data`` (the fingerprint of the dataset's files) and the keys that
+            differ from their defaults, so that a key that is new in the program makes no other
+            run of it; and the values of all keys, which a finished run has to have had as far as
+            it knew them.
         """
         config = self.config()
         values = lasting(config.final_config_dict)
@@ -89,15 +87,6 @@ class Spec:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return digest, values
 
-    def about(self) -> dict[str, Any]:
-        """What the record says of the run beside its config; paths start where it was started."""
-        given = [text for text in self.arguments if text[2:].split("=")[0] not in VOLATILE]
-        return {
-            "method": self.method, "kind": self.kind, "stock": self.stock, "keys": self.keys,
-            "config_files": [os.path.relpath(file) for file in self.config_files],
-            "arguments": given,
-        }  # fmt: skip
-
 
 def lasting(values: dict[str, Any]) -> dict[str, Any]:
     """The keys that can change a result, in built-in types."""
@@ -105,17 +94,12 @@ def lasting(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the run whose folder is given, unless it is finished."""
+    """Do the run whose folder is given, and write it down as finished."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
     folder = Path(arguments.given()[0])
-    content = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    again, spec = content.pop("again", False), Spec(**content)
+    spec = Spec(**json.loads((folder / "spec.json").read_text(encoding="utf-8")))
     arguments.set_given(spec.arguments)
-    finished = FinishedRuns(folder.parent.parent)
-    # a run whose benchmark was killed may still be going on
-    with FileLock(folder / "lock"):
-        if again or folder.name not in finished.records():
-            finished.add(*execute(spec, folder))
+    FinishedRuns(folder.parent.parent).add(*execute(spec, folder))
 
 
 def execute(spec: Spec, folder: Path) -> Result:
@@ -128,23 +112,22 @@ def execute(spec: Spec, folder: Path) -> Result:
     Returns:
         Its record, and of a test ``by_user``'s arrays.
     """
-    start, folder = time.perf_counter(), folder.absolute()
-    code = code_version()  # before the training: the files may change meanwhile
+    start, code = time.perf_counter(), code_version()  # the files may change while it trains
     config = spec.config()
-    about, given = spec.about(), lasting(config.final_config_dict)
+    about: dict[str, Any] = {
+        "name": folder.name, "method": spec.method, "kind": spec.kind, "stock": spec.stock,
+        "keys": spec.keys, "config_files": [os.path.relpath(file) for file in spec.config_files],
+        "arguments": [own for own in spec.arguments if own[2:].split("=")[0] not in VOLATILE],
+    }  # fmt: skip
+    given = lasting(config.final_config_dict)
     for key, path in absolute_paths(config).items():
         config[key] = path
+    folder.mkdir(parents=True, exist_ok=True)
     # RecBole leaves checkpoints and TensorBoard's files where it works
-    work, home = folder / "work", Path.cwd()
-    work.mkdir(parents=True, exist_ok=True)
-    os.chdir(work)
-    try:
-        content, users = _le(config, code) if spec.kind == "le" else _train(config, code, spec.kind)
-    finally:
-        os.chdir(home)
-    shutil.rmtree(work)
+    with tempfile.TemporaryDirectory(dir=folder) as work, contextlib.chdir(work):
+        found, users = _le(config, code) if spec.kind == "le" else _train(config, code, spec.kind)
     seconds = round(time.perf_counter() - start, 3)
-    return {"name": folder.name, **about, **content, "config": given, "seconds": seconds}, users
+    return about | found | {"config": given, "seconds": seconds}, users
 
 
 def _le(config: Config, code: dict[str, Any]) -> Result:
@@ -159,49 +142,41 @@ def _le(config: Config, code: dict[str, Any]) -> Result:
 
 
 def _train(config: Config, code: dict[str, Any], kind: str) -> Result:
-    trainer, (train, valid, test) = prepare(config)
+    trainer, loaders = prepare(config)
+    splits = [loader._dataset for loader in loaders]
+    train, _, test = splits
     curve: list[list[float]] = []
-    stages = train._dataset.lea_stages
-    with stages.stage("training"):
+    with train.lea_stages.stage("training"):
         score, result = trainer.fit(
-            train, valid, callback_fn=lambda epoch, value: curve.append([int(epoch), float(value)])
+            *loaders[:2], callback_fn=lambda epoch, value: curve.append([int(epoch), float(value)])
         )
     content = {
-        "best_valid_score": float(score),
-        "best_valid_result": dict(result),
-        "valid_curve": curve,
+        "best_valid_score": float(score), "best_valid_result": dict(result), "valid_curve": curve,
         "best_is_warmup": getattr(trainer, "record", {}).get("best_is_warmup", False),
-        "data": _counts([loader._dataset for loader in (train, valid, test)]),
-    }
+        "data": _counts(splits),
+    }  # fmt: skip
     users = None
     if kind == "test":
-        with stages.stage("test"):
-            content["test_result"], rows = evaluate_rows(trainer, test)
-        content["cold"] = cold_result(train._dataset, test._dataset, rows)
-        users = by_user(test._dataset, rows)
+        with train.lea_stages.stage("test"):
+            content["test_result"], rows = evaluate_rows(trainer, loaders[2])
+        content["cold"] = cold_result(train, test, rows)
+        users = by_user(test, rows)
         content["data"]["test users"] = len(users["users"])
-    pipeline = train._dataset.lea_pipeline
-    return record.start(config, train._dataset, pipeline, stages, code) | content, users
+    return record.start(config, train, train.lea_pipeline, train.lea_stages, code) | content, users
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:
     train, valid, test = splits
     return {
-        "users": train.user_num - 1,
-        "items": train.item_num - 1,
-        "training transitions": len(train),
-        "validation rows": len(valid),
-        "test rows": len(test),
-    }
+        "users": train.user_num - 1, "items": train.item_num - 1,
+        "training transitions": len(train), "validation rows": len(valid), "test rows": len(test),
+    }  # fmt: skip
 
 
 def cold_result(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     """The test result of rows whose item is rare in training.
 
-    Args:
-        train: the training split.
-        test: the test split.
-        rows: metric -> values [n_rows] in the test split's order.
+    ``train`` and ``test`` are the splits; ``rows`` has each metric [n_rows] in the test's order.
 
     Returns:
         ``below``: how often an item has to be seen not to be cold; ``rows``: how many there are;
@@ -219,11 +194,7 @@ def cold_result(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str,
 
 
 def by_user(dataset: Any, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means over each user's rows.
-
-    Args:
-        dataset: the test split.
-        rows: metric -> values [n_rows] in the split's order.
+    """Means over each user's rows of the test split; ``rows`` has each metric [n_rows].
 
     Returns:
         ``users`` (tokens, sorted) [U], ``rows`` (how many) [U], and each metric [U].

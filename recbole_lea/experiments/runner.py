@@ -9,11 +9,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from recbole.config import Config
 
 from recbole_lea.engine.versions import code_version
@@ -22,7 +21,6 @@ from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
-from recbole_lea.store.cache import stage_folder
 from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -30,6 +28,8 @@ logger = logging.getLogger(__name__)
 CHILD = (sys.executable, "-m", "recbole_lea.experiments.run")
 
 POLL = 0.1  # seconds between two looks at the processes
+
+LE = Method("SASRec", "SA2C", "LE", {})  # what the runs are made for that build an LE
 
 # Keys of a run that builds nothing of the LE; ``Method.le_wants`` adds to them.
 NOTHING = {
@@ -52,23 +52,17 @@ class Run:
         """What it is called among the finished runs."""
         return self.folder.name
 
-    def written(self) -> dict[str, Any] | None:
-        """Its record as it is written down."""
-        return self.finished.records().get(self.name)
-
     def record(self) -> dict[str, Any] | None:
         """Its record; None while it is not finished, or if a default has changed since."""
-        content = self.written()
-        if content is None:
-            return None
-        known = content["config"]
+        content = self.finished.records().get(self.name)
+        known = content["config"] if content else {}
         same = all(known.get(key, value) == value for key, value in self.values.items())
         return content if same else None
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What there is of one method."""
+    """What there is of one method so far."""
 
     method: Method
     trials: list[tuple[dict[str, Any], dict[str, Any]]]  # keys and record of each finished one
@@ -85,6 +79,7 @@ class Benchmark:
 
     Raises:
         ValueError: a reported seed is the tuning seed, or ``only`` names no row of the table.
+        FileNotFoundError: the dataset is not there.
     """
 
     dataset: str
@@ -114,47 +109,40 @@ class Benchmark:
         self.possible = [method for method in self.methods if method.missing is None]
         self.wanted = [m for m in self.possible if not self.only or m.label in self.only]
         self.code = code_version()["fingerprint"]
-        config = self._le_spec({}).config()
-        self.cache = Path(config["lea_cache_dir"]) / self.dataset
-        self.data = data_fingerprint(config)
+        self.data = data_fingerprint(self._spec("le", LE, {}, seed).config())
         self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def _spec(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Spec:
+        of_all = self.config_files, self.arguments
+        keys = {**method.keys, **keys}
         return Spec(
-            kind, method.model, method.stock, self.dataset, seed, {**method.keys, **keys},
-            self.config_files, self.arguments, method.label,
-        )  # fmt: skip
+            kind, method.model, method.stock, self.dataset, seed, keys, *of_all, method.label
+        )
 
-    def _le_spec(self, keys: dict[str, Any]) -> Spec:
-        return Spec(
-            "le", "SASRecSA2CLEA", False, self.dataset, self.search.tuning_seed, keys,
-            self.config_files, self.arguments, "LE",
-        )  # fmt: skip
-
-    def _run(self, spec: Spec) -> Run:
-        own = json.dumps([spec.kind, spec.model, spec.stock, spec.seed, spec.keys])
+    def _run(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Run:
+        spec = self._spec(kind, method, keys, seed)
+        own = json.dumps([kind, spec.model, spec.stock, seed, spec.keys])
         if own not in self._identities:  # RecBole takes its time to make a config
             self._identities[own] = spec.identity(self.data)
         key, values = self._identities[own]
-        name = f"{spec.kind}-{'RecBole-' * spec.stock}{spec.model}-{key[:12]}"
+        name = f"{kind}-{'RecBole-' * spec.stock}{spec.model}-{key[:12]}"
         return Run(spec, self.folder / "runs" / name, values, self.finished)
 
     def trials(self, method: Method) -> list[Run]:
         """The method's search; without anything to choose from, none."""
         points = self.search.points(method)
-        specs = [self._spec("trial", method, p, self.search.tuning_seed) for p in points]
-        return [self._run(spec) for spec in specs] if len(specs) > 1 else []
+        seed = self.search.tuning_seed
+        return [self._run("trial", method, p, seed) for p in points] if len(points) > 1 else []
 
     def chosen(self, method: Method) -> dict[str, Any] | None:
         """Keys of the best trial on validation; None while one is missing."""
         points = self.search.points(method)
         records: list[Any] = [run.record() for run in self.trials(method)]
-        if None in records:
-            return None
-        if not records:
-            return points[0]
-        sign = 1 if records[0]["config"]["valid_metric_bigger"] else -1
-        return points[int(np.argmax([sign * r["best_valid_score"] for r in records]))]
+        if None in records or not records:
+            return None if records else points[0]
+        best = max if records[0]["config"]["valid_metric_bigger"] else min
+        scores = [record["best_valid_score"] for record in records]
+        return points[scores.index(best(scores))]
 
     def tests(self, method: Method) -> list[Run]:
         """One run a seed with the chosen keys; empty while they are not chosen."""
@@ -162,51 +150,22 @@ class Benchmark:
         if chosen is None:
             return []
         keys = chosen | dict(method.changes)
-        return [self._run(self._spec("test", method, keys, seed)) for seed in self.seeds]
-
-    def environments(self) -> list[Run]:
-        """One run for each LE, which builds all that the methods want of it."""
-        return [run for run, _ in self._environments]
-
-    def unbuilt(self) -> list[Run]:
-        """The LEs to be built.
-
-        A finished one too, if its cache is not here (a fresh clone has the records alone) and a
-        method that needs it has runs to do.
-        """
-
-        def needed(methods: list[Method]) -> bool:
-            runs = (self.trials(method) + self.tests(method) for method in methods)
-            return any(map(self.pending, runs))
-
-        return [
-            run
-            for run, methods in self._environments
-            if not self._is_done(run) or (not self._in_cache(run) and needed(methods))
-        ]
-
-    def _in_cache(self, run: Run) -> bool:
-        record: Any = run.record()
-        stages = record["fingerprints"]["feedback"].items()
-        return all(stage_folder(self.cache, *stage).is_dir() for stage in stages)
+        return [self._run("test", method, keys, seed) for seed in self.seeds]
 
     @functools.cached_property
-    def _environments(self) -> list[tuple[Run, list[Method]]]:
-        """Each LE's run, and the methods that need it."""
+    def environments(self) -> list[Run]:
+        """One run for each LE, which builds all that the methods want of it."""
         wants: dict[str, dict[str, Any]] = {}
-        needing: dict[str, list[Method]] = {}
-        for method in self.wanted:
-            if not method.le_wants:
-                continue
+        seed = self.search.tuning_seed
+        for method in (method for method in self.wanted if method.le_wants):
             for changes in ({}, dict(method.changes)):  # the trials' LE and the tests'
-                config = self._spec("le", method, changes, 0).config()
+                config = self._spec("le", method, changes, seed).config()
                 settings = LESettings.from_config(config.final_config_dict)
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
-                needing.setdefault(key, []).append(method)
                 start = {k: v for k, v in changes.items() if k.startswith("lea_")}
                 wants.setdefault(key, NOTHING | start).update(method.le_wants)
-        return [(self._run(self._le_spec(want)), needing[key]) for key, want in wants.items()]
+        return [self._run("le", LE, want, seed) for want in wants.values()]
 
     def pending(self, runs: Iterable[Run]) -> list[Run]:
         """The runs to be done, each once."""
@@ -217,63 +176,35 @@ class Benchmark:
 
     def _is_done(self, run: Run) -> bool:
         content = run.record()
-        return content is not None and not (
-            self.rerun_old and content["code"]["fingerprint"] != self.code
-        )
+        old = content is not None and content["code"]["fingerprint"] != self.code
+        return content is not None and not (old and self.rerun_old)
+
+    def phases(self) -> Iterator[list[Run]]:
+        """What is missing: the LEs, then the trials, then the tests, which follow from them."""
+        yield self.pending(self.environments)
+        for runs_of in (self.trials, self.tests):
+            yield self.pending(run for method in self.wanted for run in runs_of(method))
 
     def run(self) -> list[Run]:
-        """Do all that is missing: the LEs, then the trials, then the tests.
-
-        Returns:
-            The runs that failed.
-        """
-        failed = self._phase("LE", self.environments(), self.unbuilt())
-        if failed:
-            return failed
-        trials = [run for method in self.wanted for run in self.trials(method)]
-        failed = self._phase("trial", trials, self.pending(trials))
-        tests = [run for method in self.wanted for run in self.tests(method)]
-        return failed + self._phase("test", tests, self.pending(tests))
-
-    def _phase(self, title: str, runs: list[Run], pending: list[Run]) -> list[Run]:
-        total = len({run.folder for run in runs})
-        if total:
-            logger.info("%s: %d of %d runs are finished", title, total - len(pending), total)
-        # an LE gets the whole machine
-        return execute(pending, 1 if title == "LE" else self.jobs) if pending else []
+        """Do all that is missing; returns the runs that failed."""
+        phases = self.phases()
+        failed = execute(next(phases), 1)  # an LE gets the whole machine
+        for runs in () if failed else phases:
+            failed += execute(runs, self.jobs)
+        return failed
 
     def outcomes(self) -> list[Outcome]:
         """What the finished runs say, in the order of the methods."""
         found = []
         for method in self.possible:
-            trials = [run.record() for run in self.trials(method)]
-            points = zip(self.search.points(method), trials, strict=False)
-            tests = {run.spec.seed: run for run in self.tests(method) if run.record()}
-            found.append(Outcome(
-                method,
-                [(point, record) for point, record in points if record],
-                self.chosen(method),
-                {seed: record for seed, run in tests.items() if (record := run.record())},
-                {seed: self.finished.users(run.name) for seed, run in tests.items()},
-            ))  # fmt: skip
+            searched = [run.record() for run in self.trials(method)]
+            trials = zip(self.search.points(method), searched, strict=False)
+            runs = {run.spec.seed: run for run in self.tests(method)}
+            tests = {seed: record for seed, run in runs.items() if (record := run.record())}
+            users = {seed: self.finished.users(runs[seed].name) for seed in tests}
+            done = [(point, record) for point, record in trials if record]
+            found.append(Outcome(method, done, self.chosen(method), tests, users))
         return found
-
-    def plan(self) -> str:
-        """What there is to do (``--dry-run``)."""
-        width = max(len(method.label) for method in self.methods) + 2
-        counts = f"{len(self.unbuilt())} of {len(self.environments())}"
-        lines = [f"  {'LE':<{width}}{counts}"]
-        for method in self.methods:
-            if method.missing:
-                lines.append(f"  {method.label:<{width}}left out: {method.missing}")
-            elif method in self.wanted:
-                trials, tests = self.trials(method), self.tests(method)
-                left = len(self.pending(tests)) if tests else len(self.seeds)
-                lines.append(
-                    f"  {method.label:<{width}}trials {len(self.pending(trials))} of "
-                    f"{len(trials)}, tests {left} of {len(self.seeds)}"
-                )
-        return "\n".join(lines)
 
 
 def data_fingerprint(config: Config) -> str:
@@ -283,14 +214,11 @@ def data_fingerprint(config: Config) -> str:
         FileNotFoundError: one is not there; the message says how to make it.
     """
     digest = hashlib.sha256()
-    name = config["dataset"]
     for suffix in ("inter", "item"):
-        path = Path(config["data_path"]) / f"{name}.{suffix}"
+        path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist; give --data_path=FOLDER with {name}/ in it"
-                + (f", or make it by: {config['lea_prepare']}" if config["lea_prepare"] else "")
-            )
+            make = f", or make it by: {config['lea_prepare']}" if config["lea_prepare"] else ""
+            raise FileNotFoundError(f"{path} does not exist; give --data_path=FOLDER{make}")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -306,26 +234,23 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
     Returns:
         The runs that failed; the others go on.
     """
-    jobs = min(jobs, len(runs))
-    waiting, failed, start = list(reversed(runs)), [], time.monotonic()
-    running: dict[subprocess.Popen, tuple[Run, dict[str, Any] | None]] = {}
+    waiting, failed = list(runs), []
+    running: dict[subprocess.Popen, Run] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                run = waiting.pop()
-                before = run.written()
-                running[_started(run, jobs, child)] = (run, before)
+                run = waiting.pop(0)
+                running[_started(run, min(jobs, len(runs)), child)] = run
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
-                run, before = running.pop(process)
-                if process.returncode or run.written() == before:
+                run = running.pop(process)
+                if process.returncode:
                     failed.append(run)
-                    _report_failure(run)
+                    log = run.folder / "run.log"
+                    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                    logger.error("failed: %s\n  %s", log, lines[-1] if lines else "(no output)")
                 done = len(runs) - len(waiting) - len(running)
-                left = (time.monotonic() - start) / done * (len(runs) - done)
-                logger.info(
-                    "%d of %d: %s; about %s left", done, len(runs), run.name, duration(left)
-                )
+                logger.info("%d of %d: %s", done, len(runs), run.name)
     finally:
         for process in running:
             process.terminate()
@@ -334,23 +259,8 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
 
 def _started(run: Run, jobs: int, child: Sequence[str]) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
-    again = run.written() is not None
-    write_json(run.folder / "spec.json", dataclasses.asdict(run.spec) | {"again": again})
+    write_json(run.folder / "spec.json", dataclasses.asdict(run.spec))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with (run.folder / "run.log").open("wb") as log:
         return subprocess.Popen([*child, str(run.folder)], stdout=log, stderr=log, env=environment)
-
-
-def _report_failure(run: Run) -> None:
-    log = run.folder / "run.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    logger.error("failed: %s\n  %s", log, lines[-1] if lines else "(it wrote nothing)")
-
-
-def duration(seconds: float) -> str:
-    """Such as "3 h 20 min"."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

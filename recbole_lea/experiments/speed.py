@@ -1,48 +1,146 @@
-"""What the LE costs, against padded batches in the same run.
+"""What the LLM's stages and a training step cost, and memory by the number of items.
 
-``python -m recbole_lea.benchmark --speed --dataset industrial`` prints one JSON object last.
+``python -m recbole_lea.benchmark --speed --dataset industrial`` and ``... --load --items 1000000``
+print one JSON object last.
 """
 
-import dataclasses
 import itertools
-import logging
 import statistics
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data import data_preparation
+from recbole.data.interaction import Interaction
+from recbole.utils import init_seed
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from recbole_lea.engine.llm import compile_layers, load_llm, pick_device
-from recbole_lea.engine.packing import pack
+from recbole_lea.engine.llm import load_llm, locate
+from recbole_lea.engine.processes import processes
 from recbole_lea.engine.stagelog import StageLog
-from recbole_lea.experiments.training_speed import timed, training_ratios
-from recbole_lea.le import finetune, quality
-from recbole_lea.le import item_tokens as tokenization
-from recbole_lea.le.environment import Environment, PromptEnds
+from recbole_lea.le import finetune
+from recbole_lea.le.environment import Environment
 from recbole_lea.le.pipeline import Pipeline
-from recbole_lea.le.prompts import Prompts
-from recbole_lea.le.sequences import Sequences, sample_negatives
-from recbole_lea.le.settings import LESettings
+from recbole_lea.le.sequences import Sequences
+from recbole_lea.model import MODELS, SASRecSA2CLEA
+from recbole_lea.model.fields import FIELD_PREFIX
 from recbole_lea.plugin.dataset import LEADataset
+from recbole_lea.plugin.trainer import fused
 
-logger = logging.getLogger(__name__)
-
-# The loss of the unpacked fine-tuning loop.
-LOSS: dict[str, Any] = {"finetune_negatives": 1, "state_loss": "softmax"}
-# What is measured: the paper's prompts, and ours as the settings have them.
-TEMPLATES: dict[str, dict[str, Any]] = {
-    "paper": LOSS | {"reward_prompt": "paper", "state_input": "items", "reward_head": "none"},
-    "item_last": LOSS | {"reward_prompt": "item_last"},
-}
-# Times --rows for feedback: a packed transition has a seventh of the tokens of the paper's wording,
-# and a batch or two that are not full would be most of what is measured.
-SAMPLES = {"paper": 1, "item_last": 8}
-PADDED_BATCH = 32  # prompts a batch of the unpacked Hugging Face loop
 PASSES = 3
-STEPS = 6  # of fine-tuning
+STEPS = 6  # of fine-tuning, and of training and ranking under load
+RATIOS = 9  # of training steps
+
+NAME = "load"  # the generated dataset
+TRANSITIONS = 10  # training transitions of a user; two more interactions are held out
+
+KEYS = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+    "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 64, "eval_batch_size": 64,
+    "show_progress": False, "lea_llm_dtype": "float32", "lea_compile": False,
+    "lea_item_sentence": "{item} is titled {title}.", "lea_item_iterations": 1,
+    "lea_finetune_fraction": 1e-5, "lea_finetune_epochs": 1, "lea_finetune_eval": 100,
+}  # fmt: skip
+
+# Passes through the LLM's weights: fine-tuning also goes back to the adapters' inputs.
+LLM_PASSES = {"fine-tuning": 2, "states": 1, "rewards": 1}
+
+
+def run(config: Config, users: int) -> dict[str, Any]:
+    """Speed on a dataset.
+
+    Args:
+        config: of a model of ours on the dataset.
+        users: how many users' sequences the LLM reads.
+
+    Returns:
+        ``llm``: see ``llm_costs``; ``train_step_ratio``: see ``training_ratios``.
+    """
+    dataset = LEADataset(config)
+    _, tokens = dataset.splits()
+    pipeline = dataset.pipeline(dict(sorted(tokens.items())[:users]))
+    costs, width = llm_costs(pipeline)
+    ratios = training_ratios(config, pipeline.settings.state_dim or width)
+    return {"llm": costs, "train_step_ratio": ratios}
+
+
+def llm_costs(pipeline: Pipeline) -> tuple[dict[str, dict[str, float]], int]:
+    """Each stage's speed beside that of the LLM's matrix products alone, its floor.
+
+    The LLM is as the pipeline has it from 10,000 transitions on: compiled layers, and an adapter
+    that is merged after fine-tuning. Item tokens are random numbers: they cost the same.
+
+    Returns:
+        Stage -> ``tokens`` (of packed rows, without padding), ``seconds`` (median of ``PASSES``)
+        and ``share``: the floor's seconds over the stage's; and the width of the LLM.
+    """
+    s, sequences = pipeline.settings, pipeline.sequences
+    llm = load_llm(s.llm, s.llm_dtype, processes().device, s.llm_options, compiled=True)
+    items = torch.randn(len(pipeline.catalogue), llm.width)
+    env = Environment(llm, items, s, titles=pipeline.titles)
+
+    def states() -> Iterator[list[list[int]]]:
+        for _, history in sequences.histories(0, len(sequences), whole=True):
+            yield [env.prompts.state(history)]
+
+    def rewards() -> Iterator[list[list[int]]]:
+        for row, history in sequences.histories(0, len(sequences)):
+            yield [env.prompts.reward(history, action) for action in pipeline.actions[row]]
+
+    found = {"fine-tuning": measured(env, finetuning(env, sequences))}
+    env.merge()
+    found["states"] = measured(env, lambda: env.answer(states(), env.state_of))
+    found["rewards"] = measured(env, lambda: env.answer(rewards(), env.reward_of))
+    rate = matmul_rate(env.llm, s.row_length * s.batch_rows)
+    for stage, n in LLM_PASSES.items():
+        floor = n * found[stage]["tokens"] * flops_per_token(env.llm) / rate
+        found[stage]["share"] = floor / found[stage]["seconds"]
+    return found, llm.width
+
+
+def finetuning(env: Environment, sequences: Sequences) -> Callable[[], None]:
+    """What does a few steps of fine-tuning."""
+    settings, rng = env.settings, np.random.default_rng(0)
+    learned = [s for s in range(len(sequences)) if len(sequences.items[s]) > 1]
+    batches = finetune.epoch_batches(sequences, learned, settings.finetune_batch_size, rng)
+    parameters = [p for p in env.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
+
+    def steps() -> None:
+        for batch in batches[:STEPS]:
+            finetune._train_step(env, optimizer, sequences, batch, rng)
+
+    return steps
+
+
+def measured(env: Environment, work: Callable[[], Any]) -> dict[str, float]:
+    """Tokens that the LLM reads in a run of ``work``, and the median seconds of ``PASSES``."""
+    work()  # compiles the layers for every shape
+    with mock.patch.object(env, "hidden", wraps=env.hidden) as hidden:
+        seconds = statistics.median(timed(work) for _ in range(PASSES))
+    tokens = sum(call.args[0].n_tokens for call in hidden.call_args_list) / PASSES
+    return {"tokens": tokens, "seconds": seconds}
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of one run."""
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    start = now()
+    work()
+    return now() - start
 
 
 def flops_per_token(model: Any) -> float:
@@ -58,8 +156,7 @@ def _matrices(model: Any) -> list[torch.Tensor]:
 def matmul_rate(model: Any, tokens: int) -> float:
     """FLOP/s of the decoder's own matrix products, ``tokens`` rows at a time, layer by layer."""
     matrices = _matrices(model)
-    widths = {p.shape[1] for p in matrices}
-    rows = {w: torch.randn(tokens, w).to(matrices[0]) for w in widths}
+    rows = {w: torch.randn(tokens, w).to(matrices[0]) for w in {p.shape[1] for p in matrices}}
 
     @torch.inference_mode()
     def products() -> None:
@@ -67,255 +164,142 @@ def matmul_rate(model: Any, tokens: int) -> float:
             torch.nn.functional.linear(rows[p.shape[1]], p)
 
     products()
-    return tokens * flops_per_token(model) / min(timed(products) for _ in range(3))
+    seconds = statistics.median(timed(products) for _ in range(PASSES))
+    return tokens * flops_per_token(model) / seconds
 
 
-@torch.inference_mode()
-def padded_rewards(env: Environment, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Rewards by Hugging Face batches: sorted by length, right-padded."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    rewards = np.zeros(len(prompts), dtype=np.float32)
-    for start in range(0, len(order), PADDED_BATCH):
-        members = order[start : start + PADDED_BATCH]
-        ends = padded_ends(env, [prompts[i] for i in members])
-        rewards[members] = env.reward_of(ends).cpu().numpy()
-    return rewards
+def training_ratios(config: Config, state_dim: int) -> dict[str, float]:
+    """Seconds of a training step of each model over those of its RecBole backbone.
 
-
-def padded_ends(env: Environment, prompts: Sequence[Sequence[int]]) -> PromptEnds:
-    """What stands at the end of each prompt of one padded batch."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-    with env.precision():
-        output = env.decoder(
-            inputs_embeds=env.embed(ids.to(env.device), env.item_tokens),
-            attention_mask=mask.to(env.device),
-            use_cache=False,
-        )
-    rows = torch.arange(len(prompts))
-
-    def at(columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        items = ids[rows, columns].to(env.device) - env.vocab_size
-        return output.last_hidden_state[rows, columns].float(), items
-
-    ends = at(lengths - 1)
-    if env.settings.state_input == "items":
-        return PromptEnds(*ends)
-    places = [[i for i, t in enumerate(p) if t >= env.vocab_size][-2:] for p in prompts]
-    actions, before = (torch.tensor([p[k] for p in places]) for k in (-1, 0))
-    return PromptEnds(*ends, at(actions)[1], *at(before))
-
-
-def packed_tokens(groups: list, settings: LESettings) -> int:
-    """Tokens of the packed rows of groups of prompts."""
-    batches = pack(groups, settings.row_length, settings.batch_rows)
-    return sum(batch.n_tokens for batch in batches)
-
-
-def feedback_cost(env: Environment, groups: list[list[list[int]]]) -> dict[str, Any]:
-    """Packed rewards against padded ones: same prompts, LLM (adapter merged), dtype, attention.
-
-    Alternating passes, of which the medians count: one pass alone is off by a third on a shared
-    machine. Last come passes with compiled layers, as the pipeline has them from 10,000
-    transitions on (the compilation itself is not counted), and matrix products between them.
-    """
-    prompts = [prompt for group in groups for prompt in group]
-    s = env.settings
-    tokens = packed_tokens(groups, s)
-    rewards: dict[str, np.ndarray] = {}
-
-    def packed() -> None:
-        rewards["packed"] = env.answer(groups, env.reward_of)
-
-    def padded() -> None:
-        rewards["padded"] = padded_rewards(env, prompts)
-
-    packed()  # every shape once
-    padded()
-    passes = [(timed(packed), timed(padded)) for _ in range(PASSES)]
-    uncompiled, unpacked = (statistics.median(times) for times in zip(*passes, strict=True))
-    difference = np.abs(rewards["packed"] - rewards["padded"])
-    compile_layers(env.llm)
-    packed()
-    peak = [matmul_rate(env.llm, s.row_length * s.batch_rows) for _ in range(PASSES)]
-    seconds = statistics.median(timed(packed) for _ in range(PASSES))
-    floor = tokens * flops_per_token(env.llm) / statistics.median(peak)  # seconds
-    return {
-        "feedback_speedup": unpacked / seconds,
-        "feedback_speedup_uncompiled": unpacked / uncompiled,
-        "feedback_token_ratio": sum(map(len, prompts)) / tokens,
-        "feedback_tokens": tokens,
-        "feedback_seconds": seconds,
-        "feedback_tokens_per_second": tokens / seconds,
-        "utilisation": floor / seconds,
-        "utilisation_uncompiled": floor / uncompiled,
-        "max_abs_diff": float(difference.max()),
-        "reward_deviation": float(rewards["padded"].std()),
-        "same_ranking": same_ranking(rewards["packed"], rewards["padded"]),
-    }
-
-
-def same_ranking(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of all pairs of entries that two vectors rank alike."""
-    upper = np.triu_indices(len(a), 1)
-    order_a, order_b = (np.sign(x[:, None] - x[None])[upper] for x in (a, b))
-    return float((order_a == order_b).mean())
-
-
-def pool_seconds(env: Environment, pipeline: Pipeline, pool: int) -> float:
-    """Seconds of rewards with so many scored negatives."""
-    drawn = sample_negatives(pipeline.sequences, len(pipeline.catalogue), pool, seed=0)
-    groups = reward_groups(env.prompts, pipeline.sequences, drawn)
-    env.answer(groups[: len(groups) // 8], env.reward_of)
-    return timed(partial(env.answer, groups, env.reward_of))
-
-
-def finetune_cost(env: Environment, sequences: Sequences) -> dict[str, float]:
-    """Steps of fine-tuning, packed against chosen and rejected prompts concatenated.
-
-    The unpacked loop has the same remedies: no upcast in peft, the same attention, a state that
-    stands in a reward prompt is read there. As the pipeline does from 10,000 transitions on, the
-    packed steps are then timed with compiled layers too.
-    """
-    settings = env.settings
-    learned = [s for s in range(len(sequences)) if len(sequences.items[s]) > 1]
-    rng = np.random.default_rng(0)
-    batches = finetune.epoch_batches(sequences, learned, settings.finetune_batch_size, rng)
-    parameters = [p for p in env.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=1e-5, fused=True)
-
-    def packed(batch: list) -> float:
-        step = partial(finetune._train_step, env, optimizer, sequences, batch, rng)
-        return timed(step)
-
-    measured = list(itertools.islice(itertools.cycle(batches), STEPS + 1))
-    unpacked = partial(_unpacked_step, env, optimizer, sequences)
-    pairs = [(timed(partial(unpacked, batch)), packed(batch)) for batch in measured]
-    theirs, ours = (statistics.median(times[1:]) for times in zip(*pairs, strict=True))
-    compile_layers(env.llm.base_model.model)
-    compiled = statistics.median([packed(batch) for batch in measured * 2][len(measured) :])
-    return {
-        "finetune_speedup": theirs / compiled,
-        "finetune_step_seconds": compiled,
-        "finetune_speedup_uncompiled": theirs / ours,
-    }
-
-
-def _unpacked_step(
-    env: Environment, optimizer: torch.optim.Optimizer, sequences: Sequences, batch: list
-) -> None:
-    env.train()
-    positives = np.array([sequences.action(s, t) for s, t in batch])
-    negatives = (positives[:, None] + 1) % 9
-    groups = quality.comparisons(env, sequences, batch, np.c_[positives, negatives])
-    optimizer.zero_grad()
-    n = len(batch)
-    read = padded_ends(env, [group[0] for group in groups] + [group[1] for group in groups])
-    rewards = env.reward_of(read)
-    if env.settings.state_input == "items":
-        ends = padded_ends(env, [group[2] for group in groups])
-    else:  # the chosen prompts hold the states already
-        assert read.before is not None and read.before_items is not None
-        ends = PromptEnds(read.before[:n], read.before_items[:n])
-    states = env.state_head.query(env.state_of(ends))
-    loss = finetune.reward_loss(rewards[:n], rewards[n:]).mean()
-    items = torch.from_numpy(positives).to(env.device)
-    losses = finetune.state_softmax_loss(states, env.state_head.keys, items)
-    (loss + env.settings.state_weight * losses.mean()).backward()
-    optimizer.step()
-
-
-def run(config: Config, rows: int) -> dict[str, Any]:
-    """All measurements on a sample of ``rows`` training transitions.
+    The step is that of the costliest method, LEASR after the warm-up: LE states beside h_t, LE
+    rewards, both augmented losses. The LE's part is random numbers of the right shape: a step
+    costs the same whatever they hold.
 
     Args:
         config: of a model of ours on the dataset.
-        rows: transitions for feedback, times ``SAMPLES``; fine-tuning takes a few steps.
+        state_dim: width of the LE's states.
+
+    Returns:
+        Model -> median ratio of alternating steps.
     """
-    stages = StageLog()
-    dataset = LEADataset(config)
-    _, tokens = dataset.splits()
-    costs: dict[str, dict[str, Any]] = {}
-    a_row: dict[tuple[str, int], float] = {}  # seconds, by template and scored negatives
-    for template, changes in TEMPLATES.items():
-        pipeline = dataset.pipeline(first_sequences(tokens, SAMPLES[template] * rows))
-        settings = dataclasses.replace(pipeline.settings, **changes)
-        env, _ = _environment(pipeline, settings)
-        with stages.stage(f"fine-tuning {template}"):
-            costs[template] = finetune_cost(env, pipeline.sequences)
-        # a fresh one: fine-tuning has compiled its layers
-        env, tokenizer = _environment(pipeline, settings)
-        env.merge()
-        n_rows = len(pipeline.negatives)
-        groups = reward_groups(env.prompts, pipeline.sequences, pipeline.negatives)
-        with stages.stage(f"feedback {template}"):
-            for pool in (1, 10):
-                a_row[template, pool] = pool_seconds(env, pipeline, pool) / n_rows
-            costs[template] |= feedback_cost(env, groups) | {"rows": n_rows}
-        logger.info("%s: %s", template, costs[template])
-    state_dim = pipeline.settings.state_dim or env.item_tokens.shape[1]
-    return {
-        **{name: {t: costs[t][name] for t in TEMPLATES} for name in costs["paper"]},
-        "pool_of_10_ratio": {t: a_row[t, 10] / a_row[t, 1] for t in TEMPLATES},
-        "item_last_pool_of_10_over_paper_pool_of_1": a_row["item_last", 10] / a_row["paper", 1],
-        "option_token_ratio": option_token_ratios(env, pipeline, tokenizer),
-        **training_ratios(config, state_dim, steps=9),
-        "peak_memory_mb": max(s["peak_memory_mb"] for s in stages.stages.values()),
-    }
+    found = {}
+    keys = dict(config.external_config_dict) | {"q_weight": 1.0}
+    keys |= {"lea_state": None, "lea_reward": None, "lea_augmentation": None}
+    for name, model_class in MODELS.items():
+        cheapest, costliest = (
+            Config(model=name, dataset=config["dataset"], config_dict=keys | {"lea_method": method})
+            for method in ("base", "LEASR")  # base loads the data without an LE
+        )
+        init_seed(cheapest["seed"], True)
+        train = data_preparation(cheapest, LEADataset(cheapest))[0]
+        data, batch = train._dataset, next(iter(train))
+        batch.update(_random_feedback(len(batch), state_dim, data.num(data.iid_field)))
+        data.lea_feedback = SimpleNamespace(state_dim=state_dim)
+        models = model_class(costliest, data), model_class.backbone_class()(cheapest, data)
+        models[0].warmed_up = True
+        ours, theirs = (partial(training_step(model), batch) for model in models)
+        ours(), theirs()  # once without the clock
+        found[name] = statistics.median(timed(ours) / timed(theirs) for _ in range(RATIOS))
+    return found
 
 
-def first_sequences(tokens: dict[str, list[str]], rows: int) -> dict[str, list[str]]:
-    """The first users' sequences that have ``rows`` transitions, or all."""
-    users = sorted(tokens)
-    before = itertools.accumulate((len(tokens[user]) - 1 for user in users), initial=0)
-    return {user: tokens[user] for user, n in zip(users, before, strict=False) if n < rows}
+def _random_feedback(rows: int, state_dim: int, n_items: int) -> Interaction:
+    """What the transform adds to a batch under LEASR, as random numbers."""
+    numbers = ("reward", "negative_reward", "augmented_reward")
+    values = {name: torch.randn(rows) for name in numbers}
+    values |= {name: torch.randint(1, n_items, (rows,)) for name in ("negative", "augmented")}
+    values |= {name: torch.randn(rows, state_dim) for name in ("state", "next_state")}
+    return Interaction({FIELD_PREFIX + name: value for name, value in values.items()})
 
 
-def option_token_ratios(
-    env: Environment, pipeline: Pipeline, tokenizer: Any
-) -> dict[str, dict[str, float]]:
-    """Packed tokens of fine-tuning and of feedback under an option over those without it."""
-    without: dict[str, Any] = {"state_input": "items", "reward_head": "none", "history_hop": 0}
-    options = {
-        "state_input: prompt": without | {"state_input": "prompt"},
-        "history_hop: 5": without | {"history_hop": 5},
-    }
+def training_step(model: Any) -> Callable[[Any], None]:
+    """What trains a model, ours or RecBole's, on one batch, with the optimizer of its trainer."""
+    adam = torch.optim.Adam(model.parameters())
+    optimizer = fused(adam) if type(model) in MODELS.values() else adam
 
-    def tokens(changes: dict[str, Any]) -> dict[str, int]:
-        settings = dataclasses.replace(env.settings, **changes)
-        prompts = Prompts(tokenizer, env.vocab_size, settings)
-        rewards = reward_groups(prompts, pipeline.sequences, pipeline.negatives)
-        states, both = [], []
-        left = iter(rewards)
-        for user in pipeline.sequences.items:
-            for t in range(1, len(user) + 1):
-                states.append([prompts.state(user[:t])])
-                if t < len(user):
-                    both.append(next(left) + states[-1])
-        feedback = packed_tokens(states, settings) + packed_tokens(rewards, settings)
-        return {"finetune": packed_tokens(both, settings), "feedback": feedback}
+    def step(batch: Any) -> None:
+        optimizer.zero_grad()
+        loss: Any = model.calculate_loss(batch)
+        loss = sum(loss) if isinstance(loss, tuple) else loss
+        loss.backward()
+        optimizer.step()
 
-    fewest = tokens(without)
-    found = {name: tokens(changes) for name, changes in options.items()}
-    return {name: {k: n / fewest[k] for k, n in own.items()} for name, own in found.items()}
+    return step
 
 
-def _environment(pipeline: Pipeline, settings: LESettings) -> tuple[Environment, Any]:
-    """An LE with untrained item tokens (speed does not depend on what they hold); its tokenizer."""
-    llm = load_llm(settings.llm, settings.llm_dtype, pick_device(), settings.llm_options)
-    bare = Environment(llm, torch.zeros(len(pipeline.catalogue), llm.width), settings, False)
-    ids, _ = tokenization.sentence_ids(pipeline.sentences, bare, llm.tokenizer)
-    start = tokenization.initial_tokens(ids, bare)
-    return Environment(llm, start, settings, titles=pipeline.titles).eval(), llm.tokenizer
+def load(llm: str, items: int, transitions: int) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of every stage on generated data.
+
+    What fills memory (sequences, item tokens, the store, the Q head) has its full size; the LLM is
+    a tiny one with the tokenizer of ``llm``. Trained is SASRecSA2CLEA with LE states beside h_t, LE
+    rewards and both augmented losses, after the warm-up.
+
+    Raises:
+        ValueError: there are not enough interactions for the items.
+    """
+    interactions = transitions // TRANSITIONS * (TRANSITIONS + 3)
+    if items < 2 or interactions < items:
+        raise ValueError(
+            f"--items {items} --transitions {transitions}: {interactions} interactions are too few "
+            "for so many items to occur, or there are fewer than 2 items"
+        )
+    log = StageLog()
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "data" / NAME, items, transitions)
+        tiny_llm(Path(folder) / "llm", llm)
+        places = {"data_path": "data", "lea_llm": "llm", "lea_cache_dir": "cache"}
+        keys = KEYS | {key: f"{folder}/{place}" for key, place in places.items()}
+        config = Config(SASRecSA2CLEA, NAME, config_dict=keys)
+        with log.stage("read the interactions"):
+            dataset = LEADataset(config)
+            dataset.lea_stages = log
+        with log.stage("prepare the data"):
+            train, _, test = data_preparation(config, dataset)
+            data, rng = train._dataset, np.random.default_rng(0)
+            pipeline = data.lea_pipeline  # the LE chooses among random candidates
+            shape = pipeline.sequences.n_transitions, min(5, items)
+            candidates = rng.integers(0, len(pipeline.catalogue), shape)
+            data.lea_feedback.augment(*pipeline.select(candidates, want_rewards=True))
+        with log.stage("training steps"):
+            model = SASRecSA2CLEA(config, data)
+            model.warmed_up = True
+            step = training_step(model)
+            for batch in itertools.islice(train, STEPS):
+                step(batch)
+        model.eval()
+        with log.stage("ranking"), torch.no_grad():
+            for batch in itertools.islice(test, STEPS):
+                model.full_sort_predict(batch[0]).topk(20)
+    return log.stages
 
 
-def reward_groups(prompts: Prompts, sequences: Sequences, negatives: np.ndarray) -> list:
-    """The reward prompts of each transition: the positive's and its negatives'."""
-    transitions = [(s, t) for s, own in enumerate(sequences.items) for t in range(1, len(own))]
-    return [
-        [prompts.reward(sequences.history(s, t), a) for a in (sequences.items[s][t], *row)]
-        for (s, t), row in zip(transitions, negatives, strict=True)
-    ]
+def generate(folder: Path, items: int, transitions: int) -> None:
+    """Write a RecBole dataset, called like its folder, in which each item occurs.
+
+    There have to be as many interactions; training transitions are those of leave-one-out.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, items, (transitions // TRANSITIONS, TRANSITIONS + 3))
+    places = rng.permutation(drawn.size)[:items]
+    drawn.flat[places] = np.arange(len(places))
+    folder.mkdir(parents=True)
+    with (folder / f"{folder.name}.inter").open("w", encoding="utf-8") as file:
+        file.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for user, row in enumerate(drawn.tolist()):
+            file.writelines(f"u{user}\ti{item}\t{time}\n" for time, item in enumerate(row))
+    with (folder / f"{folder.name}.item").open("w", encoding="utf-8") as file:
+        file.write("item_id:token\ttitle:token_seq\n")
+        file.writelines(f"i{item}\titem number {item}\n" for item in range(items))
+
+
+def tiny_llm(folder: Path, tokenizer_of: str) -> None:
+    """Write a one-layer Llama with random weights and the tokenizer of ``lea_llm``."""
+    source, gguf = locate(tokenizer_of)
+    file = {"gguf_file": gguf} if gguf else {}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file)
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)

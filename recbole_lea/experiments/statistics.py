@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -26,17 +27,6 @@ class Users:
         return self.rows * self.values / self.rows.sum()
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A method against its baseline."""
-
-    gain: float | None  # relative difference of the means; None where the baseline's is 0
-    low: float | None  # lower end of the 95 % interval of the gain over test users
-    high: float | None  # its upper end
-    p_seeds: float | None  # paired t-test over seeds; None with fewer than two
-    p_users: float  # paired permutation test over test users
-
-
 def average(users: Sequence[Users]) -> Users:
     """The mean over seeds.
 
@@ -55,18 +45,27 @@ def _check_same(one: Users, other: Users) -> None:
 
 def compare(
     seeds: Sequence[float], baseline_seeds: Sequence[float], users: Users, baseline: Users
-) -> Comparison:
+) -> dict[str, Any]:
     """Compare a method with its baseline on one metric: by seed, and by test user over all seeds.
+
+    Returns:
+        ``relative_gain`` of the means and ``seed_gains`` by seed, None where the baseline has 0;
+        ``interval`` (see ``gain_interval``), ``p_seeds`` and ``p_users``.
 
     Raises:
         ValueError: the two were tested on different users.
     """
     _check_same(users, baseline)
-    base = float(np.mean(baseline_seeds))
-    gain = float(np.mean(seeds)) / base - 1 if base else None
-    low, high = gain_interval(users.sums, baseline.sums)
-    by_seed, by_user = seed_test(seeds, baseline_seeds), user_test(users.sums - baseline.sums)
-    return Comparison(gain, low, high, by_seed, by_user)
+    means = float(np.mean(seeds)), float(np.mean(baseline_seeds))
+    pairs = [means, *zip(seeds, baseline_seeds, strict=True)]
+    gain, *seed_gains = (own / base - 1 if base else None for own, base in pairs)
+    return {
+        "seed_gains": seed_gains,
+        "relative_gain": gain,
+        "interval": gain_interval(users.sums, baseline.sums),
+        "p_seeds": seed_test(seeds, baseline_seeds),
+        "p_users": user_test(users.sums - baseline.sums),
+    }
 
 
 def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | None:
@@ -99,20 +98,21 @@ def user_test(difference: np.ndarray) -> float:
     return float(result.pvalue)
 
 
-def gain_interval(
-    sums: np.ndarray, baseline: np.ndarray
-) -> tuple[float, float] | tuple[None, None]:
-    """95 % bootstrap interval of the relative gain, of each user's part of both means [U]."""
+def gain_interval(sums: np.ndarray, baseline: np.ndarray) -> list[float] | None:
+    """95 % bootstrap interval of the relative gain, of each user's part of both means [U].
+
+    None where the baseline's mean is 0, or may be.
+    """
     if len(sums) < 2 or not baseline.any():
-        return None, None
+        return None
     with np.errstate(divide="ignore", invalid="ignore"):
         result = stats.bootstrap(
             (sums, baseline), lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis) - 1,
             paired=True, vectorized=True, n_resamples=BOOTSTRAPS, batch=1000,
             confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(0),
         )  # fmt: skip
-    low, high = map(float, result.confidence_interval)
-    return (low, high) if np.isfinite([low, high]).all() else (None, None)
+    interval = [float(end) for end in result.confidence_interval]
+    return interval if np.isfinite(interval).all() else None
 
 
 def holm(p_values: Sequence[float | None], n: int) -> list[float | None]:

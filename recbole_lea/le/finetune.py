@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_lea.engine.memory import add_gradients
-from recbole_lea.engine.packing import PackedBatch, pack
+from recbole_lea.engine.packing import PackedBatch, pack_snugly
 from recbole_lea.engine.processes import from_main, own_part, processes, sum_gradients
 from recbole_lea.equations import reward_loss, state_pairwise_loss, state_softmax_loss
 from recbole_lea.le.adapter import load_trained_state, trained_state
@@ -148,7 +148,7 @@ def _train_step(environment, optimizer, sequences, batch, rng) -> tuple[float, .
         return sums.detach()
 
     totals = torch.zeros(3, device=environment.device)
-    for packed in pack(prompts, settings.row_length, settings.batch_rows, snug=True):
+    for packed in pack_snugly(prompts, settings.row_length, settings.batch_rows):
         totals += sum(environment.within_memory(packed, learn))
     totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:

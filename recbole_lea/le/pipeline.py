@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from recbole_lea.engine.llm import LLM, pick_device
+from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
@@ -29,8 +29,7 @@ from recbole_lea.le.stages import ADAPTER, HISTORY, origin, table
 from recbole_lea.le.text import TextEnvironment
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
-from recbole_lea.store.known_llms import identify_llm
-from recbole_lea.store.unpacked import load_unpacked
+from recbole_lea.store.llms import identify_llm, load_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Pipeline:
         self.stages = stages or StageLog()
         self._main = processes().is_main_process
         self.progress_bar = progress_bar and self._main
-        self.device = pick_device()
+        self.device = processes().device
         self.code = code_version()  # before any stage: the files may change meanwhile
         drawn = sample_negatives(sequences, len(catalogue), settings.negative_pool, settings.seed)
         following = np.concatenate([items[1:] for items in sequences.items])
@@ -83,7 +82,7 @@ class Pipeline:
         self.negatives = self.actions[:, 1:]
         self.measured: dict[str, Any] = {}  # of the LE's rewards and selections, in this run
         self._llm: LLM | None = None
-        self._environment: Environment | TextEnvironment | None = None
+        self._environment: Any = None
         self._reported = False
         s, folder = settings, Path(settings.cache_dir) / dataset
         asked = (s.llm, s.llm_dtype, s.llm_options, folder, self.device)
@@ -132,8 +131,8 @@ class Pipeline:
         """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
         return read_array(self.cache.run(self.cache.table["items"]) / TOKENS, mapped)
 
-    def environment(self) -> Environment | TextEnvironment:
-        """The fine-tuned LE, or its twin of texts alone."""
+    def environment(self) -> Any:
+        """The fine-tuned ``Environment``, or ``TextEnvironment``, which answers alike."""
         if self._environment is None:
             self.item_tokens(mapped=True)
             if self.settings.environment == "llm":
@@ -151,7 +150,7 @@ class Pipeline:
         return self._environment
 
     @cached_property
-    def adapted(self) -> Environment | TextEnvironment:
+    def adapted(self) -> Any:
         """The LE before its adapter is merged: the LLM takes only one. Its twin has none."""
         tokens = torch.from_numpy(self.item_tokens())
         if self.settings.environment == "text":

@@ -28,7 +28,7 @@ Pairs = list[tuple[int, int]]  # transitions: sequence and t
 
 
 def comparisons(
-    environment: Environment, sequences: Sequences, pairs: Pairs, actions: np.ndarray
+    environment: Any, sequences: Sequences, pairs: Pairs, actions: np.ndarray
 ) -> list[list[list[int]]]:
     """For each of N transitions the reward prompts of its actions [N, K], then its state input."""
     groups, prompts = [], environment.prompts
@@ -38,10 +38,8 @@ def comparisons(
     return groups
 
 
-def evaluate(
-    environment: Environment, sequences: Sequences, pairs: Pairs, seed: int
-) -> dict[str, float]:
-    """How good the LE is on N transitions.
+def evaluate(environment: Any, sequences: Sequences, pairs: Pairs, seed: int) -> dict[str, float]:
+    """How good the LE, or its twin ``TextEnvironment``, is on N transitions.
 
     Returns:
         ``accuracy``: share of (next item, uniform negative) pairs that the reward model ranks

@@ -40,10 +40,10 @@ def table(le: "Pipeline") -> dict[str, Stage]:
     environment = Stage("environment", "LE fine-tuning", made_of, le.llm, le.finetune, files)
     if s.environment == "text":
         made_of = parts(items=items.key, sequences=n.fingerprint, text=text_parts(s))
-        compute, files = partial(measure, n), (HISTORY,)
         environment = Stage(
-            "environment", "text similarity", made_of, lambda: le.adapted, compute, files
-        )
+            "environment", "text similarity", made_of,
+            lambda: le.adapted, partial(measure, n), (HISTORY,),
+        )  # fmt: skip
     states = Stage(
         "states", "states", parts(environment=environment.key),
         le.environment, partial(answers.states, n, le.bar("states")),

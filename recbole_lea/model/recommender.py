@@ -196,8 +196,8 @@ class LEARecommender(Backbone):
         scores, rest = self.supervised(interaction, self.encode(interaction), self.output_head)
         positive = interaction[self.POS_ITEM_ID]  # [B]
         if self.switches.le_reward and self.warmed_up:  # lea_advantage: reward
-            rewards = self._actions(interaction, positive)[1:]
-            weight = equations.advantage(*rewards, self.advantage_clip)  # [B]
+            _, reward, negative_reward = self._actions(interaction, positive)
+            weight = equations.advantage(reward, negative_reward, self.advantage_clip)  # [B]
             log_y_positive = equations.log_probabilities(scores, positive[:, None]).squeeze(1)
             own = equations.supervised_loss(log_y_positive, weight) + rest
         else:

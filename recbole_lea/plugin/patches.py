@@ -82,15 +82,15 @@ def _around(function: Callable) -> Callable[[Any], Any]:
 
 
 def _import_quick_start() -> Any:
-    """RecBole's module ``quick_start``, with a stand-in for Ray where that is not installed.
+    """RecBole's module ``quick_start``, with a stand-in for Ray where that does not work.
 
     It imports ``ray.tune``, to report a trial's test metrics there. RecBole wants ray <= 2.6.3,
-    which Python 3.12 and newer cannot have.
+    which Python 3.12 and newer cannot have, and which reads names that numpy 2.4 has dropped.
     """
     name = "recbole.quick_start.quick_start"
     try:
         import ray.tune  # noqa: F401
-    except ImportError:
+    except (ImportError, AttributeError):
         # one that is there, but without what its ray.tune needs
         kept = {key: module for key, module in sys.modules.items() if key == "ray"}
         stand_in: Any = types.ModuleType("ray")

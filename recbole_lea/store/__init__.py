@@ -17,10 +17,4 @@ A cache folder ``lea_cache/<dataset>/`` can be read without this program. It hol
   transition too, ``label_scores.npy`` or ``rewards.npy`` beside ``actions.npy``.
 - ``manifest.json`` beside arrays, ``done.json`` beside other files: shapes, dtypes, checksums,
   what they were made from and with which versions, and ``sequences``: the folder above.
-
-``read_state`` and ``read_rewards`` of ``store.lookup`` follow these rules.
 """
-
-from recbole_lea.store.lookup import read_rewards, read_state
-
-__all__ = ["read_rewards", "read_state"]

@@ -1,5 +1,8 @@
 """Arrays on disk that survive a kill: shards with checksums, and reading within flat memory."""
 
+import contextlib
+import hashlib
+import itertools
 import logging
 import math
 import mmap
@@ -11,16 +14,7 @@ from typing import Any
 import numpy as np
 
 from recbole_lea.engine.processes import from_main, processes
-from recbole_lea.store.files import (
-    MANIFEST,
-    PIECE,
-    checksum,
-    clear_errors_at,
-    npy_header,
-    read_array,
-    read_record,
-    write_record,
-)
+from recbole_lea.store.files import MANIFEST, clear_errors_at, read_array, read_record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +22,8 @@ logger = logging.getLogger(__name__)
 class ArrayStore:
     """A folder with one ``.npy`` per array and a manifest of the finished shards.
 
-    A shard is a range of rows, the same in every array. Space for all arrays is taken from the
-    disk before the first shard is written. Of several processes, the main one reads and writes.
+    A shard is a range of rows, the same in every array. Of several processes, the main one reads
+    and writes.
 
     Args:
         folder: created with the first shard.
@@ -50,54 +44,56 @@ class ArrayStore:
         given: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.folder = folder
-        self.arrays = dict(arrays)
         self.bounds = [int(bound) for bound in bounds]
         self._given = dict(given or {})
-        spec = self.arrays | {name: (a.shape, a.dtype) for name, a in self._given.items()}
-        self._files = {name: _ArrayFile(folder, name, *spec[name]) for name in sorted(spec)}
-        identity = {
-            "key": key,
-            "arrays": {
-                name: {"shape": list(file.shape), "dtype": file.dtype.name}
-                for name, file in self._files.items()
-            },
-            "bounds": self.bounds,
+        spec = dict(arrays) | {name: (a.shape, a.dtype) for name, a in self._given.items()}
+        self._spec = {
+            name: (tuple(spec[name][0]), np.dtype(spec[name][1])) for name in sorted(spec)
         }
+        described = {
+            name: {"shape": list(shape), "dtype": dtype.name}
+            for name, (shape, dtype) in self._spec.items()
+        }
+        identity = {"key": key, "arrays": described, "bounds": self.bounds}
         self._main = processes().is_main_process
         self._missing: list[int] | None = None
         found = (read_record(folder / MANIFEST) if self._main else None) or {}
         shards, n_shards = found.get("shards"), len(self.bounds) - 1
         fits = isinstance(shards, list) and len(shards) == n_shards and found | identity == found
-        if found and not fits:
-            logger.warning("%s belongs to other arrays: ignored", folder / MANIFEST)
-        new = dict(meta or {}) | identity | {"shards": [None] * n_shards}
-        self._manifest = found if fits else new
+        if found and not (fits and all(map(self._is_there, self._spec))):
+            logger.warning("%s is of other arrays, or one was altered: ignored", folder / MANIFEST)
+            found = {}
+        self._manifest = found or dict(meta or {}) | identity | {"shards": [None] * n_shards}
 
-    def intact(self) -> bool:
-        """Whether every array has a file of its own with its header and size."""
-        return from_main(self._main and all(file.fits() for file in self._files.values()))
+    def _is_there(self, name: str) -> bool:
+        """Whether an array has a file, no link, of its shape and type."""
+        with contextlib.suppress(OSError, ValueError):
+            array, is_link = self.array(name), (self.folder / f"{name}.npy").is_symlink()
+            return not is_link and (array.shape, array.dtype) == self._spec[name]
+        return False
+
+    def array(self, name: str) -> np.ndarray:
+        """A read-only memory map."""
+        return read_array(self.folder / f"{name}.npy", mapped=True)
 
     def missing(self) -> list[int]:
         """Shards to be computed: unfinished ones, and finished ones that were altered since."""
         if self._missing is None:  # the checksums read all data: once
-            shards = range(len(self.bounds) - 1) if self._main else ()
-            self._missing = from_main([shard for shard in shards if not self._is_whole(shard)])
+            recorded = self._manifest["shards"] if self._main else []
+            missing = [n for n, checksum in enumerate(recorded) if not self._holds(n, checksum)]
+            self._missing = from_main(missing)
         return list(self._missing)
 
-    def _is_whole(self, shard: int) -> bool:
-        recorded = self._manifest["shards"][shard]
-        if recorded is None:
+    def _holds(self, shard: int, checksum: str | None) -> bool:
+        """Whether the files hold the rows that the checksum, if any, was made of."""
+        if checksum is None:
             return False
-        found = [file for file in self._files.values() if file.path.is_file()]
-        for file in found:
-            if not file.fits():
-                logger.warning("%s is truncated or has another header, again", file.path)
-                file.prepare()
-        rows = self.bounds[shard : shard + 2]
-        if checksum(piece for file in found for piece in file.read(*rows)) == recorded:
-            return True
-        logger.warning("%s: shard %d fails its checksum, again", self.folder, shard)
-        return False
+        digest, rows = hashlib.sha256(), slice(*self.bounds[shard : shard + 2])
+        for piece in itertools.chain(*(pieces(self.array(name)[rows]) for name in self._spec)):
+            digest.update(piece.data)
+        if digest.hexdigest() != checksum:
+            logger.warning("%s: shard %d fails its checksum, again", self.folder, shard)
+        return digest.hexdigest() == checksum
 
     def write(self, shard: int, values: Mapping[str, np.ndarray]) -> None:
         """Fill a shard; it counts as finished once its data are on disk.
@@ -106,26 +102,23 @@ class ArrayStore:
 
         Raises:
             ValueError: a value is not finite, or too large for the array's dtype.
-            DiskFull: there is no room for the arrays.
+            DiskFull: there is no room for the rows.
             ReadOnly: the folder cannot be written to.
         """
         missing = self.missing()
         if self._main:
             start, end = self.bounds[shard : shard + 2]
-            values = {name: values[name] for name in self.arrays}
-            values |= {name: array[start:end] for name, array in self._given.items()}
-            data = {name: self._encoded(name, shard, values[name]) for name in self._files}
+            values = dict(values) | {name: array[start:end] for name, array in self._given.items()}
+            data = {name: self._encoded(name, shard, values[name]) for name in self._spec}
             self.folder.mkdir(parents=True, exist_ok=True)
-            for file in self._files.values():  # all arrays have their space before one is filled
-                file.prepare()
-            for name, file in self._files.items():
-                file.write(start, data[name])
-            self._manifest["shards"][shard] = checksum(data.values())
+            for name, content in data.items():
+                self._fill(name, start, content)
+            self._manifest["shards"][shard] = hashlib.sha256(b"".join(data.values())).hexdigest()
             write_record(self.folder / MANIFEST, self._manifest)
         self._missing = [other for other in missing if other != shard]
 
     def _encoded(self, name: str, shard: int, value: np.ndarray) -> bytes:
-        shape, dtype = self._files[name].shape, self._files[name].dtype
+        shape, dtype = self._spec[name]
         n_rows = self.bounds[shard + 1] - self.bounds[shard]
         with np.errstate(over="ignore"):
             value = np.asarray(value).reshape(n_rows, *shape[1:]).astype(dtype)
@@ -136,72 +129,26 @@ class ArrayStore:
             )
         return value.tobytes()
 
-    def array(self, name: str) -> np.ndarray:
-        """A read-only memory map."""
-        return read_array(self._files[name].path, mapped=True)
-
-
-class _ArrayFile:
-    """A ``.npy`` file whose header and space are there before its rows are."""
-
-    def __init__(self, folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        self.path = folder / f"{name}.npy"
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._header = npy_header(self.shape, self.dtype)
-        self._row = math.prod(self.shape[1:]) * self.dtype.itemsize  # bytes
-        self._size = len(self._header) + self.shape[0] * self._row
-
-    def fits(self) -> bool:
-        """Whether there is a file, no link, of this header and size."""
-        if self.path.is_symlink() or not self.path.is_file():
-            return False
-        with self.path.open("rb") as stream:
-            header = stream.read(len(self._header))
-            return header == self._header and os.fstat(stream.fileno()).st_size == self._size
-
-    def prepare(self) -> None:
-        """Give the file its header and its size; checksums tell what a damaged one has lost."""
-        with clear_errors_at(self.path.parent, self._size):
-            if self.path.is_symlink():  # of a copied cache; the file that it points to is not ours
-                logger.warning("%s is a link: removed", self.path)
-                self.path.unlink()
-            if not self.fits():
-                with self.path.open("r+b" if self.path.is_file() else "w+b") as stream:
-                    _resize(stream.fileno(), self._size)
-                    stream.write(self._header)
-
-    def read(self, start: int, end: int) -> Iterator[bytes]:
-        with self.path.open("rb") as stream:
-            stream.seek(len(self._header) + start * self._row)
-            left = (end - start) * self._row
-            while left > 0 and (piece := stream.read(min(PIECE, left))):
-                left -= len(piece)
-                yield piece
-
-    def write(self, start: int, data: bytes) -> None:
-        with clear_errors_at(self.path.parent, len(data)), self.path.open("r+b") as stream:
-            stream.seek(len(self._header) + start * self._row)
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-
-def _resize(descriptor: int, size: int) -> None:
-    """Give a file its size with space on disk, so that no write within it can lack room."""
-    found = os.fstat(descriptor).st_size
-    if found < size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError:
-            os.ftruncate(descriptor, found)  # give back what was taken
-            raise
-    os.ftruncate(descriptor, size)
+    def _fill(self, name: str, start: int, data: bytes) -> None:
+        """Write rows, into a file that has its header and size before them."""
+        path = self.folder / f"{name}.npy"
+        with clear_errors_at(self.folder, len(data)):
+            if not self._is_there(name):
+                path.unlink(missing_ok=True)  # a copied cache may link to what is not ours
+                np.lib.format.open_memmap(path, "w+", self._spec[name][1], self._spec[name][0])
+            array: Any = self.array(name)
+            with path.open("r+b") as stream:  # a full disk would end a write through the map
+                stream.seek(array.offset + start * array.strides[0])
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
 
 
 def release(array: np.ndarray) -> None:
     """Let go of the pages of a memory map: each row once read counts as the process's memory."""
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array.base.madvise(mmap.MADV_DONTNEED)
+    base = array.base.base if isinstance(array.base, np.memmap) else array.base  # of a part, or all
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +42,9 @@ class Layout(NamedTuple):
 class Stage:
     """A part of an LE: it ends in files, or in an array that is filled shard by shard.
 
-    ``needs`` is called before the stage's clock starts, so that no stage counts another. What it
-    gives is handed to ``compute``: with the folder, which that fills, returning what joins the
-    record; or with the missing shards, each of which that yields with its values.
+    ``needs`` is called before the stage's clock starts. What it gives is handed to ``compute``:
+    with the folder, which that fills, returning what joins the record; or with the missing shards,
+    each of which that yields with its values.
     """
 
     name: str  # with the key, the name of its folder
@@ -69,22 +69,13 @@ class Cache:
     Args:
         folder: of the dataset; other LEs may share it.
         table: the stages by name; each one that is run joins it.
-        origin: what a stage's record tells about where it comes from.
+        origin: what the record of a stage, which it gets, tells about where it comes from.
         log: seconds and memory of the stages that are computed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        table: dict[str, Stage],
-        origin: Callable[[str], dict[str, Any]],
-        log: StageLog,
-    ) -> None:
-        self.folder = folder
-        self.table = table
+    def __init__(self, folder: Path, table: dict[str, Stage], origin: Any, log: StageLog) -> None:
+        self.folder, self.table, self._origin, self._log = folder, table, origin, log
         self.used: dict[str, str] = {}  # stage -> key of the stages that this run has asked for
-        self._origin = origin
-        self._log = log
         self._checked: set[str] = set()
         self._main = processes().is_main_process
 
@@ -95,8 +86,7 @@ class Cache:
     def run(self, stage: Stage) -> Path:
         """A stage's folder, which is reused, or computed as far as it lacks something.
 
-        Raises:
-            ReadOnly: there is work to do, and the folder cannot be written to.
+        Raises ``ReadOnly`` if there is work to do, and the folder cannot be written to.
         """
         self.table[stage.name] = stage
         self.used[stage.name] = stage.key
@@ -104,39 +94,37 @@ class Cache:
         if folder.name in self._checked:
             return folder
         with held(folder) as writable:
-            # opened under the lock: until then, another run may be filling it
-            store = self._store(stage, folder)
+            store = None
+            if stage.layout is not None:  # under the lock: until then, another run may fill it
+                shape, dtype, bounds, beside = stage.layout()
+                arrays, origin = {stage.array: (shape, dtype)}, self._origin(stage.name)
+                store = ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
             done = self.is_built(stage.name) if store is None else not store.missing()
             if done:
                 logger.info("%s: reused from %s", stage.title, folder)
             elif not writable:
                 raise ReadOnly(folder, stage.title)
             else:
-                needed = stage.needs()
-                logger.info("%s: computing into %s", stage.title, folder)
-                with self._log.stage(stage.title):
-                    if store is not None:
-                        for shard, values in stage.compute(needed, store.missing()):
-                            store.write(shard, {stage.array: values})
-                    else:
-                        self._record(stage, stage.compute(needed, folder))
+                self._compute(stage, store, folder)
             if stage.files and self._main and writable:
-                _tidy(folder, stage.files)
+                for path in folder.iterdir():  # shards and checkpoints that it was made from
+                    if path.name not in (DONE, "lock", *stage.files) and not path.is_dir():
+                        path.unlink()
         from_main(None)  # nobody goes on before the files are there
         self._checked.add(folder.name)
         return folder
 
-    def _store(self, stage: Stage, folder: Path) -> ArrayStore | None:
-        if stage.layout is None:
-            return None
-        shape, dtype, bounds, beside = stage.layout()
-        arrays, origin = {stage.array: (shape, dtype)}, self._origin(stage.name)
-        return ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
-
-    def _record(self, stage: Stage, more: dict[str, Any]) -> None:
-        if self._main:
-            path = self.path(stage.name) / DONE
-            write_record(path, self._origin(stage.name) | more, stage.files)
+    def _compute(self, stage: Stage, store: ArrayStore | None, folder: Path) -> None:
+        needed = stage.needs()
+        logger.info("%s: computing into %s", stage.title, folder)
+        with self._log.stage(stage.title):
+            if store is not None:
+                for shard, values in stage.compute(needed, store.missing()):
+                    store.write(shard, {stage.array: values})
+                return
+            record = stage.compute(needed, folder)
+            if self._main:
+                write_record(folder / DONE, self._origin(stage.name) | record, stage.files)
 
     def stores(self, arrays: set[str], **origin: Any) -> Iterator[ArrayStore]:
         """Finished and unaltered stores of these arrays and origin, in the order of their names."""
@@ -148,14 +136,13 @@ class Cache:
                 continue
             spec = {name: (tuple(a["shape"]), a["dtype"]) for name, a in found.items()}
             store = ArrayStore(folder, spec, record["bounds"], record["key"])
-            if store.intact() and not store.missing():
+            if not store.missing():
                 yield store
 
     def keep(self, name: str, save: Callable[[Path], None], lacks: str) -> None:
         """Have a folder that depends on no stage; ``save`` writes it, its record last.
 
-        Raises:
-            ReadOnly: it is not there, and cannot be written; the error calls it ``lacks``.
+        Raises ``ReadOnly``, which calls it ``lacks``, if it is not there and cannot be written.
         """
         folder = self.folder / name
         if name in self._checked:
@@ -189,18 +176,16 @@ def stage_folder(folder: Path, stage: str, key: str) -> Path:
     return folder / f"{stage}-{key[:16]}"
 
 
-def held(folder: Path) -> contextlib.AbstractContextManager[bool]:
-    """``locked`` by the main process, for all processes of this run."""
-    return locked(folder) if processes().is_main_process else contextlib.nullcontext(True)
-
-
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold a cache folder, made if needed; the operating system frees a killed run's lock.
+def held(folder: Path) -> Iterator[bool]:
+    """The main process holds a cache folder, made if needed, for all processes of this run.
 
-    Yields:
-        Whether it can be written to; one that cannot is read without a lock.
+    The operating system frees a killed run's lock. Yields whether the folder can be written to; one
+    that cannot is read without a lock.
     """
+    if not processes().is_main_process:
+        yield True
+        return
     with contextlib.suppress(ReadOnly), clear_errors_at(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
@@ -219,10 +204,3 @@ def locked(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _tidy(folder: Path, files: Iterable[str]) -> None:
-    """Remove what a finished stage was made from (shards, checkpoints)."""
-    for path in folder.iterdir():
-        if path.name not in (DONE, "lock", *files) and not path.is_dir():
-            path.unlink()

@@ -24,9 +24,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 DONE = "done.json"
 
-# Bytes that are read at once, to keep memory flat.
-PIECE = 2**22
-
 
 class DiskFull(OSError):
     """A folder's disk has no room, for ``needed`` bytes if known; what is finished stays valid."""
@@ -35,8 +32,7 @@ class DiskFull(OSError):
         wanted = "" if needed is None else f" for {needed:,} bytes"
         super().__init__(
             f"no space left in {folder}{wanted}: free some, or set lea_cache_dir (the LE) or "
-            "checkpoint_dir (models) to a folder on another disk, and run again; what is finished "
-            "is kept"
+            "checkpoint_dir (models) to another disk, and run again; what is finished is kept"
         )
         self.errno = errno.ENOSPC
 
@@ -48,8 +44,7 @@ class ReadOnly(OSError):
         why = "" if lacks is None else f"the cache lacks {lacks}, and "
         super().__init__(
             f"{why}{folder} cannot be written to: make it writable, or set lea_cache_dir (the LE: "
-            "a copy of the cache goes on where it stands) or checkpoint_dir (models) to a folder "
-            "that is"
+            "a copy of the cache goes on where it stands) or checkpoint_dir (models) to one that is"
         )
         self.errno = errno.EROFS
 
@@ -59,9 +54,9 @@ def clear_errors_at(folder: Path, needed: int | None = None) -> Iterator[None]:
     """Turn the operating system's refusal to write into ``DiskFull`` or ``ReadOnly``."""
     try:
         yield
-    except (DiskFull, ReadOnly):
-        raise
     except OSError as error:
+        if isinstance(error, DiskFull | ReadOnly):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(folder, needed) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -73,9 +68,7 @@ def clear_errors_at(folder: Path, needed: int | None = None) -> Iterator[None]:
 def replacing(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     """A stream whose contents become the file at the end of the block, or never.
 
-    Raises:
-        DiskFull: there is no room, for ``needed`` bytes if known; the old file is still there.
-        ReadOnly: nothing can be written beside the file.
+    Raises ``DiskFull`` (for ``needed`` bytes if known) or ``ReadOnly``; then the old file stays.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -105,8 +98,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array as ``.npy``, atomically."""
-    array = np.ascontiguousarray(array)
-    write_bytes(path, npy_header(array.shape, array.dtype), array)
+    array, header = np.ascontiguousarray(array), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    write_bytes(path, header.getvalue(), array)
 
 
 def write_record(path: Path, content: Mapping[str, Any], files: Iterable[str] = ()) -> None:
@@ -126,26 +120,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.pop("sha256") != record_checksum(record) or record["format"] != FORMAT:
             raise ValueError
-        files = dict(record["files"])
+        for name, stated in record["files"].items():
+            file = path.with_name(name)  # a ValueError for another folder
+            if not file.is_file() or file_checksum(file) != stated:
+                logger.warning("%s is missing or was altered: %s is ignored", file, path)
+                return None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # no JSON object
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # no such JSON object
         logger.warning("%s is broken or of another version: ignored", path)
         return None
-    for name, stated in files.items():
-        if not is_name(name):
-            logger.warning("%s names %r, which is not beside it: ignored", path, name)
-            return None
-        file = path.with_name(name)
-        if not file.is_file() or file_checksum(file) != stated:
-            logger.warning("%s is missing or was altered: %s is ignored", file, path)
-            return None
     return record
-
-
-def is_name(name: Any) -> bool:
-    """Whether a name that was read from a file stays in the folder it is looked up in."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def read_array(path: Path, mapped: bool = False) -> np.ndarray:
@@ -175,27 +160,11 @@ def _damage_named(path: Path, kind: str) -> Iterator[None]:
 
 
 def record_checksum(record: Mapping[str, Any]) -> str:
-    """Checksum of a record without its checksum; the order of keys means nothing."""
-    return checksum([json.dumps(record, sort_keys=True).encode()])
+    """SHA-256 of a record without its checksum; the order of keys means nothing."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def file_checksum(path: Path) -> str:
-    """Checksum of a file."""
+    """SHA-256 of a file."""
     with path.open("rb") as stream:
-        return checksum(iter(lambda: stream.read(PIECE), b""))
-
-
-def checksum(pieces: Iterable[bytes]) -> str:
-    """SHA-256, in hex digits, of bytes that come in pieces."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """The header of a ``.npy`` file."""
-    header = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(header, description | {"shape": shape})
-    return header.getvalue()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """``python -m dataset_prep amazon`` on small folders, with literal output."""
 
 import gzip
+import json
 
 import pytest
 
@@ -133,12 +134,12 @@ def test_bad_rows(prep, amazon_folder, tmp_path):
     assert (
         "row problems:\n"
         f"  Toys_5.json.gz: bad JSON: 3 of 11 rows, {where}:2\n"
-        f"  Toys_5.json.gz: missing field: 1 of 11 rows, {where}:4\n"
+        f"  Toys_5.json.gz: missing unixReviewTime (layout of 2014/2018): 1 of 11 rows, {where}:4\n"
         f"  Toys_5.json.gz: bad id: 2 of 11 rows, {where}:5\n"
         f"  Toys_5.json.gz: bad number: 3 of 11 rows, {where}:7\n"
         f"  Toys_5.json.gz: bad UTF-8: 1 of 11 rows, {where}:10\n"
         f"  meta_Toys.json.gz: bad JSON: 1 of 3 rows, {there}:1\n"
-        f"  meta_Toys.json.gz: missing field: 1 of 3 rows, {there}:2\n"
+        f"  meta_Toys.json.gz: missing asin (layout of 2014/2018): 1 of 3 rows, {there}:2\n"
         f"  meta_Toys.json.gz: bad UTF-8: 1 of 3 rows, {there}:3\n"
     ) in out
     status, _, err = prep(*common, "--output", tmp_path / "e")
@@ -173,6 +174,133 @@ def test_title_that_is_a_script_is_empty(prep, amazon_folder, tmp_path):
         ["b", "Real"],
         ["c", "Lis ted"],
     ]
+
+
+def test_nested_and_odd_values(prep, amazon_folder, tmp_path):
+    rows = [
+        meta("a", 1984, category=[["X", "Y"], ["X"]], description=[["d"], 5]),
+        meta("b", {"text": "T"}),
+        meta("c", category=[{"name": "X"}, "Y"]),
+    ]
+    folder = amazon_folder([review("u", item, T) for item in "abc"], rows)
+    common = ["amazon", "--input", folder, "--category", "Toys", "--min-interactions", 1]
+    status, out, _ = prep(*common, "--output", tmp_path / "d", "--max-bad", 1)
+    assert status == 0
+    assert (tmp_path / "d" / "d.item").read_text().splitlines()[1:] == [
+        "a\t1984\tX, Y\t\td 5", "b\t\t\t\t", "c\tT\tY\t\t",
+    ]  # fmt: skip
+    there = f"first at {folder}/meta_Toys.json.gz"
+    assert (
+        "row problems:\n"
+        f"  meta_Toys.json.gz: no text in title: 1 of 3 rows, {there}:2\n"
+        f"  meta_Toys.json.gz: no text in category: 1 of 3 rows, {there}:3\n"
+    ) in out
+
+
+NEW = [
+    {"user_id": "U", "asin": "red", "parent_asin": "P", "timestamp": 1_588_687_728_923},
+    {"user_id": "U", "asin": "big", "parent_asin": "Q", "timestamp": 1_588_687_727_001.0},
+    {"user_id": "V", "asin": "red", "parent_asin": "P", "timestamp": 1_588_687_729},
+]
+NEW_METADATA = [
+    {
+        "parent_asin": "P", "title": "T", "store": "S", "main_category": "Toys",
+        "categories": ["X", "Y"], "description": ["d"], "details": {"Brand": "other"},
+    },
+    {"parent_asin": "Q", "title": "R", "store": None, "categories": [], "description": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", [".jsonl.gz", ".jsonl", ".json.gz"])
+def test_release_of_2023(prep, tmp_path, end):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name, rows in (("Toys", NEW), ("meta_Toys", NEW_METADATA)):
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (folder / f"{name}{end}").write_bytes(gzip.compress(data) if end[-2:] == "gz" else data)
+    common = ["amazon", "--input", folder, "--min-interactions", 1]
+    status, out, err = prep(*common, "--category", "Toys", "--output", tmp_path / "d")
+    assert (status, err) == (0, "") and "row problems: none\n" in out
+    assert (tmp_path / "d" / "d.inter").read_text().splitlines()[1:] == [
+        "U\tQ\t0\t1588687727", "U\tP\t1\t1588687728", "V\tP\t0\t1588687729",
+    ]  # fmt: skip
+    assert (tmp_path / "d" / "d.item").read_text().splitlines()[1:] == [
+        "P\tT\tX, Y\tS\td", "Q\tR\t\t\t",
+    ]  # fmt: skip
+    assert "categories there: Toys\n" in prep(*common, "--output", tmp_path / "e")[2]
+    (folder / f"meta_Toys{end}").unlink()
+    status, _, err = prep(*common, "--category", "Toys", "--output", tmp_path / "e")
+    assert status == 1 and err.endswith(f"it has no meta_Toys{end}\n")
+
+
+def test_release_of_2014(prep, tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rows = [review("U", "A", T), review("U", "B", T + 1)]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (folder / "reviews_Toys_5.json.gz").write_bytes(gzip.compress(data))
+    metadata = [
+        meta("A", "It's \\d", categories=[["X", "Y"], ["X", "Z"]], salesRank={"Toys": 3}),
+        meta("B", 'a "b"', description=None, brand="S"),
+    ]
+    data = "".join(f"{row!r}\n" for row in metadata).encode()  # Python's dicts, not JSON
+    (folder / "meta_Toys.json.gz").write_bytes(gzip.compress(data))
+    options = ["--category", "Toys", "--min-interactions", 1, "--output", tmp_path / "d"]
+    status, out, err = prep("amazon", "--input", folder, *options)
+    assert (status, err) == (0, "") and "row problems: none\n" in out
+    assert (tmp_path / "d" / "d.item").read_text().splitlines()[1:] == [
+        "A\tIt's \\d\tX, Y, Z\t\t", 'B\ta "b"\t\tS\t',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "missing"),
+    [
+        ({"user_id": "u", "parent_asin": "x"}, "timestamp (layout of 2023)"),
+        ({"user_id": "u", "asin": "x", "timestamp": T}, "parent_asin (layout of 2023)"),
+        ({"parent_asin": "x", "timestamp": None}, "user_id, timestamp (layout of 2023)"),
+        ({"asin": "x", "unixReviewTime": T}, "reviewerID (layout of 2014/2018)"),
+        ({}, "reviewerID, asin, unixReviewTime (layout of 2014/2018)"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_layout(prep, amazon_folder, tmp_path, row, missing):
+    folder = amazon_folder([row], [meta("x")])
+    status, _, err = prep(
+        "amazon", "--input", folder, "--category", "Toys", "--output", tmp_path / "d"
+    )
+    assert status == 1 and err.count("\n") == 1
+    assert err.endswith(f": missing {missing}: 1, first at {folder}/Toys_5.json.gz:1\n")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        (T, T),
+        (float(T), T),
+        (T + 0.9, T),
+        (T * 1000 + 999, T),
+        (T * 1000.0, T),
+        (0, 0),
+        (2**32 - 1, 2**32 - 1),
+        (T * 10**6, None),
+        (10**400, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        (-0.5, None),
+        (str(T), None),
+        (True, None),
+    ],
+)
+def test_times(prep, amazon_folder, tmp_path, time, seconds):
+    folder = amazon_folder([review("u", "x", T), review("u", "y", time)], [meta("x"), meta("y")])
+    common = ["amazon", "--input", folder, "--category", "Toys", "--min-interactions", 1]
+    status, out, _ = prep(*common, "--max-bad", 1, "--output", tmp_path / "d")
+    assert status == 0
+    rows = [line.split("\t") for line in (tmp_path / "d" / "d.inter").read_text().splitlines()]
+    assert {row[1]: row[3] for row in rows[1:]}.get("y") == (
+        None if seconds is None else str(seconds)
+    )
+    assert ("bad number: 1 of 2 rows" in out) == (seconds is None)
 
 
 def test_no_reviews(prep, amazon_folder, tmp_path):

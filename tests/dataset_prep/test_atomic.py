@@ -1,42 +1,70 @@
 """Atomic files: their exact bytes, and that nothing half done is left."""
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from dataset_prep.atomic import staged_folder, statistics_table, write_inter, write_items
-from dataset_prep.events import EVENT
-from dataset_prep.report import PrepError
+from dataset_prep.atomic import staged_folder, write_dataset
+from dataset_prep.report import PrepError, Problems
 from dataset_prep.text import MAX_FIELD
 
 
-def test_inter_counts_positions_across_chunks(tmp_path):
-    events = np.array([(0, 1, 50), (0, 0, 50), (0, 1, 60), (2, 0, 4294967295)], dtype=EVENT)
-    users, items = np.array(["a", "b", "c"], dtype=object), np.array([10, 20])
-    for size in (1, 2, 4):
-        chunks = [events[n : n + size] for n in range(0, 4, size)] + [events[:0]]
-        write_inter(tmp_path / "x.inter", chunks, users, items, with_time=True)
-        assert (tmp_path / "x.inter").read_bytes() == (
-            b"user_id:token\titem_id:token\ttimestamp:float\ttime:float\n"
-            b"a\t20\t0\t50\na\t10\t1\t50\na\t20\t2\t60\nc\t10\t0\t4294967295\n"
-        )
+def events_of(rows):
+    return pd.DataFrame(rows, columns=["user", "item", "time"][: len(rows[0])])
+
+
+def items_of(rows, *fields):
+    return pd.DataFrame({token: texts for token, *texts in rows}, index=fields).T
+
+
+def test_inter_counts_positions(tmp_path):
+    events = events_of([("a", 20, 50), ("a", 10, 50), ("a", 20, 60), ("c", 10, 4294967295)])
+    write_dataset(tmp_path / "x", events, items_of([(20, "T")], "title"), Problems(0))
+    assert (tmp_path / "x.inter").read_bytes() == (
+        b"user_id:token\titem_id:token\ttimestamp:float\ttime:float\n"
+        b"a\t20\t0\t50\na\t10\t1\t50\na\t20\t2\t60\nc\t10\t0\t4294967295\n"
+    )
 
 
 def test_inter_without_times(tmp_path):
-    events = np.array([(0, 0, 0), (0, 0, 0)], dtype=EVENT)
-    write_inter(tmp_path / "x.inter", [events], np.array(["a"]), np.array(["b"]), with_time=False)
+    events = events_of([("a", "b"), ("a", "b")])
+    write_dataset(tmp_path / "x", events, items_of([("b", "T")], "title"), Problems(0))
     assert (tmp_path / "x.inter").read_text() == (
         "user_id:token\titem_id:token\ttimestamp:float\na\tb\t0\na\tb\t1\n"
     )
 
 
-def test_items(tmp_path):
+def test_tokens_are_written_as_they_are(tmp_path):
+    events = events_of([("it's", 'a"b'), ("\\", "'")])
+    write_dataset(tmp_path / "x.y", events, items_of([('a"b', "\\")], "title"), Problems(0))
+    lines = (tmp_path / "x.y.inter").read_text().splitlines()
+    assert lines[1:] == ["it's\ta\"b\t0", "\\\t'\t0"]
+    assert (tmp_path / "x.y.item").read_text().splitlines()[1:] == ['a"b\t\\']
+
+
+def test_items(tmp_path, capsys):
     rows = [("1", "Title", ""), ("2", '"q"', "y" * (MAX_FIELD + 1)), ("3", "", "z" * MAX_FIELD)]
-    counts = write_items(tmp_path / "x.item", ["title", "brand"], rows)
+    items = items_of(rows, "title", "brand")
+    write_dataset(tmp_path / "x", events_of([("u", "1")]), items, Problems(0))
     assert (tmp_path / "x.item").read_text() == (
         "item_id:token\ttitle:token_seq\tbrand:token_seq\n"
         "1\tTitle\t\n" + '2\t "q"\t' + "y" * MAX_FIELD + "\n3\t\t" + "z" * MAX_FIELD + "\n"
     )
-    assert counts == {"items": 3, "with title": 2, "with brand": 2, "cut": 1}
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "with title               66.7%",
+        "with brand               66.7%",
+        "1 text fields were too long for RecBole's reader and were cut",
+    ]
+
+
+def test_too_many_problems_write_nothing(tmp_path):
+    problems = Problems(0.5)
+    problems.read("some", 1)
+    problems.add("some", "bad id", "here")
+    with pytest.raises(PrepError, match="some: 1 of 1 rows are bad"):
+        write_dataset(
+            tmp_path / "x", events_of([("u", "1")]), items_of([("1", "T")], "t"), problems
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_appears_whole(tmp_path):
@@ -75,17 +103,17 @@ def test_output_made_meanwhile_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_statistics_beside_the_paper():
-    counts = {"items": 1500, "with title": 1500, "with album": 375, "cut": 2}
-    counts |= {"sequences": 400, "interactions": 5000}
-    assert statistics_table(counts, "lfm") == [
-        "                      this run         paper (LFM)",
-        "items                    1,500              18,297",
-        "sequences                  400              11,073",
-        "interactions             5,000             146,255",
-        "mean length              12.50               13.21",
-        "with title              100.0%",
-        "with album               25.0%",
-        "2 text fields were too long for RecBole's reader and were cut",
-    ]
-    assert statistics_table(counts, "")[1] == "items                    1,500"
+@pytest.mark.parametrize(("paper", "theirs"), [("lfm", ["18,297", "13.21"]), ("", ["", ""])])
+def test_statistics_beside_the_paper(tmp_path, capsys, paper, theirs):
+    events = events_of([(user, user) for user in range(400) for _ in range(13)])
+    items = items_of([(str(n), "T", "" if n % 4 else "A") for n in range(1500)], "title", "album")
+    write_dataset(tmp_path / "x", events, items, Problems(0), paper)
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[1] == f"                      this run{'paper (LFM)' if paper else '':>20}".rstrip()
+    )
+    assert lines[2] == f"items                    1,500{theirs[0]:>20}".rstrip()
+    assert lines[3].split()[:2] == ["sequences", "400"]
+    assert lines[4].split()[:2] == ["interactions", "5,200"]
+    assert lines[5] == f"mean length              13.00{theirs[1]:>20}".rstrip()
+    assert lines[6:] == ["with title              100.0%", "with album               25.0%"]

@@ -197,6 +197,60 @@ def test_items_without_metadata_keep_a_row(prep, lfm_folder, tmp_path):
     ) in out
 
 
+def undated_folder(lfm_folder, early):
+    """Write a folder of six events on one day and others at the times ``early``."""
+    events = [(user, 1, -1, track, MONDAY + user) for user in (1, 2) for track in (4, 5, 6)]
+    events += [(n % 2 + 1, 1, -1, 4, time) for n, time in enumerate(early)]
+    return lfm_folder(events, [(n, f"T{n}", 1) for n in (4, 5, 6)], [], [(1, "A")])
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        [0] * 9,  # never set
+        [n * 3600 for n in range(24)],  # a clock that starts at 0, or local time written as UTC
+        [n * 30 * DAY for n in range(12)] * 3,  # a clock that ran on through the year
+    ],
+)
+def test_undated_events_choose_no_window(prep, lfm_folder, tmp_path, early):
+    folder = undated_folder(lfm_folder, early)
+    common = ["lfm", "--input", folder, "--min-interactions", 1, "--days", 3]
+    status, out, err = prep(*common, "--output", tmp_path / "d")
+    assert (status, err) == (0, "")
+    assert out.startswith(
+        f"undated: {len(early):,} events of 1970, left out of the choice of a window\n"
+        "events: 6 from 2014-06-16 to 2014-06-16\n"
+        "window: 2014-06-16 to 2014-06-18 (3 UTC days), the busiest: 6 events\n"
+    )
+    assert len(lines_of(tmp_path / "d" / "d.inter")) == 6
+    # Who asks for that time gets it.
+    status, out, _ = prep(*common, "--start", "1970-01-01", "--output", tmp_path / "e")
+    assert status == 0 and "window: 1970-01-01 to 1970-01-03 (3 UTC days), as asked: " in out
+
+
+@pytest.mark.parametrize("early", [[], [365 * DAY] * 20, [0] * 20 + [400 * DAY]])
+def test_a_log_that_goes_on_in_1971_is_taken_as_it_is(prep, lfm_folder, tmp_path, early):
+    folder = undated_folder(lfm_folder, early)
+    options = ["--min-interactions", 1, "--output", tmp_path / "d"]
+    status, out, _ = prep("lfm", "--input", folder, *options)
+    assert status == 0 and "undated" not in out
+    assert f"events: {6 + len(early)} from " in out
+
+
+def test_a_log_of_1970_alone_is_taken_as_it_is(prep, lfm_folder, tmp_path):
+    folder = lfm_folder([(1, 1, -1, 4, 5)] * 3, [(4, "T", 1)], [], [(1, "A")])
+    options = ["--min-interactions", 1, "--output", tmp_path / "d"]
+    status, out, _ = prep("lfm", "--input", folder, *options)
+    assert status == 0 and "undated" not in out and "window: 1970-01-01" in out
+
+
+def test_undated_events_stay_out_of_an_empty_window_s_message(prep, lfm_folder, tmp_path):
+    folder = undated_folder(lfm_folder, [0] * 9)
+    options = ["--start", "2013-01-01", "--output", tmp_path / "d"]
+    status, _, err = prep("lfm", "--input", folder, *options)
+    assert status == 1 and err.endswith("there are 6 from 2014-06-16 to 2014-06-16\n")
+
+
 def test_bad_rows_over_the_limit_are_an_error(prep, lfm_folder, tmp_path):
     good = [(user, 1, -1, 1, MONDAY) for user in range(98)]
     folder = lfm_folder([*good, b"1\t2\n", b"x\t1\t1\t1\t1\n"], [(1, "T", 1)], [], [(1, "A")])

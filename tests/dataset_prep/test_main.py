@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dataset_prep.lfm_files import ALBUMS, ARTISTS, EVENTS, TRACKS
+from dataset_prep.lfm import ALBUMS, ARTISTS, EVENTS, TRACKS
 from tests.conftest import ROOT
 from tests.dataset_prep.conftest import generate
 
@@ -38,7 +38,8 @@ def test_amazon_file_missing(prep, amazon_folder, tmp_path):
     assert_one_line(
         prep(*options),
         "it has neither Industrial_and_Scientific_5.json.gz nor "
-        "Industrial_and_Scientific.json.gz; categories there: Toys\n",
+        "Industrial_and_Scientific.json.gz, nor Industrial_and_Scientific.jsonl (2023) nor "
+        "reviews_Industrial_and_Scientific.json.gz (2014); categories there: Toys\n",
     )
     (folder / "meta_Toys.json.gz").unlink()
     assert_one_line(prep(*options), "categories there: none\n")
@@ -52,7 +53,7 @@ def test_sequences_file_missing(prep, tmp_path):
             "sequences", "--inter", tmp_path / inter, "--items", tmp_path / items,
             "--output", tmp_path / "d",
         )  # fmt: skip
-        assert_one_line(result, f"{tmp_path / missing}: no such file\n")
+        assert_one_line(result, f"No such file or directory: '{tmp_path / missing}'\n")
 
 
 @pytest.mark.parametrize("command", ["lfm", "amazon"])
@@ -204,7 +205,7 @@ def test_same_input_gives_the_same_bytes(spawn, tmp_path, amazon_folder):
 def test_prepares_without_recbole_or_torch():
     code = (
         "import sys, dataset_prep.__main__\n"
-        "print([m for m in ('recbole', 'torch', 'recbole_lea', 'pandas') if m in sys.modules])"
+        "print([m for m in ('recbole', 'torch', 'recbole_lea') if m in sys.modules])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,10 +1,10 @@
 """What RecBole's own Dataset reads from the atomic files is what was written."""
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from dataset_prep.atomic import write_inter, write_items
-from dataset_prep.events import EVENT
+from dataset_prep.atomic import write_dataset
+from dataset_prep.report import Problems
 
 TITLES = [
     '"Heroes"',
@@ -70,10 +70,10 @@ def test_text_survives_recbole(load, tmp_path):
     n = len(TITLES)
     # Every title in every place: first, middle and last field of a line.
     rows = [(str(i), TITLES[i], TITLES[(i + 5) % n], TITLES[(i + 11) % n]) for i in range(n)]
-    write_items(folder / "tricky.item", ["title", "album", "artist"], rows)
-    events = np.array([(u, i, 1_402_884_000 + i) for u in range(3) for i in range(n)], dtype=EVENT)
-    tokens = np.array([str(i) for i in range(n)], dtype=object)
-    write_inter(folder / "tricky.inter", [events], np.array(["u", "v", "1"]), tokens, True)
+    items = pd.DataFrame(rows, columns=["", "title", "album", "artist"]).set_index("")
+    events = [(user, str(i), 1_402_884_000 + i) for user in ("u", "v", "1") for i in range(n)]
+    events = pd.DataFrame(events, columns=["user", "item", "time"])
+    write_dataset(folder / "tricky", events, items, Problems(0))
 
     dataset = load(
         folder, ["title", "album", "artist"], ["user_id", "item_id", "timestamp", "time"]
@@ -101,9 +101,9 @@ def test_text_survives_recbole(load, tmp_path):
 def test_a_text_field_empty_everywhere_loads(load, tmp_path):
     folder = tmp_path / "bare"
     folder.mkdir()
-    write_items(folder / "bare.item", ["title", "album"], [("7", "One", ""), ("8", "Two", "")])
-    events = np.array([(0, 0, 0), (0, 1, 0)], dtype=EVENT)
-    write_inter(folder / "bare.inter", [events], np.array(["u"]), np.array([7, 8]), False)
+    items = pd.DataFrame({"title": ["One", "Two"], "album": ""}, index=["7", "8"])
+    events = pd.DataFrame({"user": "u", "item": ["7", "8"]})
+    write_dataset(folder / "bare", events, items, Problems(0))
     dataset = load(folder, ["title", "album"], ["user_id", "item_id", "timestamp"])
     assert words(dataset, "title") == {"7": ["One"], "8": ["Two"]}
     assert words(dataset, "album") == {"7": [], "8": []}

@@ -99,6 +99,35 @@ def test_bad_rows(prep, files, tmp_path):
     assert err.count("\n") == 1 and not (tmp_path / "e").exists()
 
 
+def test_nested_values_and_numbers_become_text(prep, files, tmp_path):
+    odd = {
+        "title": 1984,
+        "brand": [["B"], 3.5],
+        "categories": [["A", "B"], ["A", "C"]],
+        "description": [["x"], None, [[float("nan")]]],
+    }
+    options = files({"u": [1]}, {"1": odd})
+    status, out, err = prep("sequences", *options, "--output", tmp_path / "d")
+    assert (status, err) == (0, "") and out.startswith("row problems: none\n")
+    assert (tmp_path / "d" / "d.item").read_text().splitlines()[1:] == [
+        "1\t1984\tA, B, C\tB 3.5\tx"
+    ]
+
+
+@pytest.mark.parametrize("name", ["title", "brand", "category", "categories", "description"])
+@pytest.mark.parametrize("value", [{"a": 1}, True, ["t", [{}]]])
+def test_what_is_no_text_is_a_problem(prep, files, tmp_path, name, value):
+    options = files({"u": [1, 2]}, {"2": {"title": "T"}, "1": {"title": "T", name: value}})
+    where = f"first at {options[3]}:1 ('1')"
+    status, _, err = prep("sequences", *options, "--output", tmp_path / "d")
+    assert status == 1
+    assert err.startswith("error: X.items.json: 1 of 2 rows are bad, over the share")
+    assert err.endswith(f"no text in {name}: 1, {where}\n")
+    status, out, _ = prep("sequences", *options, "--output", tmp_path / "d", "--max-bad", 1)
+    assert status == 0
+    assert f"row problems:\n  X.items.json: no text in {name}: 1 of 2 rows, {where}\n" in out
+
+
 def test_unknown_items_over_the_limit(prep, files, tmp_path):
     options = files({"u": [1, 2]}, {"1": {"title": "T"}})
     status, _, err = prep("sequences", *options, "--output", tmp_path / "d")

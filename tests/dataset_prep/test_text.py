@@ -64,13 +64,44 @@ def test_strip_markup(raw, expected):
         ("  a <b>b</b>", "a b"),
         (["Gift Cards", "Gift&nbsp;Cards", "</span>", "More"], "Gift Cards, More"),
         ([], ""),
-        (["a", None, 3, "b"], "a, b"),
+        (["a", None, 3, "b"], "a, 3, b"),
         (None, ""),
-        ({"a": 1}, ""),
+        (1984, "1984"),
+        (0, "0"),
+        (2.5, "2.5"),
+        (float("nan"), ""),
+        (10**400, "1" + "0" * 400),
+        ([["A", "B"], ["A", ["C", [7]]], []], "A, B, C, 7"),
+        ([[], [[""]], ["</span>"]], ""),
     ],
 )
 def test_joined(value, expected):
-    assert joined(value, ", ") == expected
+    assert joined(value, ", ") == (expected, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"a": 1}, ""),
+        (True, ""),
+        (False, ""),
+        (float("inf"), ""),
+        (["a", {"b": "c"}, "d"], "a, d"),
+        ([["a"], [[{}]]], "a"),
+        (("a",), ""),
+    ],
+)
+def test_what_is_no_text_is_told(value, expected):
+    assert joined(value, ", ") == (expected, False)
+
+
+def test_a_deeply_nested_list_is_read():
+    value = "deep"
+    for _ in range(100_000):
+        value = [value]
+    assert joined(value, " ") == ("deep", True)
+    while isinstance(value, list):  # a deep list is let go step by step
+        value = value.pop()
 
 
 @pytest.mark.parametrize(

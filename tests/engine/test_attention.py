@@ -1,6 +1,5 @@
 """Packed rows in several architectures: what each prompt alone gives, or a refusal."""
 
-import logging
 from contextlib import nullcontext
 
 import numpy as np
@@ -177,7 +176,7 @@ def test_label_words_that_share_a_first_token_are_refused(settings, tmp_path, to
     llm = make_llm(tmp_path / "llm", "llama", tokenizer)
     read = load_llm(llm, "float32", torch.device("cpu")).tokenizer
     assert len(set(label_ids(read, settings().selection_labels))) == 5
-    with pytest.raises(ValueError, match="'zebra' and 'zest'.*lea_selection_labels"):
+    with pytest.raises(ValueError, match="lea_selection_labels.*'zebra', 'zest'"):
         environment(settings(llm=llm, selection_labels=["zebra", "zest"], **KEYS))
 
 
@@ -185,11 +184,3 @@ def test_layers_that_lora_does_not_find_are_named(settings, tmp_path):
     llm = make_llm(tmp_path / "llm", "gpt2")
     with pytest.raises(ValueError, match="lea_lora_targets.*q_proj.*use all-linear"):
         environment(settings(llm=llm, lora_targets=["q_proj"], **KEYS))
-
-
-def test_a_vocabulary_much_larger_than_the_tokenizer_s_is_said(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
-    load_llm(make_llm(tmp_path / "llm"), "float32", torch.device("cpu"))
-    assert "do they belong together" not in caplog.text
-    load_llm(make_llm(tmp_path / "other", vocab_size=2000), "float32", torch.device("cpu"))
-    assert "the LLM's weights 2000: do they belong together" in caplog.text

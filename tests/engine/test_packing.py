@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_lea.engine.packing import PromptRow, pack, snug_length
+from recbole_lea.engine.packing import PromptRow, pack, pack_snugly
 
 
 def test_common_prefix_stands_once():
@@ -56,10 +56,13 @@ def test_the_last_of_large_batches_is_filled_to_a_power_of_two():
 
 def test_snug_rows_are_as_long_as_needed():
     groups = [[[1, 2, *range(10, 30), 100 + i, 7]] for i in range(60)]  # 22 + 60 * 2 tokens
-    shapes = [batch.ids.shape for batch in pack(groups, row_length=64, batch_rows=4, snug=True)]
-    assert shapes == [(2, 96)]  # 82 tokens each: the shared ones stand in both rows
-    assert snug_length(groups, 128) == 160
-    assert snug_length([[[1] * 5, [2] * 40]], 16) == 64  # a group is never torn
+
+    def shapes(groups, row_length):
+        return [batch.ids.shape for batch in pack_snugly(groups, row_length, batch_rows=4)]
+
+    assert shapes(groups, 64) == [(2, 96)]  # 82 tokens each: the shared ones stand in both rows
+    assert shapes(groups, 128) == [(1, 160)]
+    assert shapes([[[1] * 5, [2] * 40]], 16) == [(1, 64)]  # a group is never torn
 
 
 @given(
@@ -72,7 +75,7 @@ def test_snug_rows_are_as_long_as_needed():
 )
 def test_every_prompt_can_be_read_back(groups, batch_rows, snug):
     found = {}
-    for batch in pack(groups, row_length=6, batch_rows=batch_rows, snug=snug):
+    for batch in (pack_snugly if snug else pack)(groups, 6, batch_rows):
         length = batch.ids.shape[1]
         flat_ids, flat_mask = batch.ids.ravel(), batch.mask[:, 0]
         for end, prompt in zip(batch.ends, batch.prompts, strict=True):

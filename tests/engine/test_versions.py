@@ -1,10 +1,14 @@
 """Which code a run was made by."""
 
+import importlib.metadata
+import os
 import subprocess
+import sys
 
 import pytest
 
 from recbole_lea.engine import versions
+from tests.conftest import ROOT
 
 TRAINER, HEAD = "plugin/trainer.py", "model/q_head.py"
 CODE = '''"""A module."""
@@ -69,7 +73,7 @@ def test_a_change_is_not_clean(checkout, name):
 def test_the_fingerprint_is_of_the_code_that_trains(checkout):
     root, _ = checkout
     before = versions.code_version()["fingerprint"]
-    for name in ("plugin/record.py", "experiments/plan.py", "new.py"):
+    for name in ("experiments/plan.py", "new.py"):
         (root / "recbole_lea" / name).write_text("x = 2\n")
     assert versions.code_version()["fingerprint"] == before
     for name in (TRAINER, HEAD):
@@ -80,20 +84,18 @@ def test_the_fingerprint_is_of_the_code_that_trains(checkout):
     assert versions.code_version()["fingerprint"] == before
 
 
-def test_a_move_and_another_comment_change_no_arithmetic(checkout):
+def test_another_name_and_another_comment_change_no_arithmetic(checkout):
     root, _ = checkout
     package = root / "recbole_lea"
     before = versions.code_version()["fingerprint"]
     (package / HEAD).rename(package / "model" / "heads.py")
-    text = CODE.replace("# scaled", "# twice").replace("import torch", "import torch as t")
+    text = CODE.replace("# scaled", "# twice")
     (package / TRAINER).write_text(text.replace('"""A head."""', '"""Another text."""'))
     assert versions.code_version()["fingerprint"] == before
 
 
 def test_all_that_is_named_as_training_is_there():
     assert all((versions.FOLDER / name).exists() for name in versions.TRAINING)
-    found = {path.relative_to(versions.FOLDER).as_posix() for path in versions._training_files()}
-    assert {"le/environment.py", "le/finetune.py", "model/recommender.py", TRAINER} <= found
 
 
 def test_an_installed_package_has_no_commit(checkout):
@@ -101,3 +103,38 @@ def test_an_installed_package_has_no_commit(checkout):
     git("rm", "--cached", "-r", "recbole_lea")  # as in a virtual environment in a checkout
     found = versions.code_version()
     assert (found["commit"], found["clean"]) == (None, False)
+
+
+def test_what_is_installed_is_what_setup_cfg_asks_for():
+    versions.check_versions()
+
+
+@pytest.mark.parametrize("checked_out", [True, False])
+@pytest.mark.parametrize(
+    ("package", "found", "works"),
+    [("pandas", "3.1.1", "'pandas<3,>=1.5'"), ("torch", "2.5.1", ">=2.6'")],
+)
+def test_a_version_that_does_not_work_is_one_line(monkeypatch, package, found, works, checked_out):
+    if not checked_out:  # as in an environment's site-packages
+        monkeypatch.setattr(versions, "FOLDER", versions.FOLDER / "engine")
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: found if name == package else installed(name)
+    )
+    with pytest.raises(ValueError, match=f"^{package} {found} does not work here, .*{works}$"):
+        versions.check_versions()
+
+
+def test_the_line_comes_before_recbole_is_imported(tmp_path):
+    """In the shell it is all that is said, where a traceback from inside of RecBole was."""
+    (tmp_path / "pandas-3.1.1.dist-info").mkdir()
+    (tmp_path / "pandas-3.1.1.dist-info" / "METADATA").write_text("Name: pandas\nVersion: 3.1.1\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_recbole_lea.py"), "--model=SASRecSA2CLEA",
+         "--dataset=ml-100k"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: pandas 3.1.1 does not work here, pandas<3,>=1.5 does: ")
+    assert done.stderr.count("\n") == 1

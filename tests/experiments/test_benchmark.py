@@ -80,7 +80,7 @@ def test_dry_run_starts_nothing(call, capsys):
     code, started = call("--figure", "5", "--dry-run")
     output = capsys.readouterr().out
     assert (code, started) == (0, [])
-    assert "figure5 on tiny" in output and "LEASR -IT" in output and "left out" in output
+    assert "SASRec SA2C LES, seed 1" in output and "LEASR -IT, seed 5" in output
     assert not Path("results/tiny").exists()
 
 
@@ -128,7 +128,7 @@ def test_one_benchmark_at_a_time(call):
 def test_speed_is_that_of_the_config_files_and_keys(tiny_dataset, monkeypatch, capsys):
     keys = ("train_batch_size", "lea_row_length")
     monkeypatch.setattr(
-        "recbole_lea.experiments.speed.run", lambda config, rows: [config[key] for key in keys]
+        "recbole_lea.experiments.speed.run", lambda config, users: [config[key] for key in keys]
     )
     Path("own.yaml").write_text("train_batch_size: 7\n", encoding="utf-8")
     own = ["--dataset", "tiny", "--config_files", "own.yaml", "--lea_row_length=99"]

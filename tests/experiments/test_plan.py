@@ -125,7 +125,11 @@ def test_the_search_follows_its_seed(tmp_path):
         ({}, ["learning_rate"], "only 4 combinations"),
         ({"grid": {"hidden_size": [64]}}, [], "unknown key hidden_size"),
         ({"extra": 1}, [], "exactly the keys"),
-        ({"grid": {"dropout": {"SASRec": [0.1]}}}, [], "values for SASRec, but needs them for"),
+        (
+            {"grid": {"learning_rate": [1, 2], "dropout": {"SASRec": [1, 2, 3, 4]}}},
+            [],
+            "no values of dropout for GRU4Rec",
+        ),
         (
             {"grid": {"dropout": {"SASRec": [0.1], "GRU4Rec": [0.1]}, "learning_rate": [0.1]}},
             [],

@@ -67,7 +67,7 @@ def test_each_report_gets_its_pictures(name, files):
 
 def test_labels_do_not_overlap():
     made = report("table2")
-    gains = [row for row in made.of_metric("NDCG@10") if row["relative_gain"] is not None]
+    gains = [row for row in made.main_rows if row["relative_gain"] is not None]
     for drawn in (gains_figure(gains, "x"), curves_figure(made)):
         assert not labels_overlap(drawn)
     for key in ("w_ah", "w_aq"):
@@ -76,7 +76,7 @@ def test_labels_do_not_overlap():
 
 def test_gains_show_mean_seeds_and_interval():
     made = report("table4")
-    rows = [row for row in made.of_metric("NDCG@10") if row["relative_gain"] is not None]
+    rows = [row for row in made.main_rows if row["relative_gain"] is not None]
     axes = gains_figure(rows, "x").axes[0]
     drawn = [line.get_xdata() for line in axes.lines]
     for row in rows:
@@ -91,7 +91,7 @@ def test_a_sweep_shows_its_values_in_order_and_the_baseline():
     made = report("figure4")
     axes = sweep_figure(made, "w_ah", "weight").axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.01", "0.1", "1"]
-    means = {row["label"]: row["mean"] for row in made.of_metric("NDCG@10")}
+    means = {row["label"]: row["mean"] for row in made.main_rows}
     points, base = axes.lines[0].get_ydata(), axes.lines[-1].get_ydata()
     assert list(points) == [means[f"SASRec SA2C LEASR w_ah={v}"] for v in ("0.01", "0.1", "1")]
     assert set(base) == {means["SASRec SA2C"]}

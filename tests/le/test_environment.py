@@ -241,5 +241,5 @@ def test_without_a_compiler_the_model_stays_as_it_is(settings, caplog, monkeypat
     monkeypatch.setattr(torch, "compile", refuse)
     env = environment(settings())
     compile_layers(env.llm.base_model.model)
-    assert "does not work here: no C++ compiler" in caplog.text
+    assert "does not work here: RuntimeError: no C++ compiler\n" in caplog.text
     assert all(layer._compiled_call_impl is None for layer in env.decoder.layers)

@@ -17,7 +17,6 @@ from recbole_lea.le import Catalogue, LESettings, Pipeline, Sequences
 from recbole_lea.plugin.quick_start import prepare
 from recbole_lea.serve.checkpoint import Checkpoint
 from recbole_lea.serve.export import export
-from recbole_lea.store import read_rewards, read_state
 
 ARCHIVE = Path(__file__).parent / "fed9a18.zip"
 MODELS = ["SASRecSA2CLEA", "GRU4RecSNQNLEA", "CaserSA2CLEA"]
@@ -107,18 +106,30 @@ def test_the_cache_is_recognised_without_the_llm(old, log):
 
 
 def test_rows_of_the_cache_are_found_by_user_and_item(old):
+    """By the rules in the docstring of ``store``, without this program."""
+
+    def opened(folder):
+        beside = folder.parent / json.loads((folder / "manifest.json").read_text())["sequences"]
+        names = [json.loads((beside / f"{name}.json").read_text()) for name in ("users", "items")]
+        return *names, np.load(beside / "offsets.npy")
+
+    sequences = old.answers["sequences"]
     for name, folder in (("SASRecSA2CLEA", "states-*"), ("GRU4RecSNQNLEA", "projection-*")):
         (folder,) = old.cache.glob(folder)
-        users = sorted(old.answers["sequences"].items())
-        found = [read_state(folder, user, n + 1) for user, own in users for n in range(len(own))]
-        assert np.array_equal(found, old.array(name, "states"))
+        users, _, offsets = opened(folder)
+        assert users == sorted(sequences)
+        states, expected = np.load(folder / "states.npy"), old.array(name, "states")
+        for u, user in enumerate(users):
+            own = slice(offsets[u], offsets[u] + len(sequences[user]))
+            assert np.array_equal(states[own], expected[own])
+        assert len(states) == offsets[-1] == len(expected)
     (folder,) = old.cache.glob("rewards-*")
-    rows = iter(old.array("SASRecSA2CLEA", "rewards").tolist())
-    for user, items in users:
-        for n in range(1, len(items)):
-            scores = read_rewards(folder, user, n)
-            assert list(scores)[0] == items[n]
-            assert list(scores.values()) == next(rows)
+    users, items, offsets = opened(folder)
+    rewards, actions = np.load(folder / "rewards.npy"), np.load(folder / "actions.npy")
+    assert np.array_equal(rewards, old.array("SASRecSA2CLEA", "rewards"))
+    for u, user in enumerate(users):
+        for n in range(1, len(sequences[user])):
+            assert items[actions[offsets[u] - u + n - 1, 0]] == sequences[user][n]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,7 +12,7 @@ from recbole_lea.plugin import checks
 
 def test_every_default_has_a_rule_and_passes_it(defaults):
     assert set(keys.RULES) <= set(defaults)
-    assert set(defaults) <= set(keys.RULES) | set(keys.RECBOLE_RULES)
+    assert set(defaults) <= {*keys.RULES, *keys.RECBOLE_RULES, "load_col"}
     checks.validate(defaults, defaults)
 
 
@@ -74,7 +74,8 @@ def test_unknown_key_suggests_the_nearest(defaults):
         ("SASRecSA2CLEA", {"dataloaders_save_path": "x.pth"}, "`dataloaders_save_path`.*pickles"),
         ("SASRecSA2CLEA", {"topk": [5]}, "`valid_metric` is 'NDCG@10'.*such as hit@5"),
         ("SASRecSA2CLEA", {"metrics": ["Hit"]}, "`valid_metric`"),
-        ("SASRecSA2CLEA", {"metrics": ["AUC"]}, "`metrics` is"),
+        ("SASRecSA2CLEA", {"metrics": ["AUC"]}, r"has to be one of `metrics` \(auc\)"),
+        ("SASRecSA2CLEA", {"metrics": 5}, "`metrics` is"),
         ("SASRecSA2CLEA", {"eval_args": {"split": {"RS": [8, 1, 1]}}}, "`eval_args`.*order: TO"),
         ("SASRecSA2CLEA", {"eval_args": "full"}, "`eval_args` is 'full'"),
         ("SASRecSA2CLEA", {"eval_args": {"split": {"LS": "test_only"}, "order": "TO",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_lea.store import cache as cache_module
-from recbole_lea.store import known_llms
+from recbole_lea.store import llms
 from recbole_lea.store.files import ReadOnly
 from tests.le.helpers import computed, pipeline
 
@@ -76,10 +76,10 @@ def test_a_copied_cache_is_used_without_the_llm(settings, moved_llm, tmp_path, l
 
 
 def test_a_copied_cache_keeps_the_dtype_that_auto_was(settings, monkeypatch, log):
-    monkeypatch.setattr(known_llms, "pick_dtype", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(llms, "pick_dtype", lambda name, device: torch.bfloat16)
     first = pipeline(settings(llm_dtype="auto"))
     first.rewards()
-    monkeypatch.setattr(known_llms, "pick_dtype", lambda name, device: torch.float32)
+    monkeypatch.setattr(llms, "pick_dtype", lambda name, device: torch.float32)
     computed(log)
     second = pipeline(settings(llm_dtype="auto"))
     second.rewards()

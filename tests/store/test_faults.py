@@ -39,7 +39,7 @@ def test_no_fault_changes_a_result_or_loses_work(bench, fault):
 
 
 def hold(folder, held, enough):
-    with cache_module.locked(Path(folder)):
+    with cache_module.held(Path(folder)):
         held.set()
         enough.wait(60)
 
