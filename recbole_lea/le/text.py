@@ -97,7 +97,8 @@ def text_parts(settings: LESettings) -> dict[str, Any]:
 
 def measure(sequences: Sequences, environment: TextEnvironment, folder: Path) -> dict[str, Any]:
     """The stage that takes fine-tuning's place: nothing learns, and it is measured alike."""
-    settings, record = environment.settings, {"epoch": 0}
+    settings = environment.settings
+    record: dict[str, Any] = {"epoch": 0}
     if pairs := held_out(sequences, settings):
         record |= evaluate(environment, sequences, pairs, settings.seed)
     if processes().is_main_process:
