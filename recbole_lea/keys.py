@@ -27,9 +27,6 @@ METRICS = (
 # Values of RecBole's `transform` that bring the LE's feedback
 TRANSFORMS = ("lea_feedback", "lea_live")
 
-# Number of processes that train together. It is in checkpoints and run.json by this name.
-N_PROCESSES = "ranks"
-
 # Options of from_pretrained: those that we pass, and those that let a model bring code along
 _REFUSED_LLM_OPTIONS = (
     "dtype", "torch_dtype", "attn_implementation", "gguf_file",
@@ -151,9 +148,7 @@ RULES: dict[str, Rule] = {
     "optimizer_reset": _FLAG,
     "w_ah": _WEIGHT,
     "w_aq": _WEIGHT,
-    "exclude_target": _FLAG,
     "exclude_history": _one_of("auto", True, False),
-    "augmentation_refresh": _number(0, 10**9, int),
     "selection_by": _one_of("label", "reward", "state"),
     "selection_calibration": _one_of("prior", "none"),
     "reward_scale": _one_of("standardize", "raw", "sigmoid"),
@@ -261,6 +256,8 @@ REFUSED = {
     "dataloaders_save_path": _PICKLES,
     "worker": "a worker process would see neither the augmentation that starts during an epoch "
     "nor the LLM (and is slower here)",
+    "nproc": "RecBole's processes would train something else than one does: `accelerate launch` "
+    "shares the LE, which is what takes long, among processes (docs/running.md)",
     "benchmark_filename": "it gives rows without their order within the user, which the LE's "
     "feedback needs: give one .inter file and let eval_args split it",
 }

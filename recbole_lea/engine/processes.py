@@ -2,12 +2,11 @@
 
 Every process runs the same code on the same inputs. For the LE, batches of forward passes are dealt
 out and the results collected, so they equal one process's bit for bit; gradients are summed. Only
-the main process writes, into a cache folder that every process sees. A recommender is trained by a
-``Share`` of each batch in every process.
+the main process writes, into a cache folder that every process sees.
 """
 
 import datetime
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -42,53 +41,6 @@ def own_part(items: Part) -> Part:
     state = processes()
     first, end = (len(items) * (state.process_index + i) // state.num_processes for i in (0, 1))
     return items[first:end]
-
-
-class Share:
-    """This process's rows of each batch that all processes train on, or score, together.
-
-    Every process runs through the same batches; the k-th row of a batch belongs to process k mod n.
-
-    Args:
-        batches: row numbers of each batch.
-        even: give every process as many batches, as gradients are averaged: where a batch has
-            fewer rows than there are processes, the others get its first row, at weight 0.
-
-    Attributes:
-        size: rows of the present batch in all processes.
-        own: which of these rows are this process's.
-        weight: factor of the mean over the own rows, so that the mean over all processes is the
-            mean over the whole batch.
-    """
-
-    def __init__(self, batches: Collection[list[int]], even: bool) -> None:
-        self._batches = batches
-        self._even = even
-        self.size, self.own, self.weight = 0, slice(0), 0.0
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        index, n = processes().process_index, processes().num_processes
-        for batch in self._batches:
-            self.size, self.own = len(batch), slice(index, None, n)
-            self.weight = len(batch[self.own]) * n / len(batch)
-            if self._even and not self.weight:
-                self.own = slice(1)
-            if rows := batch[self.own]:
-                yield rows
-
-
-def drawn(share: Share | None, n: int, draw: Callable[[int], Any]) -> Any:
-    """Random numbers of ``n`` rows that do not depend on the number of processes.
-
-    Args:
-        share: whose rows they are; None for one process.
-        n: rows.
-        draw: makes random numbers for a number of rows, the same ones in all processes.
-    """
-    return draw(n) if share is None else draw(share.size)[share.own]
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], totals: Tensor) -> Tensor:

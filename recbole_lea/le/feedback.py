@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_lea.engine.processes import Share, drawn
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
 from recbole_lea.store.arrays import pieces, take
@@ -72,7 +71,6 @@ class Feedback:
             self.others = np.random.default_rng([seed, 6]).permutation(sequences.n_transitions)
         self.augmented: tuple[np.ndarray, np.ndarray | None] | None = None  # by LE index
         self._chosen = np.empty(0, np.int64)  # the same items, by the caller's numbers
-        self.share: Share | None = None  # in a training in several processes
 
     def augment(
         self, actions: np.ndarray, scores: np.ndarray | None, candidates: np.ndarray | None = None
@@ -121,7 +119,7 @@ class Feedback:
         """Under ``shuffle``, another's negative may be this row's positive: then a new one."""
         own = np.array([self.sequences.action(*at) for at in self._pairs(rows)])
         n = self.n_items - 1
-        draws = drawn(self.share, len(own), lambda size: self.rng.integers(0, n, size=size))
+        draws = self.rng.integers(0, n, size=len(own))
         new = self.item_ids[leave_out(own, draws)]
         return np.where(negatives == self.item_ids[own], new, negatives)
 
@@ -168,7 +166,7 @@ class PrecomputedFeedback(Feedback):
     def _rewards(self, rows: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         assert self.rewards is not None
         pool = self.negatives.shape[1]
-        picked = drawn(self.share, len(rows), lambda n: self.rng.integers(0, pool, size=n))
+        picked = self.rng.integers(0, pool, size=len(rows))
         scores = take(self.rewards, rows)
         positive = _float(scores[:, 0])
         negative = _float(scores[np.arange(len(rows)), 1 + picked])

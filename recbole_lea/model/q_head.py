@@ -24,14 +24,9 @@ class QHead(nn.Module):
     """
 
     def __init__(
-        self,
-        state: str,
-        hidden_size: int,
-        le_size: int,
-        n_items: int,
-        layernorm: bool,
+        self, state: str, hidden_size: int, le_size: int, n_items: int, layernorm: bool,
         hidden_layernorm: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.state = state
         hidden_size *= state != "LE"

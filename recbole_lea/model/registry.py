@@ -13,33 +13,11 @@ from recbole_lea.model.recommender import LEARecommender
 FRAMEWORKS = ("SNQN", "SA2C")
 PAPER = ("SASRec", "GRU4Rec")
 
-# docs/backbones.md repeats these sentences. ``AnyBackbone`` would find out the same when a model is
-# built; here they come before the LLM has worked for hours.
-_POINTWISE = "its forward takes the candidate item too and gives one click score, not a vector h_t"
-_FACETS = (
-    "it has no single h_t: several vectors of a sequence, and the items in it, make up its scores"
-)
-_GRAPH = "it needs a knowledge graph's embeddings (`preload_weight`), which LEA's data do not carry"
-_FEATURES = (
-    "it embeds item features (`selected_features`), but LEA loads ids and time alone (`load_col`)"
-)
-REFUSED = {
-    "BERT4Rec": "its loss is of masked items within the sequence, not of the next item",
-    "DIEN": _POINTWISE,
-    "DIN": _POINTWISE,
-    "FDSA": _FEATURES,
-    "FPMC": "its forward takes the candidate item too, and its loss is BPR, not cross-entropy",
-    "GRU4RecCPR": _FACETS,
-    "GRU4RecF": _FEATURES,
-    "GRU4RecKG": _GRAPH,
-    "KSR": _GRAPH,
-    "RepeatNet": "its forward gives probabilities of all items, not a vector h_t",
-    "S3Rec": "it is pretrained on item features by losses and a trainer of its own",
-    "SASRecCPR": _FACETS,
-    "SASRecF": _FEATURES,
-    "SHAN": "it trains on left-padded sequences but ranks with right-padded ones: other scores",
-    "TransRec": "its scores are distances and its loss is BPR, not cross-entropy",
-}
+# `AnyBackbone` would find out the same when a model is built; this is before the LLM's hours.
+REFUSED = (
+    "BERT4Rec", "DIEN", "DIN", "FDSA", "FPMC", "GRU4RecCPR", "GRU4RecF", "GRU4RecKG", "KSR",
+    "RepeatNet", "S3Rec", "SASRecCPR", "SASRecF", "SHAN", "TransRec",
+)  # fmt: skip
 
 
 def stock() -> dict[str, type]:
@@ -61,18 +39,17 @@ def names(backbones: Iterable[str] | None = None) -> list[str]:
 def lea_model(name: str) -> type[LEARecommender] | None:
     """The model class ``<Backbone><SNQN|SA2C>LEA``; None if the name is not of the form.
 
-    Returns:
-        Always the same object, which pickles by its name in ``recbole_lea.model``.
+    It is always the same object, which pickles by its name in ``recbole_lea.model``.
 
     Raises:
-        ValueError: LEA cannot train that backbone; says why.
+        ValueError: LEA cannot train that backbone.
     """
     for rl_loss in FRAMEWORKS:
         backbone = name.removesuffix(f"{rl_loss}LEA")
         if backbone == name or backbone not in stock():
             continue
-        if reason := REFUSED.get(backbone):
-            raise ValueError(refusal(backbone, reason))
+        if backbone in REFUSED:
+            raise refusal(backbone, "its loss or its inputs do not fit")
         mixins = (LEARecommender,) if backbone in PAPER else (LEARecommender, AnyBackbone)
         body = {"rl_loss": rl_loss, "__module__": __package__}
         return type(name, (*mixins, stock()[backbone]), body)
