@@ -13,8 +13,7 @@ from recbole_lea.equations import scores
 # Three are slower, as would be two on a GPU: small operations wait for each other.
 LENGTH_PARTS = 2
 
-# What stands behind our mixins: a class of RecBole's, which has no type hints.
-_RecBoleModel: Any = object
+_RecBoleModel: Any = object  # behind our mixins stands a class of RecBole's, without type hints
 
 
 class Backbone(_RecBoleModel):
@@ -37,7 +36,8 @@ class Backbone(_RecBoleModel):
             self.to(self.device)  # some classes' forward moves tensors there
             reason = self._describe(dataset)
         if reason:
-            raise refusal(self.backbone_class().__name__, reason)
+            name = self.backbone_class().__name__
+            raise ValueError(f"{name} cannot be a backbone of LEA: {reason} (docs/backbones.md)")
 
     def _describe(self, dataset) -> str | None:
         """Set the attributes, or say why LEA cannot train this backbone."""
@@ -128,9 +128,3 @@ def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Ten
     shifted = torch.where(full, seq.roll(-1, dims=1), seq)
     position = seq_len.clamp(max=length - 1)[:, None]
     return shifted.scatter(1, position, item[:, None]), (seq_len + 1).clamp(max=length)
-
-
-def refusal(backbone: str, reason: str) -> ValueError:
-    """The error that a class cannot be a backbone."""
-    text = f"{backbone} cannot be a backbone of LEA: {reason} (docs/backbones.md says why)"
-    return ValueError(text)

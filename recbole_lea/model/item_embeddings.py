@@ -14,11 +14,7 @@ def init_item_embeddings(backbones: Sequence[nn.Module], tokens: np.ndarray, ids
     """Let item embeddings start from the item tokens' principal components.
 
     They are scaled to the deviation of what RecBole has drawn; its padding item keeps its own.
-
-    Args:
-        backbones: copies of one backbone, each with its ``item_embedding``.
-        tokens: by LE item index [n, d].
-        ids: RecBole's item ids by LE item index [n].
+    ``tokens`` [n, d] and RecBole's ``ids`` [n] are by LE item index, ``backbones`` copies of one.
 
     Raises:
         ValueError: they are wider than the tokens allow.

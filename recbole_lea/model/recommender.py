@@ -95,10 +95,8 @@ class LEARecommender(Backbone):
         """RecBole's; a ValueError where the checkpoint's items are others or have other ids."""
         tokens = (para or {}).get("item_tokens", self.item_tokens)
         if tokens != self.item_tokens:
-            raise ValueError(
-                f"the checkpoint was trained on other items than this dataset's: "
-                f"{difference(tokens, self.item_tokens)}"
-            )
+            what = difference(tokens, self.item_tokens)
+            raise ValueError(f"the checkpoint is of other items than this dataset: {what}")
         super().load_other_parameter(para)
 
     @property
@@ -156,10 +154,9 @@ class LEARecommender(Backbone):
     def _terms(
         self, copy: Network, states: States, values: tuple[Tensor, Tensor], interaction
     ) -> equations.LossTerms:
-        value, next_value = values  # [B] each
-        hidden = states.hidden
+        (value, next_value), hidden = values, states.hidden  # [B], [B], [B, H]
         if hidden is None:
-            hidden = copy.backbone.encode_by_length(interaction)  # [B, H]
+            hidden = copy.backbone.encode_by_length(interaction)
         scores, rest = copy.backbone.supervised(interaction, hidden, copy.output_head)
         positive = interaction[self.POS_ITEM_ID]  # [B]
         negative, reward, negative_reward = self._actions(interaction, positive)

@@ -7,7 +7,6 @@ import recbole.model.sequential_recommender as sequential
 from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_lea.model.any_backbone import AnyBackbone
-from recbole_lea.model.backbone import refusal
 from recbole_lea.model.recommender import LEARecommender
 
 FRAMEWORKS = ("SNQN", "SA2C")
@@ -29,10 +28,9 @@ def stock() -> dict[str, type]:
     }
 
 
-def names(backbones: Iterable[str] | None = None) -> list[str]:
-    """``<Backbone><SNQN|SA2C>LEA`` for given backbones; for all, the refused included, if None."""
-    found = stock() if backbones is None else backbones
-    return [f"{backbone}{rl_loss}LEA" for backbone in found for rl_loss in FRAMEWORKS]
+def names(backbones: Iterable[str]) -> list[str]:
+    """``<Backbone><SNQN|SA2C>LEA`` for given backbones."""
+    return [f"{backbone}{rl_loss}LEA" for backbone in backbones for rl_loss in FRAMEWORKS]
 
 
 @functools.cache
@@ -49,7 +47,7 @@ def lea_model(name: str) -> type[LEARecommender] | None:
         if backbone == name or backbone not in stock():
             continue
         if backbone in REFUSED:
-            raise refusal(backbone, "its loss or its inputs do not fit")
+            raise ValueError(f"{backbone} cannot be a backbone of LEA: see docs/backbones.md")
         mixins = (LEARecommender,) if backbone in PAPER else (LEARecommender, AnyBackbone)
         body = {"rl_loss": rl_loss, "__module__": __package__}
         return type(name, (*mixins, stock()[backbone]), body)

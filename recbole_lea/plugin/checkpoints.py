@@ -94,9 +94,8 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     if kept := state.get("augmentation"):
         if len(kept["actions"]) != feedback.sequences.n_transitions:
             raise ValueError(
-                f"the checkpoint holds the LE's choice for {len(kept['actions'])} training "
-                f"transitions, but the data have {feedback.sequences.n_transitions}: resume with "
-                "the data it was trained on"
+                f"the checkpoint is of {len(kept['actions'])} training transitions, but the data "
+                f"have {feedback.sequences.n_transitions}: resume with the data it was trained on"
             )
         kept = {name: values.cpu().numpy() for name, values in kept.items()}
         feedback.augment(kept["actions"], kept.get("scores"))
@@ -119,8 +118,8 @@ def restored_config(saved: dict[str, Any]) -> Config:
     Keys on the command line win, so that data and caches may lie elsewhere than they did.
     """
     # RecBole refuses its own default beside loss_type CE; what is measured has to fit together
-    measured = {key: saved[key] for key in ("metrics", "topk", "valid_metric") if key in saved}
-    given = measured | {"train_neg_sample_args": None}
+    first = ("metrics", "topk", "valid_metric")
+    given = {key: saved[key] for key in saved if key in first} | {"train_neg_sample_args": None}
     config = Config(saved["model"], saved["dataset"], config_dict=given)
     keep = {*DERIVED, *config.cmd_config_dict}
     if saved["dataset"] == "ml-100k":  # inside RecBole's own package, here as there

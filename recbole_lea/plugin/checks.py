@@ -43,9 +43,9 @@ def _check_prompts(config: Mapping[str, Any]) -> None:
     check_sentence(config["lea_item_sentence"])
     if config["lea_prompt_items"] == "title":
         check_title(config["lea_title"])
+    selection = config["lea_selection_prompt"] + config["lea_selection_suffix"]
     check_placeholders(config["lea_user_prompt"], ["history"], "lea_user_prompt")
     check_placeholders(config["lea_action_prompt"], ["item"], "lea_action_prompt")
-    selection = config["lea_selection_prompt"] + config["lea_selection_suffix"]
     check_placeholders(selection, ["list"], "lea_selection_prompt")
     if config["lea_reward_prompt"] == "item_last":
         check_item_last(config["lea_action_prompt_item_last"])
@@ -84,7 +84,7 @@ def _of_method(config: Mapping[str, Any], model: Any) -> list[tuple[bool, str]]:
     chosen = switches(config, model.rl_loss)
     method, transform, stop = (config[key] for key in ("lea_method", "transform", "lea_stop_after"))
     # a file of keys for several models may give n_heads to those that have none
-    width, heads = config.get("hidden_size"), config.get("n_heads") or 1
+    width, heads = config.get("hidden_size", 1), config.get("n_heads", 1)
     has_heads = model.backbone_class().__name__ == "SASRec"
     return [
         (stop == "feedback" and not chosen.needs_le,

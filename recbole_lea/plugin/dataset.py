@@ -111,13 +111,11 @@ class LEADataset(SequentialDataset):
             by_user = args.get("group_by") == "user" and "TS" not in args.get("split", {})
             if not by_user and self.config["eval_protocol"] != "paper":
                 raise self._refusal(
-                    f"{int(rank.max()) + 1:,} different times are more than the {EXACT_FLOAT32:,} "
-                    "that RecBole can order over all users: split RS or LS with `group_by: user`, "
-                    "or round the times"
+                    f"{int(rank.max()) + 1:,} different times are more than RecBole can order over "
+                    "all users: split RS or LS with `group_by: user`, or round the times"
                 )
-            # the order within each user is what counts
             users = self.inter_feat.groupby(self.uid_field)[self.time_field]
-            rank = users.rank(method="first") - 1
+            rank = users.rank(method="first") - 1  # the order within each user is what counts
         self.inter_feat[self.time_field] = rank
 
     def data_augmentation(self) -> None:
@@ -147,8 +145,10 @@ class LEADataset(SequentialDataset):
         datasets = super().build()
         self._check_parts(datasets)
         train = datasets[0]
-        train.inter_feat[TRANSITION] = self._transitions(train)
-        train.inter_feat[DONE] = self._ends(train)
+        rows = train.inter_feat[TRANSITION] = self._transitions(train)
+        users = train.inter_feat[self.uid_field]
+        last = torch.zeros(self.user_num, dtype=rows.dtype).scatter_reduce_(0, users, rows, "amax")
+        train.inter_feat[DONE] = (rows == last[users]).float()  # deviation 6
         train.inter_feat.drop(ROW)  # one number is enough
         train.set_field_property(TRANSITION, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
         train.set_field_property(DONE, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
@@ -201,12 +201,6 @@ class LEADataset(SequentialDataset):
         transitions[np.lexsort((own, place[users[own]]))] = np.arange(len(own))
         return torch.from_numpy(transitions)
 
-    def _ends(self, train) -> torch.Tensor:
-        """1 for each user's last training row, else 0 (deviation 6) [n_rows]."""
-        rows, users = train.inter_feat[TRANSITION], train.inter_feat[self.uid_field]
-        last = torch.zeros(self.user_num, dtype=rows.dtype).scatter_reduce_(0, users, rows, "amax")
-        return (rows == last[users]).float()
-
     def training_sequences(self) -> dict[str, list[str]]:
         """Of the training split: user token -> item tokens in time order."""
         order = self.inter_feat[TRANSITION].argsort()
@@ -230,9 +224,8 @@ class LEADataset(SequentialDataset):
         own = np.flatnonzero((users == users[numbers == row]) & (numbers <= row))
         own = own[numbers[own].argsort()]
         first = self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]][own[0], 0]
-        items = self.field2id_token[self.iid_field]
-        targets = self.inter_feat[self.iid_field][own[:-1]]
-        return [str(items[i]) for i in (first, *targets)]
+        items = (first, *self.inter_feat[self.iid_field][own[:-1]])
+        return [str(self.field2id_token[self.iid_field][i]) for i in items]
 
     def pipeline(self, tokens: dict[str, list[str]]) -> Pipeline:
         """The LE on training sequences, as ``training_sequences`` gives them; not computed yet."""

@@ -9,8 +9,7 @@ import numpy as np
 def evaluate_rows(trainer: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """RecBole's test of the best model on the test loader, and what each row contributes to it.
 
-    Returns:
-        The test result, and the same names with values [n_rows], in ``data._dataset``'s order.
+    These are the same names with values [n_rows], in ``data._dataset``'s order.
     """
     rows: dict[str, np.ndarray] = {}
     metrics = trainer.evaluator.metric_class.values()

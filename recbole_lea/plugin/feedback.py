@@ -49,8 +49,8 @@ def attach(loader: AbstractDataLoader, config: Config) -> None:
     if stop is not None or chosen.needs_le or from_items:
         if config["transform"] == "lea_live" and processes().num_processes > 1:
             raise ValueError(
-                "transform: lea_live asks the LLM within the recommender's training, which then "
-                "has to run in one process: set transform: lea_feedback, or leave out accelerate"
+                "transform: lea_live asks the LLM within the recommender's training, in one "
+                "process: set transform: lea_feedback, or leave out accelerate"
             )
         pipeline = train.lea_pipeline = train.pipeline(train.training_sequences())
         ids = train.field2token_id[train.iid_field]

@@ -54,8 +54,7 @@ def read_item_texts(
         logger.warning("%s: %d repeated items, the first row of each counts", path, repeated.sum())
     wanted = frame[~repeated & frame[item_field].isin(texts)]
     texts |= {row.pop(item_field): row for row in wanted.to_dict("records")}
-    if len(wanted) < len(texts):
-        absent = len(texts) - len(wanted)
+    if absent := len(texts) - len(wanted):
         logger.warning("%s lacks %d of %d items", path, absent, len(texts))
     return texts
 

@@ -35,7 +35,7 @@ import recbole_lea.model
 from recbole_lea import arguments
 from recbole_lea.engine.processes import processes
 from recbole_lea.keys import PAPER_EVAL_ARGS, TRANSFORMS, check_model_name
-from recbole_lea.model import registry as backbones
+from recbole_lea.model import registry
 from recbole_lea.model.recommender import LEARecommender
 from recbole_lea.plugin import checkpoints
 from recbole_lea.plugin.checks import validate, warn_of_unknown
@@ -90,9 +90,7 @@ def _import_quick_start() -> Any:
 def _load_cmd_line(self: Config) -> dict[str, Any]:
     values, others = arguments.read_arguments(arguments.given())
     if others:
-        logger.warning(
-            "not of the form --key=value, so RecBole does not read it: %s", " ".join(others)
-        )
+        logger.warning("not read, as not of the form --key=value: %s", " ".join(others))
     return values
 
 
@@ -232,11 +230,13 @@ TODAYS_VERSIONS = (
            "Ray is needed, and one that Python 3.12 can have takes metrics as one dict"),
 )  # fmt: skip
 
+# a model's name, from which RecBole makes that of its trainer and its dataset
+NAMES = registry.names(registry.stock())
+
 LEA = (
-    *(Change(recbole.trainer, f"{name}Trainer", LEATrainer,
-             "RecBole finds a trainer by the model's name") for name in backbones.names()),
-    *(Change(recbole.data.dataset, f"{name}Dataset", LEADataset,
-             "RecBole finds a dataset by the model's name") for name in backbones.names()),
+    *(Change(recbole.trainer, f"{name}Trainer", LEATrainer, "RecBole's trains") for name in NAMES),
+    *(Change(recbole.data.dataset, f"{name}Dataset", LEADataset, "RecBole's reads the data")
+      for name in NAMES),
     Change(recbole.utils, "get_model", _get_model,
            "only RecBole's own folders are looked at; a mistyped name asks for lightgbm", True),
     Change(Config, "_load_internal_config_dict", _load_internal_config_dict,

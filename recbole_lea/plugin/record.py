@@ -23,10 +23,9 @@ logger = logging.getLogger(__name__)
 def start(
     config: Any, dataset: Any, pipeline: Pipeline | None, stages: StageLog, code: dict[str, Any]
 ) -> dict[str, Any]:
-    """The record of a run without its test result.
+    """The record of a run on the training split ``dataset``, without its test result.
 
-    ``dataset`` is the training split, and ``code`` is ``code_version()`` from before the run. The
-    record follows what ``stages`` has so far.
+    ``code`` is ``code_version()`` from before the run.
     """
     device = torch.device(config["device"])
     return {
@@ -84,5 +83,5 @@ def stage_report(stages: dict[str, dict[str, float]]) -> str:
     for name, entry in stages.items():
         lines.append(f"  {name:<32}{entry['seconds']:>9.1f}{entry['peak_memory_mb']:>13.0f} MB")
     total = sum(entry["seconds"] for entry in stages.values())
-    title = set_color("time and memory of each stage", "blue")
-    return "\n".join([title, *lines, f"  {'sum':<32}{total:>9.1f}"])
+    lines.insert(0, set_color("time and memory of each stage", "blue"))
+    return "\n".join([*lines, f"  {'sum':<32}{total:>9.1f}"])

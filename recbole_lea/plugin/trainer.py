@@ -10,7 +10,6 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 
-from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
 from recbole_lea.keys import warmup_steps
 from recbole_lea.methods import needs_warmup
@@ -108,7 +107,6 @@ class LEATrainer(StepTrainer):
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)
-        self.stages = StageLog()
         self.steps = 0
         self.record: dict = {}
         self._best_result: dict[str, float] | None = None
@@ -121,32 +119,24 @@ class LEATrainer(StepTrainer):
         # under q_weight 0 every bit is RecBole's
         return fused(optimizer) if self.model.q_weight != 0 else optimizer
 
-    def fit(
-        self, train_data: AbstractDataLoader, valid_data: Any = None, **kwargs: Any
-    ) -> tuple[float, dict[str, float] | None]:
+    def fit(self, train_data: AbstractDataLoader, valid_data: Any = None, **kwargs: Any) -> Any:
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
         code = code_version()  # the files may change meanwhile
         self.logger.info("autograd's anomaly detection, which RecBole leaves on, is off")
         self._dataset, self._valid_data = train_data._dataset, valid_data
-        self.stages, pipeline = self._dataset.lea_stages, self._dataset.lea_pipeline
+        stages, pipeline = self._dataset.lea_stages, self._dataset.lea_pipeline
         self.record = {}
         try:
-            with self.stages.stage("training"):
+            with stages.stage("training"):
                 result = super().fit(train_data, valid_data, **kwargs)
         finally:
             if pipeline:
                 pipeline.release()
         if not self.model.warmed_up:
-            self.logger.warning(
-                f"training ended before the warm-up ({self.config['warmup']}): raise `epochs` or "
-                "lower `warmup`"
-            )
+            self.logger.warning("training ended before the warm-up: raise `epochs`, or shorten it")
         elif self._best_is_warmup:
-            self.logger.info(
-                "the best validation result is from the warm-up: what is tested has seen neither "
-                "the advantage nor the augmentation"
-            )
-        self.record = record.start(self.config, self._dataset, pipeline, self.stages, code)
+            self.logger.info("the best validation result is from the warm-up: so is what is tested")
+        self.record = record.start(self.config, self._dataset, pipeline, stages, code)
         self.record["best_valid_result"] = dict(result[1] or {})
         self.record["best_is_warmup"] = self._best_is_warmup
         self.record_folder = record.new_folder(self.config)
@@ -189,7 +179,7 @@ class LEATrainer(StepTrainer):
         if self.record and result is not None and eval_data is not self._valid_data:
             self.record["test_result"] = dict(result)
             record.write(self.record, self.record_folder)
-            self.logger.info(record.stage_report(self.stages.stages))
+            self.logger.info(record.stage_report(self._dataset.lea_stages.stages))
         return result
 
     def _before_batch(self) -> None:
@@ -218,7 +208,7 @@ class LEATrainer(StepTrainer):
     def _augment(self) -> None:
         """The LE picks one of the model's top-5 for every training transition."""
         dataset, scored = self._dataset, self.model.switches.le_reward
-        with self.stages.stage("top-5 of the warm-up model"):
+        with dataset.lea_stages.stage("top-5 of the warm-up model"):
             candidates = top_items(self.model, self.config, dataset)
         # a run that builds the LE only here must go on with the same draws as one that reads it
         with torch.random.fork_rng():

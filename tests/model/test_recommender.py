@@ -1,6 +1,5 @@
 """The models: invariants against RecBole's own, Algorithm 1, terminal handling."""
 
-
 import numpy as np
 import pytest
 import torch
