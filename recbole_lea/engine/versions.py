@@ -26,7 +26,7 @@ TRAINING = (
     # the LE, and its feedback as the recommender reads it
     "le", "store/arrays.py", "plugin/item_text.py", "plugin/feedback.py", "plugin/top_items.py",
     # the recommender, its data, training and test
-    "model", "plugin/dataset.py", "plugin/distributed.py", "plugin/evaluation.py",
+    "model", "plugin/dataset.py", "plugin/evaluation.py",
     "plugin/patches.py", "plugin/quick_start.py", "plugin/trainer.py",
 )  # fmt: skip
 
