@@ -10,10 +10,6 @@ from typing import Any
 MISTAKES = (ValueError, KeyError, OSError, ModuleNotFoundError, NotImplementedError)
 
 
-class Mistake(Exception):
-    """One of ``MISTAKES`` in one of the processes that RecBole's ``nproc`` has started."""
-
-
 class StoppedAfter(SystemExit):
     """The end of a run with ``lea_stop_after``: exit code 0."""
 
@@ -25,9 +21,7 @@ def mistake(error: BaseException) -> str | None:
     """In one line what is wrong in the input; None if the error is ours to find."""
     if isinstance(error, MISTAKES):
         return str(error.args[0] if isinstance(error, KeyError) else error)
-    # torch gives the traceback of another process as a text
-    _, marker, message = str(error).rpartition(f"{Mistake.__module__}.{Mistake.__qualname__}: ")
-    return message.strip() if marker else None
+    return None
 
 
 def console(function: Callable[[], Any]) -> None:

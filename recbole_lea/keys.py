@@ -22,9 +22,6 @@ PAPER_EVAL_ARGS = {
 # Values of RecBole's `transform` that bring the LE's feedback
 TRANSFORMS = ("lea_feedback", "lea_live")
 
-# Number of processes that train together. It is in checkpoints and run.json by this name.
-N_PROCESSES = "ranks"
-
 # Options of from_pretrained: those that we pass, and those that let a model bring code along
 _REFUSED_LLM_OPTIONS = {
     "dtype", "torch_dtype", "attn_implementation", "gguf_file",
@@ -115,7 +112,7 @@ RULES: dict[str, Rule] = {
     "lea_state_head": _one_of("residual", "none"),
     "lea_reward_head": _one_of("state", "none"),
     **_same(_one_of("auto", True, False), "exclude_history lea_compile"),
-    **_same(_FLAG, "optimizer_reset exclude_target state_layernorm lea_compare lea_shuffle"),
+    **_same(_FLAG, "optimizer_reset state_layernorm lea_compare lea_shuffle"),
     # how much
     **_same(_WEIGHT, "q_weight w_ah w_aq td_scale lea_state_weight"),
     **_same(_number(-1e6, 1e6), "r_pos r_neg"),
@@ -140,7 +137,7 @@ RULES: dict[str, Rule] = {
     **_same(_number(0, 2**31, int), "lea_seed lea_split_seed"),
     **_same(_COUNT, "negative_pool lea_batch_rows lea_max_history lea_lora_r lea_lora_alpha"),
     **_same(_COUNT, "lea_finetune_epochs lea_finetune_batch_size lea_finetune_negatives"),
-    **_same(_COUNT_OR_0, "augmentation_refresh lea_history_hop lea_item_iterations"),
+    **_same(_COUNT_OR_0, "lea_history_hop lea_item_iterations"),
     **_same(_COUNT_OR_0, "lea_finetune_warmup lea_finetune_eval"),
     **_same(_optional(_COUNT), "state_dim lea_valid_steps lea_item_patience"),
     # words
@@ -190,6 +187,8 @@ RECBOLE_RULES: dict[str, Rule] = {
 REFUSED = {
     "worker": "a worker process would see neither the augmentation that starts during an epoch "
     "nor the LLM (and is slower here)",
+    "nproc": "RecBole's processes would train something else than one does: `accelerate launch` "
+    "shares the LE, which is what takes long, among processes (docs/running.md)",
     "benchmark_filename": "it gives rows without their order within the user, which the LE's "
     "feedback needs: give one .inter file and let eval_args split it",
     **dict.fromkeys(

@@ -31,7 +31,7 @@ def fresh(code, *given):
         (["--config_files=list.yaml"], "list.yaml: has to hold lines"),
         (["--config_files=nowhere.yaml"], "config file nowhere.yaml: not found"),
         (["--model=SASRecSA2CLE"], "did you mean `SASRecSA2CLEA`"),
-        (["--nproc=0"], "--nproc=0"),
+        (["--nproc=2"], "`nproc` is 2.*accelerate launch"),
     ],
 )
 def test_a_mistake_is_said_before_anything_heavy_is_imported(given, says):

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_lea.engine.processes import Share, drawn
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.sequences import Sequences, leave_out, uniform_except
 from recbole_lea.store.arrays import pieces, take
@@ -52,7 +51,6 @@ class Feedback:
     # the item at the place that was chosen in the other's
     shuffle: bool = False
     item_ids: Any = None  # what the caller calls the items [n_items]; by default their LE indices
-    share: Share | None = None  # in a training in several processes
     augmented: tuple[np.ndarray, np.ndarray | None] | None = None  # see ``augment``; by LE index
 
     def __post_init__(self) -> None:
@@ -103,7 +101,7 @@ class Feedback:
         """Under ``shuffle``, another's negative may be this row's positive: then a new one."""
         own = np.array([self.sequences.action(*at) for at in self._pairs(rows)])
         n = self.n_items - 1
-        draws = drawn(self.share, len(own), lambda size: self.rng.integers(0, n, size=size))
+        draws = self.rng.integers(0, n, size=len(own))
         return np.where(negatives == own, leave_out(own, draws), negatives)
 
     def _pairs(self, rows: np.ndarray) -> list[list[int]]:
@@ -134,7 +132,7 @@ class PrecomputedFeedback(Feedback):
 
     def _rewards(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         pool = self.negatives.shape[1]
-        picked = drawn(self.share, len(rows), lambda n: self.rng.integers(0, pool, size=n))
+        picked = self.rng.integers(0, pool, size=len(rows))
         scores = take(self.rewards, rows)
         negative = scores[np.arange(len(rows)), 1 + picked]
         return scores[:, 0], negative, self.negatives[rows, picked]

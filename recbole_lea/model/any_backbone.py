@@ -12,11 +12,9 @@ from recbole_lea.model.backbone import Backbone
 class AnyBackbone(Backbone):
     """Mixed in before any RecBole backbone but SASRec and GRU4Rec.
 
-    RecBole's ``calculate_loss`` stays the one place that says how h_t becomes scores and what
-    else belongs to the loss. LEA can train a backbone whose loss is one cross-entropy over all
-    items, of one pass of ``forward`` over items, length and user, plus terms that LEA leaves as
-    they are (a regulariser); its ranking scores have to be those of its loss. A trial on two
-    rows finds that out.
+    LEA can train one whose loss is a cross-entropy over all items, of one ``forward`` over items,
+    length and user, plus terms that LEA leaves as they are (a regulariser); its ranking scores
+    have to be those of its loss. A trial on two rows finds that out.
     """
 
     causal = False
@@ -32,7 +30,7 @@ class AnyBackbone(Backbone):
         names = {id(value): name for name, value in rows.interaction.items()}
         self.eval()  # without dropout, which would draw
         try:
-            passes, cross_entropies, rest = self._captured_loss(rows)
+            passes, cross_entropies, _ = self._captured_loss(rows)
             ranking = super().full_sort_predict(rows)  # [2, n_items]
         except KeyError as error:
             return f"it reads {error}, which LEA's data lack"
@@ -54,7 +52,6 @@ class AnyBackbone(Backbone):
         self.hidden_width = hidden.shape[1]
         spread, mean = torch.std_mean(hidden, dim=1, correction=0)  # [2]
         self.normalised = bool(torch.stack([spread - 1, mean]).abs().max() < 1e-2)
-        self.only_cross_entropy = rest is None
         return None
 
     def _captured_loss(
@@ -62,9 +59,8 @@ class AnyBackbone(Backbone):
     ) -> tuple[list[Any], list[Any], Tensor | None]:
         """Run RecBole's loss, on a given h_t [B, H] if any.
 
-        Returns:
-            Inputs and output of each ``forward``; scores [B, n_items] and targets [B] of each
-            cross-entropy; the loss's other terms, None if there are none.
+        Returns (inputs, output) of each ``forward``, (scores, target) of each cross-entropy, and
+        the other terms.
         """
         passes, cross_entropies = [], []
         zero = torch.zeros((), device=self.device)
@@ -89,8 +85,6 @@ class AnyBackbone(Backbone):
         self, interaction, hidden: Tensor, head: nn.Linear | None = None
     ) -> tuple[Tensor, Tensor | float]:
         """As ``Backbone.supervised``, by RecBole's own loss of a given h_t."""
-        if head is not None and self.only_cross_entropy:
-            return super().supervised(interaction, hidden, head)
         _, cross_entropies, rest = self._captured_loss(interaction, hidden)
         own = cross_entropies[0][0] if head is None else scores(hidden, head.weight, head.bias)
         return own, 0.0 if rest is None else rest.reshape(())

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from recbole_lea.equations import scores
 
-# Parts of a batch on a CPU, by length: prefixes are mostly shorter than the window, whose padding
-# costs as much as items do. Three are slower: small operations wait for each other, as a GPU would
-# with two.
+# Parts of a batch on a CPU, by length: the padding of short prefixes costs as much as items do.
+# Three are slower, as would be two on a GPU: small operations wait for each other.
 LENGTH_PARTS = 2
 
-# What stands behind our mixins: a class of RecBole's, which has no type hints.
-_RecBoleModel: Any = object
+_RecBoleModel: Any = object  # behind our mixins stands a class of RecBole's, without type hints
 
 
 class Backbone(_RecBoleModel):
@@ -24,14 +22,12 @@ class Backbone(_RecBoleModel):
     Attributes:
         causal: whether the output at a position depends on the items up to it alone, at positions
             counted from the oldest item: h_t can then be taken from a pass over x_{1:t+1}.
-        only_cross_entropy: whether the loss has no terms beside its cross-entropy.
         inputs: the interaction's fields that ``forward`` takes, in its order.
         hidden_width: H, width of h_t.
         normalised: whether h_t leaves the backbone with mean 0 and deviation 1.
     """
 
     causal = True
-    only_cross_entropy = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
@@ -40,7 +36,8 @@ class Backbone(_RecBoleModel):
             self.to(self.device)  # some classes' forward moves tensors there
             reason = self._describe(dataset)
         if reason:
-            raise ValueError(refusal(self.backbone_class().__name__, reason))
+            name = self.backbone_class().__name__
+            raise ValueError(f"{name} cannot be a backbone of LEA: {reason} (docs/backbones.md)")
 
     def _describe(self, dataset) -> str | None:
         """Set the attributes, or say why LEA cannot train this backbone."""
@@ -61,9 +58,8 @@ class Backbone(_RecBoleModel):
 
         Of h_t [B, H] and a batch; ``head`` is None where the item embeddings are the head.
         """
-        if head is not None:
-            return scores(hidden, head.weight, head.bias), 0.0
-        return scores(hidden, self.item_embedding.weight), 0.0
+        head_of_items = (self.item_embedding.weight,) if head is None else (head.weight, head.bias)
+        return scores(hidden, *head_of_items), 0.0
 
     def encode(self, fields: Mapping[str, Tensor]) -> Tensor:
         """h_t [B, H] of the fields named by ``inputs``."""
@@ -132,8 +128,3 @@ def append_item(seq: Tensor, seq_len: Tensor, item: Tensor) -> tuple[Tensor, Ten
     shifted = torch.where(full, seq.roll(-1, dims=1), seq)
     position = seq_len.clamp(max=length - 1)[:, None]
     return shifted.scatter(1, position, item[:, None]), (seq_len + 1).clamp(max=length)
-
-
-def refusal(backbone: str, reason: str) -> str:
-    """The sentence that says why a class cannot be a backbone."""
-    return f"{backbone} cannot be a backbone of LEA: {reason} (docs/backbones.md lists all)"

@@ -13,20 +13,13 @@ from torch import Tensor, nn
 def init_item_embeddings(backbones: Sequence[nn.Module], tokens: np.ndarray, ids: Tensor) -> None:
     """Let item embeddings start from the item tokens' principal components.
 
-    They are scaled to the deviation of the start that RecBole has drawn. RecBole's padding item
-    keeps its own.
-
-    Args:
-        backbones: copies of one backbone, each with its ``item_embedding``.
-        tokens: by LE item index [n, d].
-        ids: RecBole's item ids by LE item index [n].
+    They are scaled to the deviation of what RecBole has drawn; its padding item keeps its own.
+    ``tokens`` [n, d] and RecBole's ``ids`` [n] are by LE item index, ``backbones`` copies of one.
 
     Raises:
-        ValueError: there are no such embeddings, or they are wider than the tokens allow.
+        ValueError: they are wider than the tokens allow.
     """
-    tables: list[Any] = [getattr(backbone, "item_embedding", None) for backbone in backbones]
-    if not all(isinstance(table, nn.Embedding) for table in tables):
-        raise ValueError("`item_embedding_init: le` needs a backbone with one item embedding table")
+    tables: list[Any] = [backbone.item_embedding for backbone in backbones]
     width = tables[0].embedding_dim
     if width > min(tokens.shape):
         raise ValueError(

@@ -19,19 +19,13 @@ class QHead(nn.Module):
         hidden_size: H, width of h_t.
         le_size: d, width of the LE's state; 0 if unused.
         n_items: actions, RecBole's padding item 0 included.
-        layernorm: normalise the LE's state first.
-        hidden_layernorm: normalise h_t first.
+        layernorm, hidden_layernorm: normalise the LE's state, h_t first.
     """
 
     def __init__(
-        self,
-        state: str,
-        hidden_size: int,
-        le_size: int,
-        n_items: int,
-        layernorm: bool,
+        self, state: str, hidden_size: int, le_size: int, n_items: int, layernorm: bool,
         hidden_layernorm: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.state = state
         hidden_size *= state != "LE"

@@ -1,17 +1,17 @@
 """SNQN and SA2C with the LE's feedback (Algorithm 1), on a RecBole sequential recommender."""
 
+import itertools
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from recbole_lea import equations
-from recbole_lea.engine.processes import Share, drawn
 from recbole_lea.le.sequences import leave_out
-from recbole_lea.methods import needs_warmup, switches
+from recbole_lea.methods import switches
 from recbole_lea.model.backbone import Backbone
-from recbole_lea.model.fields import DONE, FIELD_PREFIX
+from recbole_lea.model.fields import DONE
 from recbole_lea.model.item_embeddings import init_item_embeddings
 from recbole_lea.model.q_head import QHead
 
@@ -49,14 +49,12 @@ class LEARecommender(Backbone):
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         self.switches = switches(config, self.rl_loss)
-        self.transform = config["transform"]
         self.q_weight, self.w_ah, self.w_aq = config["q_weight"], config["w_ah"], config["w_aq"]
         self.discount = {key: config[key] for key in ("gamma", "td_scale")}
         self.q_max_chunk = config["q_max_chunk"]
         self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
         self.advantage_of, self.advantage_clip = config["lea_advantage"], config["advantage_clip"]
         self.warmed_up = False
-        self.share: Share | None = None  # in a training in several processes
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
         self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         self.other_parameter_name = ["warmed_up", "item_tokens"]
@@ -70,16 +68,19 @@ class LEARecommender(Backbone):
             init_item_embeddings(copies, dataset.lea_item_tokens, dataset.lea_item_ids)
 
     def _add_heads(self, config, dataset) -> None:
-        dense = config["lea_output_head"] == "dense"
-        width = self.hidden_width
+        dense, width = config["lea_output_head"] == "dense", self.hidden_width
         self.output_head = nn.Linear(width, self.n_items) if dense else None
-        self.q_head = self.twin = None
+        self.q_head: Any = None
+        self.twin: Any = None
         if self.q_weight == 0:
             return
         feedback = getattr(dataset, "lea_feedback", None)
         le_size = getattr(feedback, "state_dim", None) if self.switches.le_state else 0
         if le_size is None:
-            raise self._missing("state")
+            raise ValueError(
+                "the method needs the LE's state, but the data carry none: set `transform: "
+                "lea_feedback`, and make the loaders by RecBole's `data_preparation`"
+            )
         norm = config["state_layernorm"]
         # unbounded, h_t grows with Q until all histories look alike (deviation 61)
         norms = (norm, norm and not self.normalised)
@@ -92,18 +93,11 @@ class LEARecommender(Backbone):
 
     def load_other_parameter(self, para) -> None:
         """RecBole's; a ValueError where the checkpoint's items are others or have other ids."""
-        tokens = (para or {}).get("item_tokens")
-        if tokens is not None and tokens != self.item_tokens:
-            raise ValueError(
-                f"the checkpoint was trained on other items than this dataset's: "
-                f"{difference(tokens, self.item_tokens)}"
-            )
+        tokens = (para or {}).get("item_tokens", self.item_tokens)
+        if tokens != self.item_tokens:
+            what = difference(tokens, self.item_tokens)
+            raise ValueError(f"the checkpoint is of other items than this dataset: {what}")
         super().load_other_parameter(para)
-
-    @property
-    def needs_warmup(self) -> bool:
-        """See ``methods.needs_warmup``."""
-        return needs_warmup(self.switches, self.rl_loss, self.q_weight)
 
     @property
     def loss_names(self) -> list[str]:
@@ -112,15 +106,14 @@ class LEARecommender(Backbone):
         return ["L_h", *["L_q"] * (self.q_weight != 0), *augmented]
 
     def calculate_loss(self, interaction) -> Tensor | tuple[Tensor, ...]:
-        """One step of Algorithm 1, up to the loss.
+        """One step of Algorithm 1: the terms named by ``loss_names``, which RecBole sums and logs.
 
-        Returns:
-            The terms named by ``loss_names``: RecBole logs each, and sums them in this order to
-            ``LossTerms.total``. That scalar where there is one term alone; with the tied head it
-            is the loss of RecBole's backbone.
+        A scalar where there is one term alone; with the tied head, the loss of RecBole's backbone.
         """
         if self.q_weight != 0:
-            updated, other = self._draw_copies()  # lines 7, 8 and 13
+            first = torch.rand((), generator=self._rng).item() <= 0.5  # lines 7, 8 and 13
+            own = Network(self, self.q_head, self.output_head)
+            updated, other = (own, self.twin) if first else (self.twin, own)
             states = self._encode(updated, interaction)  # lines 5 and 6
             with torch.no_grad():
                 other_states = self._encode(other, interaction)
@@ -133,20 +126,13 @@ class LEARecommender(Backbone):
         named = terms.named()
         return tuple(named.values()) if len(named) > 1 else terms.total
 
-    def _draw_copies(self) -> tuple[Network, Network]:
-        """The copy that this step updates, and the other."""
-        assert self.q_head is not None and self.twin is not None
-        first = torch.rand((), generator=self._rng).item() <= 0.5
-        own = Network(self, self.q_head, self.output_head)
-        return (own, self.twin) if first else (self.twin, own)
-
     def _encode(self, copy: Network, interaction) -> States:
         hidden = next_hidden = le_state = le_next_state = None
         if self.switches.state != "LE":
             hidden, next_hidden = copy.backbone.encode_pair(interaction)  # [B, H]
         if self.switches.le_state:
-            le_state = self._field(interaction, "state")  # [B, d]
-            le_next_state = self._field(interaction, "next_state")  # [B, d]
+            le_state = interaction["lea_state"]  # [B, d]
+            le_next_state = interaction["lea_next_state"]  # [B, d]
         with torch.no_grad():
             later = copy.q_head.join(next_hidden, le_next_state)
         return States(hidden, copy.q_head.join(hidden, le_state), later)
@@ -168,10 +154,9 @@ class LEARecommender(Backbone):
     def _terms(
         self, copy: Network, states: States, values: tuple[Tensor, Tensor], interaction
     ) -> equations.LossTerms:
-        value, next_value = values  # [B] each
-        hidden = states.hidden
+        (value, next_value), hidden = values, states.hidden  # [B], [B], [B, H]
         if hidden is None:
-            hidden = copy.backbone.encode_by_length(interaction)  # [B, H]
+            hidden = copy.backbone.encode_by_length(interaction)
         scores, rest = copy.backbone.supervised(interaction, hidden, copy.output_head)
         positive = interaction[self.POS_ITEM_ID]  # [B]
         negative, reward, negative_reward = self._actions(interaction, positive)
@@ -209,10 +194,9 @@ class LEARecommender(Backbone):
     def _actions(self, interaction, positive: Tensor) -> tuple[Tensor, ...]:
         """Negative action, reward of the positive and reward of the negative, each [B]."""
         if self.switches.le_reward:
-            names = ("negative", "reward", "negative_reward")
-            return tuple(self._field(interaction, name) for name in names)
-        draw = partial(torch.randint, 1, self.n_items - 1, generator=self._rng)
-        draws = drawn(self.share, len(positive), lambda n: draw((n,)))
+            names = ("lea_negative", "lea_reward", "lea_negative_reward")
+            return tuple(interaction[name] for name in names)
+        draws = torch.randint(1, self.n_items - 1, positive.shape, generator=self._rng)
         negative = leave_out(positive, draws.to(positive.device))  # uniform over the other items
         reward = torch.full(positive.shape, self.r_pos, device=positive.device)
         return negative, reward, torch.full_like(reward, self.r_neg)
@@ -220,7 +204,7 @@ class LEARecommender(Backbone):
     def _chosen(self, interaction) -> list[Tensor]:
         """The LE's choice [B]; an empty list before the augmentation has started."""
         started = self.switches.augmented and self.warmed_up
-        return [self._field(interaction, "augmented")] if started else []
+        return [interaction["lea_augmented"]] if started else []
 
     def _augmented(
         self, interaction, log_y: list[Tensor], q: list[Tensor] | None = None, next_value=None
@@ -233,23 +217,10 @@ class LEARecommender(Backbone):
         if q and "L_aq" in terms:
             reward = torch.full_like(next_value, self.r_pos)
             if self.switches.le_reward:
-                reward = self._field(interaction, "augmented_reward")
+                reward = interaction["lea_augmented_reward"]
             loss = equations.augmented_td_loss(q[0], reward, next_value, **self.discount)
             terms["L_aq"] = self.w_aq * loss.mean()
         return terms
-
-    def _field(self, interaction, name: str) -> Tensor:
-        try:
-            return interaction[FIELD_PREFIX + name]
-        except KeyError:
-            raise self._missing(name) from None
-
-    def _missing(self, name: str) -> ValueError:
-        return ValueError(
-            f"the method needs the LE's {name}, but the data carry none (`transform` is "
-            f"{self.transform}): set `transform: lea_feedback` (precomputed) or "
-            "`transform: lea_live`"
-        )
 
     def predict(self, interaction) -> Tensor:
         """Supervised scores of given items [B]."""
@@ -267,10 +238,9 @@ class LEARecommender(Backbone):
 
 def difference(saved: list[str], here: list[str]) -> str:
     """In words, how two lists of item tokens in the order of RecBole's ids differ."""
-    pairs = enumerate(zip(saved, here, strict=False))
-    first = next((i for i, (a, b) in pairs if a != b), min(len(saved), len(here)))
-    names = [repr(tokens[first]) if first < len(tokens) else "none" for tokens in (saved, here)]
+    pairs = enumerate(itertools.zip_longest(saved, here))
+    first, (there, own) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
     return (
         f"{len(saved) - 1} items in the checkpoint, {len(here) - 1} here; item {first} is "
-        f"{names[0]} there and {names[1]} here"
+        f"{there!r} there and {own!r} here"
     )

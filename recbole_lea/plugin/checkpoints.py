@@ -10,74 +10,68 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from recbole.config import Config
 from recbole.utils import set_color
 
-from recbole_lea.engine.processes import collected, processes
-from recbole_lea.keys import N_PROCESSES, built_in_types
+from recbole_lea.keys import built_in_types
 from recbole_lea.store.files import replacing
 
-# What RecBole works out itself from the other keys; a checkpoint holds its text alone.
+# What RecBole works out itself from the other keys, and what older versions of ours left there
 DERIVED = (
     "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank",
-    N_PROCESSES, "nproc", "world_size", "offset", "group_offset", "ip", "port",
+    "ranks", "nproc", "world_size", "offset", "group_offset", "ip", "port",
 )  # fmt: skip
 
 
 def save(
     trainer: Any, epoch: int, verbose: bool, path: str | Path | None, resume: dict | None = None
 ) -> None:
-    """RecBole's checkpoint, whole or not at all, without its pickled Config.
+    """RecBole's checkpoint of any trainer, whole or not at all, without its pickled Config.
 
-    Of several processes that train together the main one writes it, and all wait for it.
-
-    Args:
-        trainer: RecBole's or ours.
-        epoch: the one that has ended.
-        verbose: log it.
-        path: of the file; None for the trainer's own.
-        resume: ``resume_state``; None outside of a ``fit``.
+    ``path`` is None for the trainer's own file, ``resume`` (``resume_state``) outside of a ``fit``.
     """
     path = Path(path or trainer.saved_model_file)
-    if processes().is_main_process:
-        state = {
-            "config": built_in_types(trainer.config.final_config_dict),
-            # RecBole says -1 where a finished training is resumed, and would start over after that
-            "epoch": max(int(epoch), trainer.start_epoch - 1),
-            "cur_step": int(trainer.cur_step),
-            "best_valid_score": float(trainer.best_valid_score),
-            "state_dict": trainer.model.state_dict(),
-            "other_parameter": trainer.model.other_parameter(),
-            "optimizer": trainer.optimizer.state_dict(),
-        }
-        with replacing(path) as stream:  # a kill or a full disk leaves the model before it
-            try:
-                torch.save(state | ({"resume": resume} if resume else {}), stream)
-            except RuntimeError as error:  # torch's, over the stream's own or Ctrl-C
-                raise error.__context__ or error from None
-        if verbose:
-            trainer.logger.info(set_color("Saving current", "blue") + f": {path}")
-    if trainer.config[N_PROCESSES]:
-        processes().wait_for_everyone()
+    state = {
+        "config": built_in_types(trainer.config.final_config_dict),
+        # RecBole says -1 where a finished training is resumed, and would start over after that
+        "epoch": max(int(epoch), trainer.start_epoch - 1),
+        "cur_step": int(trainer.cur_step),
+        "best_valid_score": float(trainer.best_valid_score),
+        "state_dict": trainer.model.state_dict(),
+        "other_parameter": trainer.model.other_parameter(),
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+    with replacing(path) as stream:  # a kill or a full disk leaves the model before it
+        try:
+            torch.save(state | ({"resume": resume} if resume else {}), stream)
+        except RuntimeError as error:  # torch's, over the stream's own or Ctrl-C
+            raise error.__context__ or error from None
+    if verbose:
+        trainer.logger.info(set_color("Saving current", "blue") + f": {path}")
 
 
 def resume_state(trainer: Any) -> dict[str, Any]:
     """What the rest of a training depends on beside RecBole's checkpoint, within a ``fit``.
 
-    All is of built-in types and tensors, which torch loads without pickle. With ``nproc`` all
-    processes have to call it.
+    All is of built-in types and tensors, which torch loads without pickle.
     """
-    random = [_random_state(trainer)]
+    feedback = trainer._dataset.lea_feedback
+    random = {
+        "torch": torch.get_rng_state(),
+        "numpy": json.dumps(np.random.get_state(legacy=False), default=np.ndarray.tolist),
+        "model": trainer.model._rng.get_state(),
+    }
+    if trainer.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(trainer.device)
+    if feedback is not None:
+        random["feedback"] = json.dumps(feedback.rng.bit_generator.state)
     state = {
-        "warm_epoch": trainer._warm_epoch,
         "best_is_warmup": trainer._best_is_warmup,
         "best_valid_result": trainer._best_result,
-        "random": collected(random) if trainer.config[N_PROCESSES] else random,
+        "random": [random],  # a list, as once there could be several processes
         "loader": trainer._batches.generator_state,
         "taken": trainer._batches.taken,
     }
-    feedback = trainer._train_data._dataset.lea_feedback
     if feedback is not None and feedback.augmented is not None:
         # the LE's choice for every transition, and its reward scores
         kept = zip(("actions", "scores"), feedback.augmented, strict=True)
@@ -91,74 +85,41 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     """The inverse of ``resume_state``, within a ``fit`` of the same loaders.
 
     Raises:
-        ValueError: it was written by another number of processes, or is of other training data.
+        ValueError: it is of other training data.
     """
-    here, there = trainer.config[N_PROCESSES] or 1, len(state["random"])
-    if here != there:
-        raise ValueError(
-            f"{trainer.saved_model_file} was written by a training in {there} processes, this is "
-            f"one in {here}: resume it with --nproc (or nodes) for {there}"
-        )
-    trainer._warm_epoch = state["warm_epoch"]
+    feedback = trainer._dataset.lea_feedback
     trainer._best_is_warmup = state["best_is_warmup"]
     # RecBole's checkpoint has its score alone
     trainer._best_result = trainer.best_valid_result = state.get("best_valid_result")
     if kept := state.get("augmentation"):
-        feedback = trainer._train_data._dataset.lea_feedback
         if len(kept["actions"]) != feedback.sequences.n_transitions:
             raise ValueError(
-                f"the checkpoint holds the LE's choice for {len(kept['actions'])} training "
-                f"transitions, but the data have {feedback.sequences.n_transitions}: resume with "
-                "the data it was trained on"
+                f"the checkpoint is of {len(kept['actions'])} training transitions, but the data "
+                f"have {feedback.sequences.n_transitions}: resume with the data it was trained on"
             )
         kept = {name: values.cpu().numpy() for name, values in kept.items()}
         feedback.augment(kept["actions"], kept.get("scores"))
     trainer._batches.go_on(state["loader"].cpu(), state["taken"])
-    number = processes().process_index if trainer.config[N_PROCESSES] else 0
-    _set_random_state(trainer, state["random"][number])
-
-
-def _random_state(trainer: Any) -> dict[str, Any]:
-    """Every stream of random numbers that training draws from."""
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": json.dumps(np.random.get_state(legacy=False), default=np.ndarray.tolist),
-        "model": trainer.model._rng.get_state(),
-    }
-    if trainer.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(trainer.device)
-    if feedback := trainer._train_data._dataset.lea_feedback:
-        state["feedback"] = json.dumps(feedback.rng.bit_generator.state)
-    return state
-
-
-def _set_random_state(trainer: Any, state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    values = json.loads(state["numpy"])
+    random = state["random"][0]
+    torch.set_rng_state(random["torch"].cpu())
+    values = json.loads(random["numpy"])
     values["state"]["key"] = np.array(values["state"]["key"], dtype=np.uint32)
     np.random.set_state(values)
-    trainer.model._rng.set_state(state["model"].cpu())
-    if "cuda" in state and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), trainer.device)
-    if "feedback" in state:
-        feedback = trainer._train_data._dataset.lea_feedback
-        feedback.rng.bit_generator.state = json.loads(state["feedback"])
+    trainer.model._rng.set_state(random["model"].cpu())
+    if "cuda" in random and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"].cpu(), trainer.device)
+    if "feedback" in random:
+        feedback.rng.bit_generator.state = json.loads(random["feedback"])
 
 
 def restored_config(saved: dict[str, Any]) -> Config:
-    """RecBole's config from what ``built_in_types`` made of it.
+    """RecBole's config, for this machine, from a checkpoint's ``config`` or some of it.
 
     Keys on the command line win, so that data and caches may lie elsewhere than they did.
-
-    Args:
-        saved: ``checkpoint["config"]``, or some of it.
-
-    Returns:
-        A config for this machine: of what depends on it, nothing is taken over.
     """
     # RecBole refuses its own default beside loss_type CE; what is measured has to fit together
-    measured = {key: saved[key] for key in ("metrics", "topk", "valid_metric") if key in saved}
-    given = measured | {"train_neg_sample_args": None}
+    first = ("metrics", "topk", "valid_metric")
+    given = {key: saved[key] for key in saved if key in first} | {"train_neg_sample_args": None}
     config = Config(saved["model"], saved["dataset"], config_dict=given)
     keep = {*DERIVED, *config.cmd_config_dict}
     if saved["dataset"] == "ml-100k":  # inside RecBole's own package, here as there
@@ -166,8 +127,6 @@ def restored_config(saved: dict[str, Any]) -> Config:
     for key, value in saved.items():
         if key not in keep:
             config[key] = value
-    # it has done its work; a pickled config must not hold a class of this package
-    config.yaml_loader = yaml.SafeLoader
     return config
 
 
@@ -181,11 +140,10 @@ def refuse_damaged(path: str | Path) -> None:
     with open(path, "rb") as stream:
         if stream.read(4) != b"PK\3\4":  # no zip file: torch says what it thinks of it
             return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None
-    except Exception:  # zipfile has many ways to stumble over a damaged file
-        whole = False
+        try:
+            whole = zipfile.ZipFile(stream).testzip() is None
+        except Exception:  # zipfile has many ways to stumble over a damaged file
+            whole = False
     if not whole:
         raise ValueError(
             f"{path} is damaged: it was truncated or altered since it was written; use another "
@@ -195,9 +153,7 @@ def refuse_damaged(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Name a checkpoint that is no good, around what reads it.
-
-    torch refuses pickled code, but advises to allow it.
+    """Name a checkpoint that is no good; torch advises to allow the pickled code it refuses.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -208,7 +164,6 @@ def readable(path: str | Path) -> Iterator[None]:
         yield
     except (pickle.UnpicklingError, EOFError) as error:
         raise ValueError(
-            f"{path}: no checkpoint of tensors and plain values "
-            "alone: it is damaged, or it holds objects that can run code when they are read; "
-            "use one that was written after `import recbole_lea`"
+            f"{path}: no checkpoint of tensors and plain values alone: it is damaged, or it holds "
+            "objects that can run code; use one that was written after `import recbole_lea`"
         ) from error

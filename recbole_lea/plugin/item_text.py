@@ -34,14 +34,9 @@ def read_item_texts(
     path: Path, item_field: str, tokens: Sequence[str], separator: str = "\t",
     encoding: str = "utf-8",
 ) -> dict[str, dict[str, str]]:  # fmt: skip
-    """Text fields of the given items.
+    """Text fields of the items ``tokens``; of none, where the ``.item`` file is missing.
 
-    Args:
-        path: the ``.item`` file; if it is missing, no item has a text.
-        item_field: RecBole's ``ITEM_ID_FIELD``.
-        tokens: the items wanted.
-        separator: RecBole's ``field_separator``.
-        encoding: RecBole's ``encoding``.
+    The others are RecBole's ``ITEM_ID_FIELD``, ``field_separator`` and ``encoding``.
 
     Returns:
         Item token -> {field: text}; an item that the file lacks has no fields.
@@ -57,12 +52,9 @@ def read_item_texts(
     repeated = frame[item_field].duplicated()
     if repeated.any():
         logger.warning("%s: %d repeated items, the first row of each counts", path, repeated.sum())
-    for row in frame[~repeated].to_dict("records"):
-        token = row.pop(item_field)
-        if token in texts:
-            texts[token] = row
-    absent = sum(not fields for fields in texts.values())
-    if absent:
+    wanted = frame[~repeated & frame[item_field].isin(texts)]
+    texts |= {row.pop(item_field): row for row in wanted.to_dict("records")}
+    if absent := len(texts) - len(wanted):
         logger.warning("%s lacks %d of %d items", path, absent, len(texts))
     return texts
 
@@ -77,17 +69,17 @@ def _read(path: Path, item_field: str, separator: str, encoding: str) -> pd.Data
     with named(path, hint):
         frame = pd.read_csv(path, sep=separator, **options).fillna("")
         refuse_shifted(frame)
-    frame.columns = [column.split(":")[0] for column in frame.columns]
-    if item_field not in frame.columns:
-        raise ValueError(f"{path}: no column {item_field}; it has {', '.join(frame.columns)}")
-    if frame.columns.has_duplicates:
-        raise ValueError(f"{path}: two columns of one name: {', '.join(frame.columns)}")
-    for column in frame.columns:
-        swallowed = frame[column].str.contains("\n", regex=False)
-        if swallowed.any():
-            row = frame[swallowed].iloc[0]
-            raise ValueError(
-                f"{path}: column {column} of item {row[item_field][:50]!r} spans lines: a quote "
-                'at the start of a field runs to the next quote; put a blank before that "'
-            )
+        frame.columns = [column.split(":")[0] for column in frame.columns]
+        columns = ", ".join(frame.columns)
+        if item_field not in frame.columns:
+            raise ValueError(f"no column {item_field}; it has {columns}")
+        if frame.columns.has_duplicates:
+            raise ValueError(f"two columns of one name: {columns}")
+        for column in frame.columns:
+            swallowed = frame[item_field][frame[column].str.contains("\n", regex=False)]
+            if len(swallowed):
+                raise ValueError(
+                    f"column {column} of item {swallowed.iloc[0][:50]!r} spans lines: a quote at "
+                    'the start of a field runs to the next quote; put a blank before that "'
+                )
     return frame

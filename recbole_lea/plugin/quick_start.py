@@ -26,8 +26,7 @@ SHARED_KEYS = (
 def report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
     """Log the plain backbone's test result beside a run's (``lea_compare``), and ``lea_note``.
 
-    The backbone is trained here, on the same data, splits and budget. ``result`` is RecBole's, of
-    the run of ``model`` on ``dataset`` by ``files``.
+    The backbone is trained here, on the same data, splits and budget.
     """
     config = Config(model=model, dataset=dataset, config_file_list=files or None)
     if issubclass(config.model_class, LEARecommender) and config["lea_compare"]:
@@ -36,11 +35,11 @@ def report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -
         trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
         beside = trainer.evaluate(loaders[2], load_best_model=True)
         name = stock["model"] + " (tied head)" * (config["lea_output_head"] == "dense")
-        lines = [set_color("test result beside plain RecBole", "yellow") + ":"]
+        lines = set_color("test result beside plain RecBole", "yellow") + ":"
         for who, metrics in ((model, result["test_result"]), (name, beside)):
             values = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
-            lines.append(f"  {who:<20}{values}")
-        logger.info("\n".join(lines))
+            lines += f"\n  {who:<20}{values}"
+        logger.info(lines)
     if config["lea_note"]:
         logger.info(config["lea_note"])
 
@@ -58,11 +57,7 @@ def backbone_config(config: Config, files: list[str]) -> Config:
 
 
 def prepare(config: Config) -> tuple[Trainer, tuple]:
-    """RecBole's ``run_recbole`` up to the training, of an LEA model or a plain one.
-
-    Returns:
-        The trainer, and the loaders of training, validation and test data.
-    """
+    """RecBole's ``run_recbole`` up to the training: trainer and loaders of the three parts."""
     init_seed(config["seed"], config["reproducibility"])
     loaders = data_preparation(config, LEADataset(config))
     init_seed(config["seed"], config["reproducibility"])

@@ -1,6 +1,8 @@
 """``run.json``: what a run was and what came of it."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -21,15 +23,11 @@ logger = logging.getLogger(__name__)
 def start(
     config: Any, dataset: Any, pipeline: Pipeline | None, stages: StageLog, code: dict[str, Any]
 ) -> dict[str, Any]:
-    """The record of a run without its test result.
+    """The record of a run on the training split ``dataset``, without its test result.
 
-    Args:
-        config: RecBole's config.
-        dataset: the training split.
-        pipeline: the LE; None if the run has none.
-        stages: seconds and peak memory so far; the record follows it.
-        code: ``code_version()`` from before the run.
+    ``code`` is ``code_version()`` from before the run.
     """
+    device = torch.device(config["device"])
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -37,7 +35,7 @@ def start(
         "config": built_in_types(config.final_config_dict),
         "code": code,
         "versions": versions(),
-        "device": _device(torch.device(config["device"])),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),  # another one rounds otherwise
         "threads": torch.get_num_threads(),
         "stages": stages.stages,
@@ -48,10 +46,6 @@ def start(
         },
         "le": pipeline.diagnostics() if pipeline else {},
     }
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def dataset_fingerprint(dataset: Any) -> str:
@@ -66,20 +60,15 @@ def dataset_fingerprint(dataset: Any) -> str:
 
 
 def new_folder(config: Any) -> Path:
-    """A folder for this run's ``run.json``, beside its log and named like it.
-
-    Where no logger was set up, the name is made as RecBole would make the log's.
-    """
+    """A folder for this run's ``run.json``, beside its log, if any, and named like it."""
     log = config["log_file"]
     stem = Path(log).with_suffix("") if log else Path("log") / config["model"] / get_local_time()
-    number, folder = 1, stem
-    while True:
-        try:
+    for number in itertools.count(1):
+        folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = stem.with_name(f"{stem.name}-{number}")
+            break
+    return folder
 
 
 def write(content: dict[str, Any], folder: Path) -> None:
@@ -90,11 +79,9 @@ def write(content: dict[str, Any], folder: Path) -> None:
 
 def stage_report(stages: dict[str, dict[str, float]]) -> str:
     """Seconds and peak memory of each stage as lines for the log."""
-    lines = [
-        set_color("time and memory of each stage", "blue"),
-        f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}",
-    ]
+    lines = [f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}"]
     for name, entry in stages.items():
         lines.append(f"  {name:<32}{entry['seconds']:>9.1f}{entry['peak_memory_mb']:>13.0f} MB")
     total = sum(entry["seconds"] for entry in stages.values())
+    lines.insert(0, set_color("time and memory of each stage", "blue"))
     return "\n".join([*lines, f"  {'sum':<32}{total:>9.1f}"])

@@ -1,6 +1,5 @@
 """RecBole's trainer with a warm-up, the LE's augmentation at its end, and a ``run.json``."""
 
-import logging
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,15 +10,11 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 
-from recbole_lea.engine.processes import from_main, processes
-from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
-from recbole_lea.keys import N_PROCESSES, warmup_steps
-from recbole_lea.model.fields import TRANSITION
+from recbole_lea.keys import warmup_steps
+from recbole_lea.methods import needs_warmup
 from recbole_lea.plugin import checkpoints, record
 from recbole_lea.plugin.top_items import top_items
-
-logger = logging.getLogger(__name__)
 
 
 def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -31,12 +26,9 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 class Batches:
-    """The next ``n`` batches of passes through the training loader, which RecBole takes for it.
-
-    An iteration goes on with the pass that the last one has left.
+    """The next ``n`` batches of endless passes through a loader, which RecBole takes for it.
 
     Attributes:
-        batch: the last one.
         generator_state: of the loader's shuffling when the present pass began.
         taken: batches of the present pass so far.
     """
@@ -45,32 +37,26 @@ class Batches:
         self.loader = loader
         self._n = n
         self._before_batch = before_batch
-        self.batch: Any = None
-        self._start_pass()
+        self.generator_state, self.taken = loader.generator.get_state(), 0
+        self._passes = self._endless()
 
-    def _start_pass(self) -> None:
-        self.generator_state = self.loader.generator.get_state()
-        self.taken = 0
-        self._rest: Iterator | None = None
-
-    def _end_pass(self, rest: Iterator) -> None:
-        if self.taken == len(self.loader):
-            next(rest, None)  # as RecBole's own loop: a sampler may draw once more as it ends
-            self._start_pass()
+    def _endless(self) -> Iterator:
+        while True:
+            self.generator_state, self.taken = self.loader.generator.get_state(), 0
+            for batch in self.loader:
+                self.taken += 1
+                yield batch
 
     def go_on(self, generator_state: torch.Tensor, taken: int) -> None:
         """Go on in a pass that began so; what it has taken is read without the LE's feedback."""
         self.loader.generator.set_state(generator_state)
-        self._start_pass()
-        self._rest = iter(self.loader)
+        self.generator_state = generator_state
         transform, self.loader.transform = self.loader.transform, lambda dataset, batch: batch
         try:
             for _ in range(taken):
-                next(self._rest)
+                next(self._passes)
         finally:
             self.loader.transform = transform
-        self.taken = taken
-        self._end_pass(self._rest)
 
     def __len__(self) -> int:
         return self._n
@@ -81,11 +67,7 @@ class Batches:
     def __iter__(self) -> Iterator:
         for _ in range(self._n):
             self._before_batch()
-            rest = self._rest = self._rest or iter(self.loader)
-            self.batch = next(rest)
-            self.taken += 1
-            yield self.batch
-            self._end_pass(rest)
+            yield next(self._passes)
 
 
 class StepTrainer(Trainer):
@@ -94,45 +76,42 @@ class StepTrainer(Trainer):
     Epochs, ``eval_step`` and ``stopping_step`` then count chunks of N steps.
     """
 
-    _batches: Batches | None = None
+    _batches: Batches
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)
         # RecBole's name is the second by the clock: of two runs one would lose its model
         path = Path(self.saved_model_file)
-        name = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
-        self.saved_model_file: str = from_main(name) if config[N_PROCESSES] else name
+        self.saved_model_file: str = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
 
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        batches = self._batches_of(train_data)
-        return super()._train_epoch(batches, epoch_idx, loss_func, show_progress)
+    def fit(self, train_data: AbstractDataLoader, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's ``fit``, in chunks of ``lea_valid_steps`` batches if that is set."""
+        n = self.config["lea_valid_steps"] or len(train_data)
+        self._batches = Batches(train_data, n, self._before_batch)
+        self._prepare()
+        return super().fit(self._batches, *args, **kwargs)
 
-    def _batches_of(self, loader) -> Batches:
-        if self._batches is None or self._batches.loader is not loader:
-            n = self.config["lea_valid_steps"] or len(loader)
-            self._batches = Batches(loader, n, self._before_batch)
-        return self._batches
+    def _prepare(self) -> None:
+        """Called before the first epoch."""
 
     def _before_batch(self) -> None:
         """Called before each training batch is collated."""
 
 
 class LEATrainer(StepTrainer):
-    """Trains an ``LEARecommender``.
+    """Trains an ``LEARecommender``: a warm-up without SA2C's advantage and augmentation, then both.
 
-    Until the warm-up is over, SA2C's advantage is off and there is no augmentation; the
-    patience of early stopping starts when it ends. Then the model's top-5 for every training
-    transition go to the LE (section 3.4). With ``nproc`` all processes run this in step.
+    When the warm-up ends, the patience of early stopping starts, and the model's top-5 for every
+    training transition go to the LE (section 3.4).
     """
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)
-        self.stages = StageLog()
         self.steps = 0
         self.record: dict = {}
         self._best_result: dict[str, float] | None = None
         self._resumed: dict | None = None
-        self._train_data: Any = None
+        self._dataset: Any = None  # the training split, once ``fit`` has begun
         self._valid_data: Any = None
 
     def _build_optimizer(self, **kwargs):
@@ -140,66 +119,46 @@ class LEATrainer(StepTrainer):
         # under q_weight 0 every bit is RecBole's
         return fused(optimizer) if self.model.q_weight != 0 else optimizer
 
-    def fit(
-        self,
-        train_data: AbstractDataLoader,
-        valid_data: AbstractDataLoader | None = None,
-        **kwargs: Any,
-    ) -> tuple[float, dict[str, float] | None]:
+    def fit(self, train_data: AbstractDataLoader, valid_data: Any = None, **kwargs: Any) -> Any:
         """RecBole's ``fit``, timed; leaves the ``run.json`` beside the log."""
         code = code_version()  # the files may change meanwhile
         self.logger.info("autograd's anomaly detection, which RecBole leaves on, is off")
-        self._train_data, self._valid_data = train_data, valid_data
+        self._dataset, self._valid_data = train_data._dataset, valid_data
+        stages, pipeline = self._dataset.lea_stages, self._dataset.lea_pipeline
         self.record = {}
-        dataset = train_data._dataset
-        self.model.share = train_data.share
-        if dataset.lea_feedback is not None:
-            dataset.lea_feedback.share = train_data.share
-        self.stages = dataset.lea_stages
         try:
-            self._prepare(train_data)
-            with self.stages.stage("training"):
+            with stages.stage("training"):
                 result = super().fit(train_data, valid_data, **kwargs)
         finally:
-            if dataset.lea_pipeline and not self.config[N_PROCESSES]:
-                dataset.lea_pipeline.release()
+            if pipeline:
+                pipeline.release()
         if not self.model.warmed_up:
-            self.logger.warning(
-                "training ended before the warm-up (%s): raise `epochs` or lower `warmup`",
-                self.config["warmup"],
-            )
+            self.logger.warning("training ended before the warm-up: raise `epochs`, or shorten it")
         elif self._best_is_warmup:
-            self.logger.info(
-                "the best validation result is from the warm-up: what is tested has seen neither "
-                "the advantage nor the augmentation"
-            )
-        self.record = record.start(self.config, dataset, dataset.lea_pipeline, self.stages, code)
+            self.logger.info("the best validation result is from the warm-up: so is what is tested")
+        self.record = record.start(self.config, self._dataset, pipeline, stages, code)
         self.record["best_valid_result"] = dict(result[1] or {})
         self.record["best_is_warmup"] = self._best_is_warmup
-        if processes().is_main_process:
-            self.record_folder = record.new_folder(self.config)
-            record.write(self.record, self.record_folder)
+        self.record_folder = record.new_folder(self.config)
+        record.write(self.record, self.record_folder)
         return result
 
-    def _prepare(self, train_data) -> None:
+    def _prepare(self) -> None:
         """Where the warm-up stands, at the start or after ``resume_checkpoint``."""
-        per_epoch = len(train_data)
+        per_epoch = len(self._batches.loader)
         self._warmup_steps = warmup_steps(self.config["warmup"], per_epoch)
-        self.steps = self.start_epoch * (self.config["lea_valid_steps"] or per_epoch)
-        self._warm_epoch = self._epoch = self.start_epoch
+        self.steps = self.start_epoch * len(self._batches)
         self._best_is_warmup = False
-        if not self.model.needs_warmup:
+        if not needs_warmup(self.model.switches, self.model.rl_loss, self.model.q_weight):
             self.model.warmed_up = True
         elif not self.model.warmed_up:
             # early stopping has no say before the warm-up is over
             self.stopping_step = self.epochs + 1
-        elif self.model.switches.augmented and not self._resumed:
-            if train_data._dataset.lea_feedback.augmented is None:
-                self._augment()
-        self._batches_of(train_data)
         if self._resumed:
             checkpoints.restore(self, self._resumed)
             self._resumed = None
+        elif self.model.warmed_up and self.model.switches.augmented:
+            self._augment()
 
     def resume_checkpoint(self, resume_file) -> None:
         """RecBole's; the next ``fit`` then equals the rest of an uninterrupted one."""
@@ -209,47 +168,19 @@ class LEATrainer(StepTrainer):
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
         # outside of a `fit` there is nothing to resume
-        resume = checkpoints.resume_state(self) if self._train_data is not None else None
-        path = kwargs.get("saved_model_file")
-        checkpoints.save(self, epoch, verbose, path, resume)
+        resume = checkpoints.resume_state(self) if self._dataset is not None else None
+        checkpoints.save(self, epoch, verbose, kwargs.get("saved_model_file"), resume)
 
     def evaluate(
         self, eval_data: AbstractDataLoader, load_best_model: bool = True, **kwargs: Any
     ) -> dict[str, float] | None:
         """RecBole's ``evaluate``; after ``fit``, the test result goes into the ``run.json``."""
         result = super().evaluate(eval_data, load_best_model=load_best_model, **kwargs)
-        tested = self.record and result is not None and eval_data is not self._valid_data
-        if tested and processes().is_main_process:
+        if self.record and result is not None and eval_data is not self._valid_data:
             self.record["test_result"] = dict(result)
             record.write(self.record, self.record_folder)
-            self.logger.info(record.stage_report(self.stages.stages))
+            self.logger.info(record.stage_report(self._dataset.lea_stages.stages))
         return result
-
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        refresh = self.config["augmentation_refresh"]
-        due = refresh and (epoch_idx - self._warm_epoch) % refresh == 0
-        if due and self.model.warmed_up and self.model.switches.augmented:
-            self._augment()
-        self._epoch = epoch_idx
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-
-    def _check_nan(self, loss) -> None:
-        """RecBole's, for infinite losses too; says which transitions made it, and what is left.
-
-        Raises:
-            ValueError: the loss is not finite. No weight has been touched by it.
-        """
-        if torch.isfinite(loss):
-            return
-        assert self._batches is not None
-        transitions = self._batches.batch[TRANSITION].tolist()
-        saved = Path(self.saved_model_file)
-        left = f"the best model so far is in {saved}" if saved.is_file() else "no model is saved"
-        raise ValueError(
-            f"the training loss is {loss.item()} at step {self.steps}, in the batch of the "
-            f"transitions {transitions}; {left}. Lower `learning_rate` or `q_weight`, or set "
-            "`clip_grad_norm`"
-        )
 
     def _before_batch(self) -> None:
         if self.steps >= self._warmup_steps and not self.model.warmed_up:
@@ -258,7 +189,6 @@ class LEATrainer(StepTrainer):
 
     def _end_warmup(self) -> None:
         self.model.warmed_up = True
-        self._warm_epoch = self._epoch
         self.cur_step = 0
         self.stopping_step = self.config["stopping_step"]
         self.logger.info(set_color("warm-up ends", "green") + f" after {self.steps} steps")
@@ -277,14 +207,12 @@ class LEATrainer(StepTrainer):
 
     def _augment(self) -> None:
         """The LE picks one of the model's top-5 for every training transition."""
-        dataset = self._train_data._dataset
-        with self.stages.stage("top-5 of the warm-up model"):
+        dataset, scored = self._dataset, self.model.switches.le_reward
+        with dataset.lea_stages.stage("top-5 of the warm-up model"):
             candidates = top_items(self.model, self.config, dataset)
         # a run that builds the LE only here must go on with the same draws as one that reads it
         with torch.random.fork_rng():
-            actions, scores = dataset.lea_pipeline.select(
-                candidates, want_rewards=self.model.switches.le_reward
-            )
+            actions, scores = dataset.lea_pipeline.select(candidates, want_rewards=scored)
         dataset.lea_feedback.augment(actions, scores, candidates)
 
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):

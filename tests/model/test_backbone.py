@@ -18,7 +18,7 @@ def test_scores_written_out_are_those_in_recbole_s_own_loss(tiny_config, name):
         tiny_config(name, **NO_DROPOUT), train._dataset
     )
     captured.load_state_dict({key: model.state_dict()[key] for key in captured.state_dict()})
-    for attribute in ("inputs", "hidden_width", "normalised", "only_cross_entropy"):
+    for attribute in ("inputs", "hidden_width", "normalised"):
         assert getattr(captured, attribute) == getattr(model, attribute), attribute
     found = []
     for one in (model, captured):

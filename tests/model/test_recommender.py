@@ -1,7 +1,5 @@
 """The models: invariants against RecBole's own, Algorithm 1, terminal handling."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -359,14 +357,6 @@ def test_q_gradient_reaches_the_backbone_with_both_states_but_not_with_the_le_s_
         model.calculate_loss(one_batch(train))[1].backward()
         grad = model.item_embedding.weight.grad
         assert (grad is not None and bool(grad.any())) is reached
-
-
-def test_a_batch_without_feedback_names_the_key(tiny_config):
-    model, train, _ = build(tiny_config())
-    batch = copy.copy(one_batch(train))
-    del batch.interaction["lea_state"]
-    with pytest.raises(ValueError, match="transform: lea_feedback"):
-        model.calculate_loss(batch)
 
 
 def test_saving_and_loading_reproduces_scores_bit_for_bit(tiny_config, tmp_path):

@@ -115,17 +115,6 @@ def test_keys_that_nobody_reads_are_named(mistyped, meant, caplog):
     ]
 
 
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [({}, True), ({"lea_valid_steps": 3}, False), ({"warmup": "9 steps"}, False),
-     ({"warmup": "4 epochs"}, False), ({"lea_method": "base", "q_weight": 0}, False),
-     ({"lea_stop_after": "items"}, False)],
-)  # fmt: skip
-def test_a_training_shorter_than_its_warm_up_is_said_before_it(keys, said, caplog):
-    Config("SASRecSA2CLEA", "ml-100k", config_dict={"epochs": 5, "warmup": "5 epochs"} | keys)
-    assert any("end before what starts after" in message for message in caplog.messages) == said
-
-
 ODD = [
     None, True, False, 0, 1, -1, 2, 10**30, 0.5, -0.0, 1e-300, float("nan"), float("inf"), "", " ",
     "0", "None", "true", "LE", "both", "[]", "a" * 1000, "a\0b", "{item}", "[{x}", "\u202e", [],

@@ -100,7 +100,7 @@ def test_no_held_out_interaction_reaches_the_le(tiny_config, tiny_dataset, monke
     loaders = data_preparation(config, create_dataset(config))
     data = loaders[0]._dataset
     trainer = LEATrainer(config, MODELS[config["model"]](config, data))
-    trainer._train_data = loaders[0]
+    trainer._dataset = data
     trainer._augment()
     # what may be seen, from the file alone: each user's items before the held-out rows
     held_out = dict.fromkeys(raw_sequences(tiny_dataset), 0)

@@ -8,7 +8,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 
 from recbole_lea.model.fields import TRANSITION
-from recbole_lea.plugin.feedback import FeedbackTransform
+from recbole_lea.plugin.feedback import add_feedback
 
 
 class Feedback:
@@ -26,7 +26,7 @@ class Feedback:
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 9))
 def test_any_batch_gets_its_own_feedback(numbers, n_items):
     batch = Interaction({TRANSITION: torch.tensor(numbers, dtype=torch.int64)})
-    found = FeedbackTransform(Feedback(n_items))(None, batch)
+    found = add_feedback(Feedback(n_items), None, batch)
     assert found["lea_reward"].tolist() == numbers
     assert found["lea_negative"].tolist() == [k % n_items for k in numbers]
 

@@ -17,7 +17,7 @@ from recbole.utils import get_model, get_trainer
 
 from recbole_lea.keys import built_in_types
 from recbole_lea.model import MODELS, SASRecSA2CLEA
-from recbole_lea.plugin import distributed, patches
+from recbole_lea.plugin import patches
 from recbole_lea.plugin.checkpoints import restored_config
 from recbole_lea.plugin.quick_start import prepare
 from recbole_lea.plugin.trainer import LEATrainer
@@ -140,7 +140,7 @@ def test_gpu_id_chooses_unless_a_launcher_has(tiny_config, monkeypatch, launched
         monkeypatch.setenv("LOCAL_RANK", "1")
     seen = []
     monkeypatch.setattr(
-        distributed, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        patches, "processes", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
     )
     tiny_config(gpu_id="5")
     assert seen == ([visible] if launched else [])
