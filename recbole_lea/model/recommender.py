@@ -96,7 +96,7 @@ class LEARecommender(Backbone):
         tokens = (para or {}).get("item_tokens", self.item_tokens)
         if tokens != self.item_tokens:
             what = difference(tokens, self.item_tokens)
-            raise ValueError(f"the checkpoint is of other items than this dataset: {what}")
+            raise ValueError(f"the checkpoint was trained on other items than this data: {what}")
         super().load_other_parameter(para)
 
     @property
