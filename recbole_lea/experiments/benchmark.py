@@ -1,7 +1,7 @@
 """``python -m recbole_lea.benchmark``: the paper's tables and figures, and measurements of speed.
 
 ``--table 2 --dataset industrial --seeds 5`` does all runs of a table that are not finished yet and
-writes the report into ``results/industrial/``; ``--speed`` and ``--load`` print one JSON object.
+writes the report into ``results/industrial/``; ``--speed`` prints one JSON object.
 """
 
 import argparse
@@ -10,13 +10,15 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recbole_lea import arguments
 from recbole_lea.yaml_files import find_config_file, find_config_files
 
 if TYPE_CHECKING:
+    from recbole_lea.experiments.plan import Method, Search
     from recbole_lea.experiments.runner import Benchmark
 
 logger = logging.getLogger(__name__)
@@ -24,17 +26,25 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Parse the command line and do what it asks for."""
-    given = arguments.given()
-    options, rest = _parser().parse_known_args(given)
-    kept = [argument for argument in given if argument != "--report"]
-    command = shlex.join(["python", "-m", "recbole_lea.benchmark", *kept])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments.set_given(rest)  # what RecBole is to read
-    if options.speed or options.load:
-        print(json.dumps(_measure(options)))
+    options = parsed(_parser())
+    if options.speed:
+        from recbole.config import Config
+
+        from recbole_lea.experiments import speed
+
+        files = find_config_files(options.config_files) or None
+        keys = {"lea_method": "base", "show_progress": False}
+        config = Config("SASRecSA2CLEA", options.dataset, files, config_dict=keys)
+        print(json.dumps(speed.run(config, options.users)))
         return
-    failed = _reproduce(options, rest, command)
-    sys.exit(f"{failed} runs failed; their run.log says why" if failed else 0)
+    from recbole_lea.experiments import plan
+
+    search = plan.Search.read(find_config_file(options.search), arguments.given_keys(options.rest))
+    if options.table:
+        name, methods = f"table{options.table}", plan.table(options.table)
+    else:
+        name, methods = f"figure{options.figure}", plan.figure(options.figure, search.sweeps)
+    carry_out(prepared(name, methods, search, options, listed(options.methods)), name, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,86 +55,88 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,  # --seed is a key, not short for --seeds
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    add, choose = parser.add_argument, what.add_argument
     tables = "the paper's; ours: 6 LE embeddings, 7 shuffled feedback"
-    choose("--table", type=int, choices=(2, 3, 4, 5, 6, 7), help=tables)
-    choose("--figure", type=int, choices=(4, 5), help="figure of the paper")
-    choose("--speed", action="store_true", help="measure speed")
-    choose("--load", action="store_true", help="measure memory by the number of items")
-    add("--dataset", default="ml-100k")
-    add("--seeds", type=int, default=5, help="reported runs a method")
-    add("--jobs", type=int, default=1, help="runs at a time")
-    add("--dry-run", action="store_true", help="list the runs to be done, as far as known; stop")
-    add("--report", action="store_true", help="report what is finished, and start nothing")
-    add("--rerun-old", action="store_true", help="repeat runs made by another training code")
-    add("--search", default="properties/benchmark.yaml", help="the search")
-    add("--results", default="results", help="folder of the reports")
-    add("--config_files", default="", help="YAML files, separated by blanks")
-    add("--methods", default="", help="rows to run now, separated by commas")
-    add("--users", type=int, default=100, help="--speed: users whose sequences the LLM reads")
-    add("--items", type=int, default=10**5, help="--load: items")
-    add("--transitions", type=int, default=10**6, help="--load: training transitions")
+    what.add_argument("--table", type=int, choices=(2, 3, 4, 5, 6, 7), help=tables)
+    what.add_argument("--figure", type=int, choices=(4, 5), help="figure of the paper")
+    what.add_argument("--speed", action="store_true", help="measure speed")
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--search", default="properties/benchmark.yaml", help="the search")
+    parser.add_argument("--methods", default="", help="rows to run now, separated by commas")
+    parser.add_argument("--users", type=int, default=100, help="--speed: users that the LLM reads")
+    add_options(parser, seeds=5)
     return parser
 
 
-def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    from recbole.config import Config
-
-    from recbole_lea.experiments import speed
-
-    keys = {"lea_method": "base", "show_progress": False}
-    files = find_config_files(options.config_files) or None
-    config = Config("SASRecSA2CLEA", options.dataset, files, config_dict=keys)
-    if options.load:
-        return speed.load(config["lea_llm"], options.items, options.transitions)
-    return speed.run(config, options.users)
+def add_options(parser: argparse.ArgumentParser, seeds: int) -> None:
+    """Options of every command that does runs and reports them."""
+    add = parser.add_argument
+    add("--seeds", type=int, default=seeds, help=f"reported runs a method; default {seeds}")
+    add("--jobs", type=int, default=1, help="runs at a time")
+    add("--dry-run", action="store_true", help="list the runs to be done, as far as known; stop")
+    add("--report", action="store_true", help="report what is finished, and start nothing")
+    add("--results", default="results", help="folder of the reports")
+    add("--config_files", default="", help="YAML files, separated by blanks")
 
 
-def _reproduce(options: argparse.Namespace, rest: list[str], command: str) -> int:
-    """Do the runs and write the report; returns how many runs failed."""
-    from filelock import FileLock, Timeout
-
-    name, benchmark = _benchmark(options, rest)
-    if options.dry_run:
-        for run in itertools.chain(*benchmark.phases()):
-            print(f"{run.spec.kind:<7}{run.spec.method}, seed {run.spec.seed}")
-        return 0
-    folder = benchmark.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            failed = [] if options.report else benchmark.run()
-            _report(benchmark, name, command)
-    except Timeout:
-        raise ValueError(
-            f"another benchmark is working in {folder}: wait for it, or give another --results"
-        ) from None
-    return len(failed)
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given; ``rest`` is what RecBole is to read, ``command`` what is reported."""
+    given = arguments.given()
+    options, rest = parser.parse_known_args(given)
+    kept = [argument for argument in given if argument != "--report"]
+    options.command, options.rest = f"{parser.prog} {shlex.join(kept)}", rest
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments.set_given(rest)
+    return options
 
 
-def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benchmark"]:
-    """The name of the table or figure, and its runs."""
+def listed(names: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def prepared(
+    name: str, methods: Sequence["Method"], search: "Search", options: argparse.Namespace,
+    only: Sequence[str] = (),
+) -> "Benchmark":  # fmt: skip
+    """The runs of ``methods``, those of the rows ``only`` now.
+
+    Raises a ValueError if a key is given that the methods or seeds differ in.
+    """
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
-    from recbole_lea.experiments import plan, runner
+    from recbole_lea.experiments.runner import Benchmark
 
-    given = arguments.given_keys(rest)
-    search = plan.Search.read(find_config_file(options.search), given)
-    if options.table:
-        name, methods = f"table{options.table}", plan.table(options.table)
-    else:
-        name, methods = f"figure{options.figure}", plan.figure(options.figure, search.sweeps)
     # what the runs differ in, and what would end them before the test
     own = {"model", "dataset", "seed", "lea_method", "lea_state", "lea_reward", "lea_augmentation"}
     own = own.union({"lea_stop_after"}, *({*m.keys, *m.changes} for m in methods))
-    if both := sorted(own & set(given)):
+    if both := sorted(own & set(arguments.given_keys(options.rest))):
         raise ValueError(f"--{both[0]} cannot be given for all runs of {name}")
     files = tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files))
-    only = tuple(label.strip() for label in options.methods.split(",") if label.strip())
-    return name, runner.Benchmark(
+    return Benchmark(
         options.dataset, methods, search, range(1, options.seeds + 1), Path(options.results),
-        files, tuple(rest), options.jobs, options.rerun_old, only,
+        files, tuple(options.rest), options.jobs, only,
     )  # fmt: skip
+
+
+def carry_out(benchmark: "Benchmark", name: str, options: argparse.Namespace) -> None:
+    """Do the runs that are missing and write the report ``name``; ends with the exit code."""
+    from filelock import FileLock, Timeout
+
+    if options.dry_run:
+        for run in itertools.chain(*benchmark.phases()):
+            print(f"{run.spec.kind:<7}{run.spec.method}, seed {run.spec.seed}")
+        sys.exit(0)
+    benchmark.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(benchmark.folder / "lock", timeout=0):
+            failed = [] if options.report else benchmark.run()
+            _report(benchmark, name, options.command)
+    except Timeout:
+        raise ValueError(
+            f"another benchmark is working in {benchmark.folder}: wait for it, or give another "
+            "--results"
+        ) from None
+    sys.exit(f"{len(failed)} runs failed; their run.log says why" if failed else 0)
 
 
 def _report(benchmark: "Benchmark", name: str, command: str) -> None:

@@ -26,11 +26,7 @@ class FinishedRuns:
         self.folder, self.path = folder, folder / "runs.jsonl"
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Name -> record of each finished run, as the file is now.
-
-        Raises:
-            ValueError: a line is not a record.
-        """
+        """Name -> record of each finished run; a ValueError if a line is none."""
         if not self.path.is_file():
             return {}
         status = self.path.stat()
@@ -47,9 +43,7 @@ class FinishedRuns:
     def add(self, record: dict[str, Any], users: dict[str, np.ndarray] | None = None) -> None:
         """Write a run down as finished, in place of one of its name.
 
-        Args:
-            record: JSON, with ``name``.
-            users: of a test: ``users`` (tokens), ``rows`` and each metric, all [U].
+        A test has ``users``: their tokens (``users``), ``rows`` and each metric, all [U].
         """
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "runs" / "lock"):  # several runs may end at a time

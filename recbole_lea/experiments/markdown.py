@@ -1,13 +1,9 @@
-"""Reports as Markdown: a page for each table and figure, and ``results/README.md``.
-
-The page's text is ``properties/report.md``.
-"""
+"""Reports as Markdown, by the text in ``properties/report.md``, and ``results/README.md``."""
 
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from recbole.config import Config
@@ -35,15 +31,10 @@ NOT_CHANGES = {
 
 
 def page(report: Report, pictures: Sequence[str]) -> str:
-    """The report of a table or figure.
-
-    Args:
-        report: with at least one finished test.
-        pictures: file names beside the page.
-    """
+    """A report with at least one finished test, and ``pictures``, files beside the page."""
     text = (properties_folder() / "report.md").read_text(encoding="utf-8")
     notes = dict(re.findall(r"<!-- (\w+): (.*) -->\n", text))
-    cold_note, cold = _cold(report)
+    (cold_note, cold), first = _cold(report), report.records[0]
     values = {
         "title": report.title, "dataset": report.dataset, "commits": report.commits,
         "state": f"**Not final**: {'; '.join(report.reasons)}." if report.reasons else "Final.",
@@ -53,9 +44,11 @@ def page(report: Report, pictures: Sequence[str]) -> str:
         "results": _results(report), "about": notes.get(report.name, ""),
         "paper": notes["paper"] if any(row["paper"] for row in report.rows) else "",
         "cold_note": cold_note, "cold": cold,
-        "gains": _gains(report), "over_recbole": _over_recbole(report), "search": _search(report),
+        "gains": _gains(report), "over_recbole": _gains(report, True), "search": _search(report),
         "les": _les(report), "choices": _choices(report), "cost": _cost(report),
-        "data": _data(report.records[0]), "setting": _setting(report),
+        "counts": ", ".join(f"{n:,} {name}" for name, n in first["data"].items()),
+        "versions": ", ".join(f"{name} {own}" for name, own in first["versions"].items()),
+        "device": first["device"], "threads": first["threads"], "setting": _setting(report),
         "left_out": "\n".join(f"- {label}: {why}" for label, why in report.left_out.items()),
     }  # fmt: skip
     head, *sections = re.split(r"(?m)^(?=## )", re.sub("<!--.*-->\n", "", text))
@@ -73,13 +66,11 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _results(report: Report) -> str:
-    best: dict[tuple[str, str], float] = {}
-    for row in report.rows:
-        key = (row["backbone"], row["metric"])
-        best[key] = max(best.get(key, -1.0), row["mean"])
     lines: dict[str, dict[str, str]] = {}
     for row in report.rows:
-        bold = "**" * (row["mean"] == best[row["backbone"], row["metric"]])
+        key = row["backbone"], row["metric"]
+        best = max(r["mean"] for r in report.rows if (r["backbone"], r["metric"]) == key)
+        bold = "**" * (row["mean"] == best)
         paper = "" if row["paper"] is None else f" ({row['paper']:.4f})"
         few = len(row["seeds"]) < report.n_seeds
         label = row["label"] + f" (seeds {', '.join(map(str, row['seeds']))} alone)" * few
@@ -93,55 +84,38 @@ def _cold(report: Report) -> tuple[str, str]:
     note, lines = "", []
     for outcome in report.done:
         cold = [record["cold"] for record in outcome.records.values() if "cold" in record]
-        if not cold or not cold[0]["rows"]:
-            continue
-        note = (
-            f"{cold[0]['rows']:,} test rows whose item is seen fewer than {cold[0]['below']} "
-            "times in training."
-        )
-        line = {"method": outcome.method.label}
-        for metric in cold[0]["result"]:
-            values = [own["result"][metric] for own in cold]
-            line[paper_name(metric)] = f"{statistics.fmean(values):.4f}{_spread(values)}"
-        lines.append(line)
+        if cold and cold[0]["rows"]:
+            note = (
+                f"{cold[0]['rows']:,} test rows whose item is seen fewer than {cold[0]['below']} "
+                "times in training."
+            )
+            of = {name: [own["result"][name] for own in cold] for name in cold[0]["result"]}
+            values = {paper_name(n): f"{np.mean(v):.4f}{_spread(v)}" for n, v in of.items()}
+            lines.append({"method": outcome.method.label} | values)
     return note, table(lines)
 
 
-def _gains(report: Report) -> str:
+def _gains(report: Report, over_recbole: bool = False) -> str:
+    """The gains over each method's own baseline, or over RecBole's own class."""
     paper = {row["label"]: row["paper"] for row in report.main_rows}
     lines = []
     for row in report.main_rows:
-        if row["relative_gain"] is not None:
+        found = row["over_recbole"] if over_recbole else row
+        if found["relative_gain"] is None:
+            continue
+        low, high = found["interval"] or (None, None)
+        mark = " \\*" if found["p_value"] is not None and found["p_value"] < SIGNIFICANT else ""
+        line = {"method": row["label"]} | ({} if over_recbole else {"baseline": row["baseline"]})
+        line["gain"] = _percent(found["relative_gain"]) + mark
+        line["95 % interval"] = f"{_percent(low)} to {_percent(high)}"
+        if not over_recbole:
             base = paper.get(row["baseline"])
-            theirs = {"paper's gain": _percent(row["paper"] / base - 1 if base else None)}
-            names = {"method": row["label"], "baseline": row["baseline"]}
-            lines.append(names | _gain(row) | theirs | _p_values(row))
+            line["paper's gain"] = _percent(row["paper"] / base - 1 if base else None)
+        for of in ("seeds", "users"):
+            p = found[f"p_{of}"]
+            line[f"p ({of})"] = "< 0.001" if p is not None and p < 0.001 else _number(p)
+        lines.append(line)
     return table(lines)
-
-
-def _over_recbole(report: Report) -> str:
-    found = [(row["label"], row["over_recbole"]) for row in report.main_rows]
-    return table([
-        {"method": label} | _gain(over) | _p_values(over)
-        for label, over in found
-        if over["relative_gain"] is not None
-    ])  # fmt: skip
-
-
-def _gain(found: Mapping[str, Any]) -> dict[str, str]:
-    low, high = found["interval"] or (None, None)
-    mark = " \\*" if found["p_value"] is not None and found["p_value"] < SIGNIFICANT else ""
-    return {
-        "gain": _percent(found["relative_gain"]) + mark,
-        "95 % interval": f"{_percent(low)} to {_percent(high)}",
-    }
-
-
-def _p_values(found: Mapping[str, Any]) -> dict[str, str]:
-    values = {"p (seeds)": found["p_seeds"], "p (users)": found["p_users"]}
-    return {
-        name: "< 0.001" if p is not None and p < 0.001 else _number(p) for name, p in values.items()
-    }
 
 
 def _search(report: Report) -> str:
@@ -150,21 +124,19 @@ def _search(report: Report) -> str:
         scores = [trial["best_valid_score"] for _, trial in outcome.trials]
         spread = f"{max(scores):.4f} ({min(scores):.4f} to {max(scores):.4f})" if scores else ""
         tests = outcome.records.values()
+        ended = [  # perhaps by the patience, at the same time
+            test["valid_curve"][-1][0] + 1 + test["config"]["eval_step"] > test["config"]["epochs"]
+            for test in tests
+        ]
         lines.append({
             "method": outcome.method.label,
             "trials": str(len(scores) or "none"),
             "chosen": ", ".join(f"{k} {value:g}" for k, value in (outcome.chosen or {}).items()),
             f"validation {report.metric} (range)": spread,
             "best in warm-up": f"{sum(t['best_is_warmup'] for t in tests)} of {len(tests)}",
-            "ended by `epochs`": f"{sum(map(_ended_by_epochs, tests))} of {len(tests)}",
+            "ended by `epochs`": f"{sum(ended)} of {len(tests)}",
         })  # fmt: skip
     return table(lines)
-
-
-def _ended_by_epochs(record: dict[str, Any]) -> bool:
-    """Whether ``epochs`` ended the training (at the same time as the patience, perhaps)."""
-    epochs, step = record["config"]["epochs"], record["config"]["eval_step"]
-    return record["valid_curve"][-1][0] + 1 + step > epochs
 
 
 def _les(report: Report) -> str:
@@ -217,24 +189,13 @@ def _cost(report: Report) -> str:
             total += seconds
             on_gpu = f", GPU {gpu:,.0f} MB" if gpu else ""
             parts.append(f"{name} {seconds:.0f} s, {memory:,.0f} MB{on_gpu}")
-        stages = "seconds, peak memory of each stage (mean of the runs)"
-        lines.append({"": label, stages: "; ".join(parts), "sum": _duration(total)})
+        hours, minutes = divmod(round(total / 60), 60)
+        duration = f"{hours} h " * (hours > 0) + f"{minutes} min"
+        lines.append({
+            "": label, "seconds, peak memory of each stage (mean of the runs)": "; ".join(parts),
+            "sum": duration if total >= 30 else f"{total:.0f} s",
+        })  # fmt: skip
     return table(lines)
-
-
-def _duration(seconds: float) -> str:
-    """Such as "3 h 20 min"."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-def _data(record: dict[str, Any]) -> str:
-    counts = ", ".join(f"{n:,} {name}" for name, n in record["data"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    device = f"Device: {record['device']}, {record['threads']} threads a run."
-    return f"Data: {counts}. {versions}. {device}"
 
 
 def _setting(report: Report) -> str:
@@ -250,15 +211,15 @@ def _setting(report: Report) -> str:
         if method.stock:
             continue
         defaults = lasting(Config(method.model, report.dataset).internal_config_dict)
-        own = {*method.keys, *method.changes, *(outcome.chosen or {}), *SETTINGS}
+        own = {*method.keys, *method.changes, *(outcome.chosen or {}), *SETTINGS, *NOT_CHANGES}
         config = next(iter(outcome.records.values()))["config"]
-        for key in (defaults.keys() & config.keys()) - own - NOT_CHANGES:
+        for key in (defaults.keys() & config.keys()) - own:
             if config[key] != defaults[key]:
                 value = f"`{config[key]}` (shipped: `{defaults[key]}`)"
                 changed.setdefault(key, set()).add(value)
-    said = [(key, f"`{most[key]}`") for key in SETTINGS if key in most]
-    said += [(key, ", ".join(sorted(values))) for key, values in sorted(changed.items())]
-    return table([{"key": key, "value": value} for key, value in said])
+    said = {key: f"`{most[key]}`" for key in SETTINGS if key in most}
+    said |= {key: ", ".join(sorted(values)) for key, values in sorted(changed.items())}
+    return table([{"key": key, "value": value} for key, value in said.items()])
 
 
 def _percent(value: float | None) -> str:

@@ -21,18 +21,19 @@ OPTIONAL = ("q_weight", "w_ah", "w_aq")
 # Table 3's names for the losses that the LE's choice joins.
 AUGMENTATIONS = {"sv": "supervised", "q": "Q", "sv+q": "both"}
 
+# RecBole's own class stands first: where the output head is tied, Normal has to equal it.
 TABLES: dict[int, dict[str, tuple[str, ...]]] = {
-    2: {"none": ("Normal",), "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
+    2: {"none": ("RecBole", "Normal"), "SNQN": ("SNQN", "LEAR", "LEAS", "LEASR"),
         "SA2C": ("SA2C", "LEAR", "LEAS", "LEAS'R", "LEASR")},
-    3: {"none": ("Normal", "sv"), "SA2C": ("SA2C", "sv", "q", "sv+q")},
-    4: {"SA2C": ("SA2C", "LER", "LEA", "LEAR")},
-    5: {"SA2C": ("SA2C", "LES'", "LES")},
+    3: {"none": ("RecBole", "Normal", "sv"), "SA2C": ("SA2C", "sv", "q", "sv+q")},
+    4: {"none": ("RecBole",), "SA2C": ("SA2C", "LER", "LEA", "LEAR")},
+    5: {"none": ("RecBole",), "SA2C": ("SA2C", "LES'", "LES")},
     # not the paper's: what item embeddings that start from the LE's item tokens have to do with it
-    6: {"none": ("Normal", "Normal with LE embeddings"),
+    6: {"none": ("RecBole", "Normal", "Normal with LE embeddings"),
         "SNQN": ("SNQN", "LEASR", "LEASR with LE embeddings"),
         "SA2C": ("SA2C", "LEASR", "LEASR with LE embeddings")},
     # a control: whether it matters what the LE says of a transition
-    7: {"SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
+    7: {"none": ("RecBole",), "SNQN": ("SNQN", "LEASR", "LEASR shuffled"),
         "SA2C": ("SA2C", "LEASR", "LEASR shuffled", "LES", "LES shuffled")},
 }  # fmt: skip
 BOTH_BACKBONES = (2, 5, 6)
@@ -50,7 +51,7 @@ class Method:
     framework: str  # "none", "SNQN" or "SA2C"
     name: str  # as the paper has it; "RecBole" is RecBole's own class
     keys: Mapping[str, Any]  # what makes the method, as RecBole config keys; they are tuned
-    baseline: str | None = None  # the row that it is compared with, on the same backbone
+    baseline: str | None = None  # label of the row that it is compared with
     # keys set after tuning: the point of a sweep or an ablation
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     missing: str | None = None  # why it cannot be run, if so
@@ -60,11 +61,6 @@ class Method:
         """Unique within a table or figure."""
         framework = "" if self.framework in ("none", self.name) else f"{self.framework} "
         return f"{self.backbone} {framework}{self.name}"
-
-    @property
-    def baseline_label(self) -> str | None:
-        """The baseline's label."""
-        return self.baseline and f"{self.backbone} {self.baseline}"
 
     @property
     def stock(self) -> bool:
@@ -79,87 +75,82 @@ class Method:
     @property
     def switches(self) -> Switches:
         """What the LE contributes to training."""
-        config = dict.fromkeys(("lea_state", "lea_reward", "lea_augmentation"))
+        config = dict.fromkeys(("lea_state", "lea_reward", "lea_augmentation", "lea_advantage"))
         return switches({"q_weight": 1.0} | config | dict(self.keys), self.framework)
 
     @property
     def le_wants(self) -> dict[str, str]:
         """Keys under which a run builds all that the method needs of the LE."""
         used, start = self.switches, "item_embedding_init"
-        wants = {
-            "lea_state": ("both", used.le_state),
-            "lea_reward": ("LE", used.le_reward),
-            "lea_augmentation": ("both", used.augmented),
-            start: ("le", self.keys.get(start) == "le"),  # they start from the LE's item tokens
-        }
-        return {key: value for key, (value, wanted) in wants.items() if wanted}
+        wants: dict[str, Any] = {
+            "lea_state": used.le_state and "both", "lea_reward": used.le_reward and "LE",
+            "lea_augmentation": used.augmented and "both",
+            start: self.keys.get(start),  # they start from the LE's item tokens
+        }  # fmt: skip
+        return {key: value for key, value in wants.items() if value}
 
 
 def table(number: int) -> list[Method]:
-    """The rows of a table of the paper, each baseline before what is compared with it.
-
-    Plain RecBole stands first: where the output head is tied, ``Normal`` has to equal it.
-    """
-    rows = []
-    for backbone in DROPOUT if number in BOTH_BACKBONES else ("SASRec",):
-        rows.append(_method(backbone, "none", "RecBole"))
-        for framework, names in TABLES[number].items():
-            rows += [_method(backbone, framework, name) for name in names]
+    """The rows of a table of the paper, each baseline before what is compared with it."""
+    backbones = tuple(DROPOUT) if number in BOTH_BACKBONES else ("SASRec",)
+    rows = [
+        method(backbone, framework, name)
+        for backbone in backbones
+        for framework, names in TABLES[number].items()
+        for name in names
+    ]
     known = {row.label for row in rows}
     return [
-        dataclasses.replace(r, baseline=None) if r.baseline_label not in known else r for r in rows
+        row if row.baseline in known else dataclasses.replace(row, baseline=None) for row in rows
     ]
 
 
-def _method(backbone: str, framework: str, name: str) -> Method:
+def method(backbone: str, framework: str, name: str) -> Method:
+    """The row that a table of the paper, or one of ours, calls ``name``."""
     for suffix, change in VARIANTS.items():
         if name.endswith(suffix):
-            same = _method(backbone, framework, name.removesuffix(suffix))
-            baseline: str | None = same.label.removeprefix(f"{backbone} ")
-            keys: dict[str, Any] = {**same.keys, **change}
-            return dataclasses.replace(same, name=name, keys=keys, baseline=baseline)
-    if framework == "none":
-        keys = {"lea_method": "base", "q_weight": 0}
-        baseline = None if name in ("Normal", "RecBole") else "Normal"
-    else:
-        keys, baseline = {"lea_method": name}, framework
-        if name == framework:
-            keys, baseline = {"lea_method": "base"}, "Normal"
+            same = method(backbone, framework, name.removesuffix(suffix))
+            keys = {**same.keys, **change}
+            return dataclasses.replace(same, name=name, keys=keys, baseline=same.label)
+    keys, baseline = {"lea_method": name}, framework
+    if name in ("Normal", "RecBole"):
+        keys, baseline = {"lea_method": "base", "q_weight": 0}, ""
+    elif framework == "none":
+        keys, baseline = {"lea_method": "base", "q_weight": 0}, "Normal"
+    elif name == framework:
+        keys, baseline = {"lea_method": "base"}, "Normal"
     if name == "sv+q":  # on the paper's Industry data, Table 3's sv+q is Table 4's LEA
         keys = {"lea_method": "LEA"}
     elif name in AUGMENTATIONS:
         keys |= {"lea_method": "base", "lea_augmentation": AUGMENTATIONS[name]}
-    return Method(backbone, framework, name, keys, baseline)
+    return Method(backbone, framework, name, keys, f"{backbone} {baseline}" if baseline else None)
 
 
 def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
-    """The points of a figure of the paper: SA2C on SASRec.
-
-    Args:
-        number: 4 or 5.
-        sweeps: the values, as ``Search.sweeps`` has them.
-    """
-    base, lear, les = (_method("SASRec", "SA2C", name) for name in ("SA2C", "LEASR", "LES"))
+    """The points of figure 4 or 5 of the paper, SA2C on SASRec, with ``Search.sweeps``' values."""
+    base, lear, les = (method("SASRec", "SA2C", name) for name in ("SA2C", "LEASR", "LES"))
     base = dataclasses.replace(base, baseline=None)
 
-    def point(parent: Method, what: str, changes: dict[str, Any], baseline: str) -> Method:
+    def point(
+        parent: Method, what: str, changes: dict[str, Any], baseline: Method = base
+    ) -> Method:
         name = f"{parent.name} {what}"
-        return dataclasses.replace(parent, name=name, changes=changes, baseline=baseline)
+        return dataclasses.replace(parent, name=name, changes=changes, baseline=baseline.label)
 
     if number == 4:
         weights = [(key, value) for key in ("w_ah", "w_aq") for value in sweeps[key]]
-        return [base, *(point(lear, f"{k}={v:g}", {k: v}, "SA2C") for k, v in weights)]
+        return [base, *(point(lear, f"{k}={v:g}", {k: v}) for k, v in weights)]
     share, other = "lea_finetune_fraction", sweeps["other_llm"]
-    second = point(lear, "other LLM", {"lea_llm": other}, "SA2C LEASR")
+    second = point(lear, "other LLM", {"lea_llm": other}, lear)
     no_llm = "no second LLM is named: set other_llm in the benchmark's YAML file"
     return [
         base,
-        *(point(lear, f"{v:.0%} of the data", {share: v}, "SA2C") for v in sweeps[share]),
+        *(point(lear, f"{v:.0%} of the data", {share: v}) for v in sweeps[share]),
         lear,
-        point(lear, "-IT", {"lea_prompt_items": "title"}, "SA2C LEASR"),
+        point(lear, "-IT", {"lea_prompt_items": "title"}, lear),
         dataclasses.replace(second, missing=None if other else no_llm),
         les,
-        point(les, "-SM", {"lea_state_weight": 0.0}, "SA2C LES"),
+        point(les, "-SM", {"lea_state_weight": 0.0}, les),
     ]
 
 
@@ -175,16 +166,13 @@ class Search:
 
     @classmethod
     def read(cls, path: str | Path, fixed: Collection[str] = ()) -> "Search":
-        """Read the YAML file.
-
-        Args:
-            path: such as ``properties/benchmark.yaml``.
-            fixed: keys that the user set for all runs; they leave the grid.
+        """Read a YAML file such as ``properties/benchmark.yaml``; ``sweeps`` may be missing.
 
         Raises:
-            ValueError: a part is missing or unknown, or there are fewer points than trials.
+            ValueError: a part is missing or unknown, or there are fewer points than trials. Keys
+                that the user has ``fixed`` for all runs leave the grid.
         """
-        content = read_files([str(path)])
+        content = {"sweeps": {}} | read_files([str(path)])
         parts = {field.name for field in dataclasses.fields(cls)}
         if set(content) != parts:
             raise ValueError(f"{path} has to have exactly the keys {', '.join(sorted(parts))}")
@@ -215,7 +203,7 @@ class Search:
         Trial i has the same learning rate and dropout for every method of a backbone, drawn
         without replacement; a loss weight takes each of its values equally often.
         """
-        rng = np.random.default_rng(self.tuning_seed)
+        rng, grid = np.random.default_rng(self.tuning_seed), self._grid(method.backbone)
         common = self._common(method.backbone)
         chosen = [common[i] for i in rng.permutation(len(common))[: self.trials]]
         augmentation = method.switches.augmentation
@@ -224,29 +212,27 @@ class Search:
             "w_ah": augmentation in ("supervised", "both"),
             "w_aq": augmentation in ("Q", "both"),
         }
-        weights = [key for key in OPTIONAL if used[key] and key in self.grid]
-        extra = {key: self._spread(key, method.backbone) for key in weights}
-        points = []
-        for i, point in enumerate(chosen):
-            dropout = point.pop("dropout", None)
-            names = DROPOUT[method.backbone] if dropout is not None else ()
-            weights_i = {key: values[i] for key, values in extra.items()}
-            points.append(point | weights_i | dict.fromkeys(names, dropout))
-        return points
+        for key in (key for key in OPTIONAL if used[key] and key in grid):
+            rng = np.random.default_rng([self.tuning_seed, zlib.crc32(key.encode())])
+            n = len(grid[key])
+            spread = [i for _ in range(0, self.trials, n) for i in rng.permutation(n)]
+            for point, i in zip(chosen, spread, strict=False):
+                point[key] = grid[key][i]
+        for point in chosen:
+            if "dropout" in point:
+                point |= dict.fromkeys(DROPOUT[method.backbone], point.pop("dropout"))
+        return chosen
 
-    def _values(self, key: str, backbone: str) -> list[Any]:
-        values = self.grid[key]
-        if isinstance(values, Mapping) and backbone not in values:
-            raise ValueError(f"the search's grid has no values of {key} for {backbone}")
-        return values[backbone] if isinstance(values, Mapping) else values
+    def _grid(self, backbone: str) -> dict[str, list[Any]]:
+        found = {}
+        for key, values in self.grid.items():
+            if isinstance(values, Mapping) and backbone not in values:
+                raise ValueError(f"the search's grid has no values of {key} for {backbone}")
+            found[key] = values[backbone] if isinstance(values, Mapping) else values
+        return found
 
     def _common(self, backbone: str) -> list[dict[str, Any]]:
-        keys = [key for key in COMMON if key in self.grid]
-        values = itertools.product(*(self._values(key, backbone) for key in keys))
-        return [dict(zip(keys, point, strict=True)) for point in values]
-
-    def _spread(self, key: str, backbone: str) -> list[Any]:
-        rng = np.random.default_rng([self.tuning_seed, zlib.crc32(key.encode())])
-        values = self._values(key, backbone)
-        blocks = -(-self.trials // len(values))
-        return [values[i] for _ in range(blocks) for i in rng.permutation(len(values))]
+        grid = self._grid(backbone)
+        keys = [key for key in COMMON if key in grid]
+        points = itertools.product(*(grid[key] for key in keys))
+        return [dict(zip(keys, point, strict=True)) for point in points]

@@ -19,11 +19,7 @@ SWEEPS = {
 
 
 def draw(report: Report, folder: Path) -> list[str]:
-    """Draw a report's gains, its sweeps if it has them, and its learning curves as PNG files.
-
-    Returns:
-        The names of the files in ``folder``.
-    """
+    """Draw gains, sweeps if there are any, and learning curves; returns the PNG files' names."""
     pictures = {}
     gains = [row for row in report.main_rows if row["relative_gain"] is not None]
     if gains:

@@ -1,12 +1,13 @@
 """What finished runs say: the rows of a table or figure, and whether they are final."""
 
-import csv
 import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas
 
 from recbole_lea.experiments.runner import Outcome
 from recbole_lea.experiments.statistics import average, compare, holm
@@ -28,30 +29,22 @@ def paper_name(metric: str) -> str:
 def paper_values(number: int, dataset: str) -> Paper:
     """(backbone, framework, method, metric) -> the paper's value in a table."""
     path = properties_folder() / "paper_results.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return {
-            (row["backbone"], row["framework"], row["method"], row["metric"]): float(row["value"])
-            for row in csv.DictReader(file)
-            if row["table"] == str(number) and row["dataset"] == dataset
-        }
+    cells = pandas.read_csv(path, float_precision="round_trip")
+    own = cells[(cells["table"] == number) & (cells["dataset"] == dataset)]
+    return own.set_index(["backbone", "framework", "method", "metric"])["value"].to_dict()
 
 
 def table_rows(outcomes: Sequence[Outcome], paper: Paper) -> list[dict[str, Any]]:
-    """One row for each method and metric.
+    """One row for each method with a finished test and each metric, in the table's order.
 
-    Args:
-        outcomes: of all methods, in the table's order; those without a finished test get no row.
-        paper: see ``paper_values``.
-
-    Returns:
-        Rows with backbone, framework, method, metric, mean, std (over seeds, n - 1), values (by
-        seed), seeds, paper, baseline, relative_gain, interval, seed_gains (by seed),
-        p_seeds, p_users (both after Holm's correction) and p_value, their maximum: small only
-        if both tests agree. ``over_recbole`` has the same against RecBole's own class.
+    Rows have backbone, framework, method, metric, mean, std (over seeds, n - 1), values (by seed),
+    seeds, paper, baseline, relative_gain, interval, seed_gains (by seed), p_seeds, p_users (both
+    after Holm's correction) and p_value, their maximum: small only if both tests agree.
+    ``over_recbole`` has the same against RecBole's own class.
     """
     done = {outcome.method.label: outcome for outcome in outcomes if outcome.records}
     rows = []
-    for metric in _records(list(done.values())[:1])[0]["test_result"] if done else ():
+    for metric in _records(done.values())[0]["test_result"] if done else ():
         own = [_row(outcome, done, metric, paper) for outcome in done.values()]
         _correct(own, comparisons(outcomes))
         _correct([row["over_recbole"] for row in own], comparisons(outcomes, recbole=True))
@@ -81,7 +74,7 @@ def _row(
     outcome: Outcome, done: Mapping[str, Outcome], metric: str, paper: Paper
 ) -> dict[str, Any]:
     method, seeds = outcome.method, sorted(outcome.records)
-    values = _values(outcome, metric, seeds)
+    values = [outcome.records[seed]["test_result"][metric] for seed in seeds]
     stock = None if method.stock else done.get(f"{method.backbone} RecBole")
     return {
         "backbone": method.backbone, "framework": method.framework, "method": method.name,
@@ -89,35 +82,27 @@ def _row(
         "std": statistics.stdev(values) if len(values) > 1 else None,
         "values": values, "seeds": seeds,
         "paper": paper.get((method.backbone, method.framework, method.name, paper_name(metric))),
-        "baseline": method.baseline_label,
-        **_compared(outcome, done.get(method.baseline_label or ""), metric),
+        "baseline": method.baseline,
+        **_compared(outcome, done.get(method.baseline or ""), metric),
         "over_recbole": dict(_compared(outcome, stock, metric)),
     }  # fmt: skip
 
 
 def _compared(outcome: Outcome, base: Outcome | None, metric: str) -> dict[str, Any]:
-    common = sorted(set(outcome.records) & set(base.records)) if base else []
+    common = sorted(outcome.records.keys() & base.records.keys()) if base else []
     if base is None or not common:
         return NONE
-    users = [average([o.users[seed][metric] for seed in common]) for o in (outcome, base)]
-    pair = [_values(o, metric, common) for o in (outcome, base)]
-    return compare(pair[0], pair[1], users[0], users[1])
-
-
-def _values(outcome: Outcome, metric: str, seeds: Sequence[int]) -> list[float]:
-    return [outcome.records[seed]["test_result"][metric] for seed in seeds]
+    pair = outcome, base
+    users = [average([own.users[seed][metric] for seed in common]) for own in pair]
+    values = [[own.records[seed]["test_result"][metric] for seed in common] for own in pair]
+    return compare(values[0], values[1], users[0], users[1])
 
 
 def not_final(outcomes: Sequence[Outcome], les: Sequence[Record], n_seeds: int) -> list[str]:
-    """Why the results are not final; empty if they are.
+    """Why the results of these methods, LEs and seeds are not final; empty if they are.
 
     Runs are compared with each other, never with the code that reports them: a finished table
     stays tied to the commits of its runs.
-
-    Args:
-        outcomes: of all methods that can be run.
-        les: records of the LEs.
-        n_seeds: reported seeds.
     """
     by_backbone = _by_backbone(outcomes)
     records = [*les, *(record for own in by_backbone.values() for record in own)]
@@ -126,27 +111,28 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[Record], n_seeds: int) 
     missing = [outcome.method.label for outcome in outcomes if len(outcome.records) < n_seeds]
     le_codes = [record["le"].get("code") or {} for record in les]
     llms = {(r["config"]["lea_llm"], own) for r in records if (own := r["fingerprints"]["llm"])}
-    versions, devices = (
-        {json.dumps(record[name], sort_keys=True) for record in records}
-        for name in ("versions", "device")
-    )
-    reasons = [
-        (missing, f"runs are missing: {', '.join(missing)}"),
-        (not all(code.get("clean") for code in le_codes),
-         "an LE was trained by code that was not committed, or not recorded"),
-        (not known, "runs were made outside a git checkout: their commit is not known"),
-        (known and not all(code["clean"] for code in codes),
-         "runs were made from uncommitted code"),
-        (len(llms) > len({name for name, _ in llms}),
-         "runs used different LLMs, or other dtypes, under one name"),
-        *((len({record["code"]["fingerprint"] for record in own}) > 1,  # compared with each other
-           f"runs of {backbone} were made by different versions of the training code "
-           "(--rerun-old repeats the older ones)") for backbone, own in by_backbone.items()),
-        (len(versions) > 1, "runs were made with different versions of Python or of packages"),
-        (len(devices) > 1, "runs were made on different devices"),
-        (n_seeds < 3, f"{n_seeds} seeds are too few for a deviation"),
-    ]  # fmt: skip
-    return [reason for holds, reason in reasons if holds]
+
+    def differ(what: str) -> bool:
+        return len({json.dumps(record[what], sort_keys=True) for record in records}) > 1
+
+    reasons = {
+        f"runs are missing: {', '.join(missing)}": missing,
+        "an LE was trained by code that was not committed, or not recorded":
+            not all(code.get("clean") for code in le_codes),
+        "runs were made outside a git checkout: their commit is not known": not known,
+        "runs were made from uncommitted code":
+            known and not all(code["clean"] for code in codes),
+        "runs used different LLMs, or other dtypes, under one name":
+            len(llms) > len({name for name, _ in llms}),
+        **{f"runs of {backbone} were made by different versions of the training code (a run whose "
+           "line is deleted in runs.jsonl is repeated)":
+            len({record["code"]["fingerprint"] for record in own}) > 1
+            for backbone, own in by_backbone.items()},  # compared with each other
+        "runs were made with different versions of Python or of packages": differ("versions"),
+        "runs were made on different devices": differ("device"),
+        f"{n_seeds} seeds are too few for a deviation": n_seeds < 3,
+    }  # fmt: skip
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def _records(outcomes: Iterable[Outcome]) -> list[Record]:
@@ -200,19 +186,17 @@ class Report:
         for backbone, records in _by_backbone(self.done).items():
             commits = sorted({str(record["code"]["commit"]) for record in records})
             found.setdefault(", ".join(commits), []).append(backbone)
-        if len(found) == 1:
-            return f"Commit {next(iter(found))}"
-        return "Commit " + "; ".join(f"{made} ({', '.join(of)})" for made, of in found.items())
+        of = {made: f" ({', '.join(names)})" * (len(found) > 1) for made, names in found.items()}
+        return "Commit " + "; ".join(made + names for made, names in of.items())
 
     def write(self, folder: Path) -> None:
-        """Write ``NAME.json`` and ``NAME-runs.json`` into the folder of the dataset's results."""
-        search = {}
+        """Write ``NAME.json`` and ``NAME-runs.json``."""
+        about: dict[str, Any] = {
+            "command": self.command, "commits": self.commits, "reasons_not_final": self.reasons,
+            "metric": self.metric, "left_out": dict(self.left_out), "search": {},
+        }  # fmt: skip
         for own in self.outcomes:
             trials = [(keys, trial["best_valid_score"]) for keys, trial in own.trials]
-            search[own.method.label] = {"trials": trials, "chosen": own.chosen}
-        about = {
-            "command": self.command, "commits": self.commits, "reasons_not_final": self.reasons,
-            "metric": self.metric, "left_out": dict(self.left_out), "search": search,
-        }  # fmt: skip
+            about["search"][own.method.label] = {"trials": trials, "chosen": own.chosen}
         write_json(folder / f"{self.name}.json", self.rows)
         write_json(folder / f"{self.name}-runs.json", about)

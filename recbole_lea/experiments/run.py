@@ -73,19 +73,16 @@ class Spec:
     def identity(self, data: str) -> tuple[str, dict[str, Any]]:
         """What a finished run is known by.
 
-        Returns:
-            A hex digest over ``data`` (the fingerprint of the dataset's files) and the keys that
-            differ from their defaults, so that a key that is new in the program makes no other
-            run of it; and the values of all keys, which a finished run has to have had as far as
-            it knew them.
+        Returns a hex digest over ``data`` (the fingerprint of the dataset's files) and the keys
+        that differ from their defaults, so that a key that is new in the program makes no other
+        run of it; and the values of all keys, which a finished run has to have had as far as it
+        knew them.
         """
         config = self.config()
-        values = lasting(config.final_config_dict)
-        defaults = lasting(config.internal_config_dict)
+        values, defaults = map(lasting, (config.final_config_dict, config.internal_config_dict))
         own = {key: value for key, value in values.items() if defaults.get(key) != value}
-        content = [self.kind, data, own]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return digest, values
+        content = json.dumps([self.kind, data, own], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest(), values
 
 
 def lasting(values: dict[str, Any]) -> dict[str, Any]:
@@ -103,15 +100,7 @@ def main() -> None:
 
 
 def execute(spec: Spec, folder: Path) -> Result:
-    """Do a run.
-
-    Args:
-        spec: what it is.
-        folder: to work in, called like the run.
-
-    Returns:
-        Its record, and of a test ``by_user``'s arrays.
-    """
+    """Do a run in ``folder``, called like it: its record, and of a test ``by_user``'s arrays."""
     start, code = time.perf_counter(), code_version()  # the files may change while it trains
     config = spec.config()
     about: dict[str, Any] = {
@@ -166,38 +155,31 @@ def _train(config: Config, code: dict[str, Any], kind: str) -> Result:
 
 
 def _counts(splits: list[Any]) -> dict[str, int]:
-    train, valid, test = splits
-    return {
-        "users": train.user_num - 1, "items": train.item_num - 1,
-        "training transitions": len(train), "validation rows": len(valid), "test rows": len(test),
-    }  # fmt: skip
+    names = ("training transitions", "validation rows", "test rows")
+    own = dict(zip(names, map(len, splits), strict=True))
+    return {"users": splits[0].user_num - 1, "items": splits[0].item_num - 1} | own
 
 
 def cold_result(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The test result of rows whose item is rare in training.
+    """The result of the test rows whose item training has seen less than ``COLD`` times.
 
-    ``train`` and ``test`` are the splits; ``rows`` has each metric [n_rows] in the test's order.
-
-    Returns:
-        ``below``: how often an item has to be seen not to be cold; ``rows``: how many there are;
-        ``result``: metric -> mean, empty without any.
+    ``rows`` has each metric [n_rows] in the order of the split ``test``. Returns ``below``, the
+    number of ``rows``, and ``result``: metric -> mean, empty without any.
     """
     item, length = train.iid_field, train.item_list_length_field
-    counts = np.bincount(train.inter_feat[item].numpy(), minlength=train.item_num)
     first = train.inter_feat[length].numpy() == 1  # a user's first item is no target
     histories = train.inter_feat[item + train.config["LIST_SUFFIX"]].numpy()
-    counts += np.bincount(histories[first, 0], minlength=train.item_num)
+    seen = np.concatenate([train.inter_feat[item].numpy(), histories[first, 0]])
+    counts = np.bincount(seen, minlength=train.item_num)
     cold = counts[test.inter_feat[item].numpy()] < COLD
-    n = int(cold.sum())
-    result = {name: float(values[cold].mean()) for name, values in rows.items()} if n else {}
-    return {"below": COLD, "rows": n, "result": result}
+    result = {name: float(own[cold].mean()) for name, own in rows.items()} if cold.any() else {}
+    return {"below": COLD, "rows": int(cold.sum()), "result": result}
 
 
 def by_user(dataset: Any, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Means over each user's rows of the test split; ``rows`` has each metric [n_rows].
 
-    Returns:
-        ``users`` (tokens, sorted) [U], ``rows`` (how many) [U], and each metric [U].
+    Returns ``users`` (tokens, sorted) [U], ``rows`` (how many) [U], and each metric [U].
     """
     ids = dataset.inter_feat[dataset.uid_field].numpy()
     tokens = np.asarray(dataset.id2token(dataset.uid_field, ids), dtype=str)

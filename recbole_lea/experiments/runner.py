@@ -15,7 +15,6 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_lea.engine.versions import code_version
 from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec
@@ -27,11 +26,8 @@ logger = logging.getLogger(__name__)
 
 CHILD = (sys.executable, "-m", "recbole_lea.experiments.run")
 
-POLL = 0.1  # seconds between two looks at the processes
-
-LE = Method("SASRec", "SA2C", "LE", {})  # what the runs are made for that build an LE
-
-# Keys of a run that builds nothing of the LE; ``Method.le_wants`` adds to them.
+# What the runs are made for that build an LE, and keys of one that builds nothing of it.
+LE = Method("SASRec", "SA2C", "LE", {})
 NOTHING = {
     "lea_method": "base", "lea_state": "hidden", "lea_reward": "constant",
     "lea_augmentation": "none",
@@ -76,10 +72,8 @@ class Benchmark:
     """The runs of one table or figure on one dataset.
 
     The process has to let RecBole read ``arguments`` (``recbole_lea.arguments.set_given``).
-
-    Raises:
-        ValueError: a reported seed is the tuning seed, or ``only`` names no row of the table.
-        FileNotFoundError: the dataset is not there.
+    Raises a ValueError if a reported seed is the tuning seed, or ``only`` names no row of the
+    table, and a FileNotFoundError if the dataset is not there.
     """
 
     dataset: str
@@ -90,7 +84,6 @@ class Benchmark:
     config_files: tuple[str, ...] = ()  # of all runs
     arguments: tuple[str, ...] = ()  # --key=value of all runs
     jobs: int = 1  # runs at a time
-    rerun_old: bool = False  # repeat finished runs whose training code was another
     only: Sequence[str] = ()  # labels of the rows to run now; empty for all
 
     def __post_init__(self) -> None:
@@ -101,23 +94,20 @@ class Benchmark:
                 "be reported as found; change tuning_seed"
             )
         labels = [method.label for method in self.methods]
-        for name in self.only:
-            if name not in labels:
-                raise ValueError(f"no row is called {name!r}; there are: {', '.join(labels)}")
+        if unknown := [name for name in self.only if name not in labels]:
+            raise ValueError(f"no row is called {unknown[0]!r}; there are: {', '.join(labels)}")
         self.folder = self.results / self.dataset
         self.finished = FinishedRuns(self.folder)
         self.possible = [method for method in self.methods if method.missing is None]
         self.wanted = [m for m in self.possible if not self.only or m.label in self.only]
-        self.code = code_version()["fingerprint"]
         self.data = data_fingerprint(self._spec("le", LE, {}, seed).config())
         self._identities: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def _spec(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Spec:
-        of_all = self.config_files, self.arguments
-        keys = {**method.keys, **keys}
         return Spec(
-            kind, method.model, method.stock, self.dataset, seed, keys, *of_all, method.label
-        )
+            kind, method.model, method.stock, self.dataset, seed, {**method.keys, **keys},
+            self.config_files, self.arguments, method.label,
+        )  # fmt: skip
 
     def _run(self, kind: str, method: Method, keys: Mapping[str, Any], seed: int) -> Run:
         spec = self._spec(kind, method, keys, seed)
@@ -130,8 +120,7 @@ class Benchmark:
 
     def trials(self, method: Method) -> list[Run]:
         """The method's search; without anything to choose from, none."""
-        points = self.search.points(method)
-        seed = self.search.tuning_seed
+        points, seed = self.search.points(method), self.search.tuning_seed
         return [self._run("trial", method, p, seed) for p in points] if len(points) > 1 else []
 
     def chosen(self, method: Method) -> dict[str, Any] | None:
@@ -146,8 +135,7 @@ class Benchmark:
 
     def tests(self, method: Method) -> list[Run]:
         """One run a seed with the chosen keys; empty while they are not chosen."""
-        chosen = self.chosen(method)
-        if chosen is None:
+        if (chosen := self.chosen(method)) is None:
             return []
         keys = chosen | dict(method.changes)
         return [self._run("test", method, keys, seed) for seed in self.seeds]
@@ -172,12 +160,7 @@ class Benchmark:
         once: dict[Path, Run] = {}
         for run in runs:
             once.setdefault(run.folder, run)
-        return [run for run in once.values() if not self._is_done(run)]
-
-    def _is_done(self, run: Run) -> bool:
-        content = run.record()
-        old = content is not None and content["code"]["fingerprint"] != self.code
-        return content is not None and not (old and self.rerun_old)
+        return [run for run in once.values() if run.record() is None]
 
     def phases(self) -> Iterator[list[Run]]:
         """What is missing: the LEs, then the trials, then the tests, which follow from them."""
@@ -197,22 +180,17 @@ class Benchmark:
         """What the finished runs say, in the order of the methods."""
         found = []
         for method in self.possible:
-            searched = [run.record() for run in self.trials(method)]
-            trials = zip(self.search.points(method), searched, strict=False)
+            trials = zip(self.search.points(method), self.trials(method), strict=False)
+            searched = [(point, record) for point, run in trials if (record := run.record())]
             runs = {run.spec.seed: run for run in self.tests(method)}
             tests = {seed: record for seed, run in runs.items() if (record := run.record())}
             users = {seed: self.finished.users(runs[seed].name) for seed in tests}
-            done = [(point, record) for point, record in trials if record]
-            found.append(Outcome(method, done, self.chosen(method), tests, users))
+            found.append(Outcome(method, searched, self.chosen(method), tests, users))
         return found
 
 
 def data_fingerprint(config: Config) -> str:
-    """Hex digest of the dataset's files.
-
-    Raises:
-        FileNotFoundError: one is not there; the message says how to make it.
-    """
+    """Hex digest of the dataset's files; a FileNotFoundError says how to make a missing one."""
     digest = hashlib.sha256()
     for suffix in ("inter", "item"):
         path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
@@ -224,15 +202,9 @@ def data_fingerprint(config: Config) -> str:
 
 
 def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> list[Run]:
-    """Do runs, each in a process of its own.
+    """Do runs, each in a process of its own: ``child``, a command that takes a run's folder.
 
-    Args:
-        runs: not finished.
-        jobs: processes at a time; they share the processor's cores.
-        child: command that takes a run's folder.
-
-    Returns:
-        The runs that failed; the others go on.
+    ``jobs`` processes at a time share the processor's cores. Returns the runs that failed.
     """
     waiting, failed = list(runs), []
     running: dict[subprocess.Popen, Run] = {}
@@ -241,14 +213,14 @@ def execute(runs: Sequence[Run], jobs: int, child: Sequence[str] = CHILD) -> lis
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
                 running[_started(run, min(jobs, len(runs)), child)] = run
-            time.sleep(POLL)
+            time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
                 run = running.pop(process)
                 if process.returncode:
                     failed.append(run)
                     log = run.folder / "run.log"
-                    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                    logger.error("failed: %s\n  %s", log, lines[-1] if lines else "(no output)")
+                    last = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]
+                    logger.error("failed: %s\n  %s", log, last or "(no output)")
                 done = len(runs) - len(waiting) - len(running)
                 logger.info("%d of %d: %s", done, len(runs), run.name)
     finally:

@@ -28,19 +28,12 @@ class Users:
 
 
 def average(users: Sequence[Users]) -> Users:
-    """The mean over seeds.
-
-    Raises:
-        ValueError: the seeds were tested on different users or rows.
-    """
-    for other in users[1:]:
-        _check_same(users[0], other)
-    return dataclasses.replace(users[0], values=np.mean([u.values for u in users], axis=0))
-
-
-def _check_same(one: Users, other: Users) -> None:
-    if not (np.array_equal(one.tokens, other.tokens) and np.array_equal(one.rows, other.rows)):
-        raise ValueError("two runs were tested on different users, so they cannot be paired")
+    """The mean over seeds; a ValueError if they were tested on different users or rows."""
+    for what in ("tokens", "rows"):
+        first, *others = (getattr(own, what) for own in users)
+        if not all(np.array_equal(first, other) for other in others):
+            raise ValueError("two runs were tested on different users, so they cannot be paired")
+    return dataclasses.replace(users[0], values=np.mean([own.values for own in users], axis=0))
 
 
 def compare(
@@ -48,24 +41,20 @@ def compare(
 ) -> dict[str, Any]:
     """Compare a method with its baseline on one metric: by seed, and by test user over all seeds.
 
-    Returns:
-        ``relative_gain`` of the means and ``seed_gains`` by seed, None where the baseline has 0;
-        ``interval`` (see ``gain_interval``), ``p_seeds`` and ``p_users``.
-
-    Raises:
-        ValueError: the two were tested on different users.
+    Returns ``relative_gain`` of the means and ``seed_gains`` by seed, None where the baseline has
+    0; ``interval`` (see ``gain_interval``), ``p_seeds`` and ``p_users``. Raises a ValueError if
+    the two were tested on different users.
     """
-    _check_same(users, baseline)
+    average([users, baseline])  # whether they are the same users
     means = float(np.mean(seeds)), float(np.mean(baseline_seeds))
     pairs = [means, *zip(seeds, baseline_seeds, strict=True)]
     gain, *seed_gains = (own / base - 1 if base else None for own, base in pairs)
     return {
-        "seed_gains": seed_gains,
-        "relative_gain": gain,
+        "seed_gains": seed_gains, "relative_gain": gain,
         "interval": gain_interval(users.sums, baseline.sums),
         "p_seeds": seed_test(seeds, baseline_seeds),
         "p_users": user_test(users.sums - baseline.sums),
-    }
+    }  # fmt: skip
 
 
 def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | None:
@@ -73,10 +62,8 @@ def seed_test(values: Sequence[float], baseline: Sequence[float]) -> float | Non
 
     A signed-rank test could not fall below 0.0625 with five seeds.
     """
-    if len(values) < 2:
-        return None
-    if np.array_equal(values, baseline):
-        return 1.0
+    if len(values) < 2 or np.array_equal(values, baseline):
+        return 1.0 if len(values) > 1 else None
     with warnings.catch_warnings():  # scipy warns where all differences are equal
         warnings.simplefilter("ignore", RuntimeWarning)
         return float(stats.ttest_rel(values, baseline).pvalue)
@@ -121,10 +108,8 @@ def holm(p_values: Sequence[float | None], n: int) -> list[float | None]:
     Comparisons that are still to be made count as the largest, which corrects most: whatever
     they turn out to be, no corrected value rises.
     """
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
-    highest = 0.0
+    highest, order = 0.0, sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, (n - rank) * p))
-        corrected[i] = highest
+        corrected[i] = highest = max(highest, min(1.0, (n - rank) * p))
     return corrected

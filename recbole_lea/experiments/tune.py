@@ -7,8 +7,7 @@ A search space is a file in RecBole's format, one key a line; it knows no commen
     dropout_prob quniform 0.1,0.5,0.1   in steps of 0.1; for whole numbers use choice
     w_ah choice [0.05,0.1,0.2]
 
-``properties/hyper/<model>.test`` has one for each model on SASRec and GRU4Rec. Trials are compared
-by validation alone.
+Trials are compared by validation alone.
 """
 
 import argparse
@@ -97,9 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 def read_space(path: str, config: Any) -> dict[str, Any]:
     """Hyperopt's space of a file.
 
-    Raises:
-        ValueError: the file is not in RecBole's format, or a key is unknown, the same in all
-            trials, or cannot have a value that the file gives it.
+    Raises a ValueError if it is not in RecBole's format, or a key is unknown, the same in all
+    trials, or cannot have a value that the file gives it.
     """
     from hyperopt.pyll.stochastic import sample
     from recbole.trainer import HyperTuning

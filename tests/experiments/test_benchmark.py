@@ -176,5 +176,5 @@ def test_commands_that_reports_name_can_be_parsed():
     assert len(commands) > 10
     for command in set(commands):
         options, rest = benchmark._parser().parse_known_args(command.split())
-        assert options.table or options.figure or options.speed or options.load
+        assert options.table or options.figure or options.speed
         assert all("=" in argument for argument in rest)

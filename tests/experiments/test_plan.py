@@ -40,7 +40,7 @@ def test_rows_are_the_paper_s_and_recbole_s_own(number):
 def test_a_baseline_comes_before_what_is_compared_with_it(number):
     seen = set()
     for row in table(number):
-        assert row.baseline is None or row.baseline_label in seen
+        assert row.baseline is None or row.baseline in seen
         seen.add(row.label)
     assert any(row.baseline for row in table(number))
 
@@ -50,18 +50,18 @@ def test_le_embeddings_are_compared_with_the_same_method_without():
     new = [row for row in rows.values() if "item_embedding_init" in row.le_wants]
     assert len(new) == len({row.label for row in new}) == 6
     for row in new:
-        without = rows[row.baseline_label]
+        without = rows[row.baseline]
         assert row.keys == {**without.keys, "item_embedding_init": "le"}
         assert (row.model, row.framework) == (without.model, without.framework)
-    assert rows["SASRec Normal with LE embeddings"].baseline_label == "SASRec Normal"
-    assert rows["GRU4Rec SNQN LEASR with LE embeddings"].baseline_label == "GRU4Rec SNQN LEASR"
+    assert rows["SASRec Normal with LE embeddings"].baseline == "SASRec Normal"
+    assert rows["GRU4Rec SNQN LEASR with LE embeddings"].baseline == "GRU4Rec SNQN LEASR"
 
 
 def test_controls_are_compared_with_what_they_shuffle():
     rows = {row.label: row for row in table(7)}
     for label in ("SASRec SA2C LEASR", "SASRec SA2C LES", "SASRec SNQN LEASR"):
         twin = rows[f"{label} shuffled"]
-        assert twin.baseline_label == label
+        assert twin.baseline == label
         assert twin.keys == {**rows[label].keys, "lea_shuffle": True}
 
 
@@ -75,7 +75,7 @@ def test_methods_are_what_the_paper_calls_them():
     assert augmentation["SASRec SA2C q"] == "Q"
     assert rows["SASRec SA2C sv+q"].keys == rows["SASRec SA2C LEA"].keys
     assert rows["GRU4Rec SA2C LES'"].switches.state == "LE"
-    assert rows["SASRec SNQN LEASR"].baseline_label == "SASRec SNQN"
+    assert rows["SASRec SNQN LEASR"].baseline == "SASRec SNQN"
     assert rows["SASRec SA2C"].model == "SASRecSA2CLEA"
     assert rows["SASRec RecBole"].stock
 
@@ -165,7 +165,7 @@ def test_figure_4_sweeps_both_weights():
     assert points[0].label == "SASRec SA2C"
     for key in ("w_ah", "w_aq"):
         assert [p.changes[key] for p in points if key in p.changes] == sweeps[key]
-    assert {p.baseline_label for p in points[1:]} == {"SASRec SA2C"}
+    assert {p.baseline for p in points[1:]} == {"SASRec SA2C"}
 
 
 def test_figure_5_has_fractions_and_ablations():
@@ -174,7 +174,7 @@ def test_figure_5_has_fractions_and_ablations():
     fractions = [p.changes.get("lea_finetune_fraction") for p in points.values()]
     assert [f for f in fractions if f] == [0.05, 0.1, 0.2, 0.5, 1.0]
     assert points["LES -SM"].changes == {"lea_state_weight": 0.0}
-    assert points["LES -SM"].baseline_label == points["LES"].label
+    assert points["LES -SM"].baseline == points["LES"].label
     assert points["LEASR -IT"].changes == {"lea_prompt_items": "title"}
     assert "other_llm" in points["LEASR other LLM"].missing
     named = {p.name: p for p in figure(5, {**sweeps, "other_llm": "/models/x"})}

@@ -14,7 +14,7 @@ from recbole_lea.experiments.plan import Search, figure, table
 from recbole_lea.experiments.run import Spec
 from recbole_lea.experiments.runner import Benchmark, Run, execute
 from recbole_lea.le import LESettings
-from tests.experiments.helpers import CODE, METRICS, run_json, tiny_yaml
+from tests.experiments.helpers import METRICS, run_json, tiny_yaml
 
 SEARCH = Search(
     trials=2,
@@ -180,15 +180,6 @@ def test_le_embeddings_want_the_item_tokens_alone(benchmark):
     assert [le.spec.keys[key] for key in keys] == ["le", "hidden", "constant", "none"]
     (both,) = benchmark(6).environments
     assert both.spec.keys["item_embedding_init"] == "le" and both.spec.keys["lea_state"] == "both"
-
-
-def test_runs_of_other_code_are_repeated_on_request(benchmark, started):
-    benchmark().run()
-    n = len(started)
-    again = benchmark(rerun_old=True)
-    assert again.code != CODE["fingerprint"]
-    again.run()
-    assert len(started) == 2 * n
 
 
 def test_a_run_under_another_default_is_repeated(benchmark, started):
