@@ -103,11 +103,6 @@ class PackedBatch:
             above[words] = parents[above[words]]
         return above
 
-    def halves(self) -> "tuple[PackedBatch, PackedBatch]":
-        """The first and the second half of the rows, of which there are at least two."""
-        middle = len(self.rows) // 2
-        return PackedBatch(self.rows[:middle]), PackedBatch(self.rows[middle:])
-
 
 def pack(groups: Iterable[Prompts], row_length: int, batch_rows: int) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.

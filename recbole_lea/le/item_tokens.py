@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_lea.engine.llm import LLM
-from recbole_lea.engine.memory import add_gradients
+from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, pack
 from recbole_lea.engine.processes import collected, own_part, processes
 from recbole_lea.equations import sentence_loss
@@ -162,6 +162,7 @@ def tokenize_bucket(
     return best.numpy(), torch.stack([first_loss, best_loss], dim=1).numpy()
 
 
+@within_memory()
 def _losses(
     environment: Environment, ids: list[list[int]], table: Tensor, backward: bool
 ) -> Tensor:
@@ -172,8 +173,7 @@ def _losses(
     """
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)
-
-    def learn(batch: PackedBatch) -> None:
+    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
         nodes, owners = _predicted(batch, environment.vocab_size)
         targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
         owner = torch.from_numpy(owners).to(table.device)
@@ -185,12 +185,9 @@ def _losses(
             sums = sums.index_add(0, owner, sentence_loss(logits, targets))
             losses = sums / counts.clamp(min=1)
         if backward:
-            add_gradients(losses.sum(), [table])
+            losses.sum().backward()
         present = counts.cpu() > 0
         result[present] = losses.detach().cpu()[present]
-
-    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
-        environment.within_memory(batch, learn)
     return result
 
 

@@ -16,9 +16,8 @@ from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
 from recbole_lea.le import quality, selection
-from recbole_lea.le.adapter import load_trained_state, trained_state
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.environment import Environment
+from recbole_lea.le.environment import Environment, load_trained_state, trained_state
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
 from recbole_lea.le.finetune import finetune
 from recbole_lea.le.item_tokens import TOKENS
