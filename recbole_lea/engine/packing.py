@@ -109,15 +109,8 @@ def pack(groups: Iterable[Prompts], row_length: int, batch_rows: int) -> Iterato
 
     A group that is too large for a row of ``row_length`` goes to rows of twice, four times ...
     that length, of which a batch holds as many fewer. The last batch of a length gets rows of
-    padding up to a power of two, at least ``LEAST_TOKENS`` in all.
-
-    Args:
-        groups: groups of prompts (lists of token ids).
-        row_length: L, tokens of the shortest row.
-        batch_rows: B, rows of that length a batch.
-
-    Yields:
-        Batches, which number the prompts in the order of ``groups``.
+    padding up to a power of two, at least ``LEAST_TOKENS`` in all. A batch has ``batch_rows`` rows
+    of ``row_length``; prompts are numbered in the order of ``groups``.
     """
     unfinished: list[list[PromptRow]] = []  # by length: the rows of the next batch
     number = 0

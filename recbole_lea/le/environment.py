@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from recbole_lea.engine.attention import last_hidden, next_word_logits
 from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, pack
-from recbole_lea.engine.processes import collected, processes
+from recbole_lea.engine.processes import processes
 from recbole_lea.equations import le_state, reward
 from recbole_lea.le.heads import STATE_HEADS
 from recbole_lea.le.prompts import Prompts, title_ids
@@ -53,13 +54,9 @@ class Environment(nn.Module):
     item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
 
     def __init__(
-        self,
-        llm: LLM,
-        item_tokens: Tensor,
-        settings: LESettings,
-        adapted: bool = True,
+        self, llm: LLM, item_tokens: Tensor, settings: LESettings, adapted: bool = True,
         titles: Sequence[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.settings, self.vocab_size, self.adapted = settings, llm.vocab_size, adapted
         self.llm = with_adapter(llm.model, settings) if adapted else llm.model
@@ -188,7 +185,7 @@ class Environment(nn.Module):
             if number % state.num_processes == state.process_index:
                 values = head(self.ends(batch, self.hidden(batch)))
                 parts.append((batch.prompts, values.float().cpu().numpy()))
-        parts = collected(parts)
+        parts = gather_object(parts)
         if not parts:
             return np.zeros((0,), dtype=np.float32)
         prompts, found = map(np.concatenate, zip(*parts, strict=True))
