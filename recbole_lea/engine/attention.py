@@ -49,11 +49,8 @@ def attention_masks(config: Any, batch: PackedBatch, like: Tensor) -> Tensor | d
 
     Layers that see a window of the newest tokens take a given mask as it is. Where a prompt is
     longer, theirs has the ancestors less than a window away *in the prompt*, not in the row.
-
-    Args:
-        config: the decoder's; with several ``layer_types``, the result has a mask for each.
-        batch: the rows.
-        like: a tensor of the biases' dtype and device.
+    ``config`` is the decoder's; with several ``layer_types`` there, the result has a mask for each.
+    ``like`` is a tensor of the biases' dtype and device.
     """
 
     def bias(visible: np.ndarray) -> Tensor:
@@ -95,8 +92,7 @@ def next_word_logits(model: Any, hidden: Tensor) -> Tensor:
 def check_packing(model: Any) -> None:
     """Make sure that a causal LM gives packed prompts what each gets by a call of its own.
 
-    Raises:
-        ValueError: it does not, or its numbers are not finite; with the reason.
+    Raises a ValueError with the reason if it does not, or if its numbers are not finite.
     """
     unknown = sorted(set(getattr(model.get_decoder().config, "layer_types", None) or []) - KINDS)
     if unknown:
@@ -135,11 +131,8 @@ def check_packing(model: Any) -> None:
 def _computed_in_both_ways(model: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Three prompts at both ends of a row in which all share a prefix, and each by itself.
 
-    A sliding window is narrowed for it, so that it matters.
-
-    Returns:
-        The last hidden states [3, d] in that row, and by the ordinary Hugging Face call; the logits
-        [3, vocab_size] of the latter.
+    A sliding window is narrowed for it, so that it matters. Returns the last hidden states [3, d]
+    in that row, and by the ordinary Hugging Face call; the logits [3, vocab_size] of the latter.
     """
     decoder, words = model.get_decoder(), model.get_input_embeddings()
     ids = np.random.default_rng(0).integers(0, words.num_embeddings, CHECKED_ROW).tolist()

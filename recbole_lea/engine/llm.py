@@ -137,26 +137,18 @@ def bfloat16_speed() -> float:
 
 
 def load_llm(
-    spec: str,
-    dtype: str,
-    device: torch.device,
-    options: Mapping[str, Any] | None = None,
+    spec: str, dtype: str, device: torch.device, options: Mapping[str, Any] | None = None,
     compiled: bool = False,
-) -> LLM:
+) -> LLM:  # fmt: skip
     """Load, check and freeze the LLM.
 
-    Args:
-        spec: see ``locate``.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        device: where it runs, unless ``options`` has a ``device_map``.
-        options: passed to ``from_pretrained``, such as ``device_map`` or ``quantization_config``.
-        compiled: let torch.compile fuse each layer.
+    ``spec`` is as for ``locate``, ``dtype`` as for ``pick_dtype``. It runs on ``device``, unless
+    ``options``, which ``from_pretrained`` gets, have a ``device_map``. ``compiled`` lets
+    torch.compile fuse each layer.
 
-    Raises:
-        ValueError: an option does not serve; the model needs code of its own, or its weights are
-            pickled objects; the files are damaged or do not belong together; the LLM cannot read
-            packed prompts.
-        OSError: a file is missing (see also ``locate``), or the Hub name cannot be loaded.
+    Raises a ValueError if an option does not serve, the model needs code of its own or has pickled
+    weights, the files are damaged or do not belong together, or the LLM cannot read packed prompts;
+    an OSError if a file is missing, or the Hub name cannot be loaded.
     """
     options = dict(options or {})
     if "device_map" in options and processes().num_processes > 1:
@@ -189,8 +181,7 @@ def _from_pretrained(
     source: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": gguf} if gguf else {})
     keywords: dict[str, Any] = {"dtype": dtype, "output_loading_info": True} | source
     if gguf and hasattr(transformers, "GgufConfig"):
-        # Newer versions leave the weights packed where the package `kernels` is installed: by code
-        # from the Hub, and without a way to merge an adapter into them.
+        # newer versions leave the weights packed, by code from the Hub, if `kernels` is installed
         keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if device.type == "cpu":
         keywords["attn_implementation"] = "eager"  # sdpa is slower there than ordinary products

@@ -1,32 +1,30 @@
-"""Running out of memory: known by its errors, and without half a gradient left behind."""
+"""Running out of memory: known by its errors, and said in one line."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor
 
-# Messages that accelerate does not know: of Windows and macOS, CUDA and Triton, CUBLAS.
-MESSAGES = (
-    "DefaultCPUAllocator: not enough memory", "CUDA error: out of memory", "[CUDA]: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)  # fmt: skip
-
-
-def add_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> None:
-    """What ``loss.backward()`` does, but all or nothing: running out of memory adds no gradient."""
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None and parameter.grad is not None:
-            parameter.grad += gradient
-        elif gradient is not None:
-            parameter.grad = gradient
+MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on an accelerator or the CPU."""
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or should_reduce_batch_size(error)
-        or any(message in str(error) for message in MESSAGES)
-    )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MESSAGES)
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Also a decorator: running out of memory is a ValueError that names the keys to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            "out of memory: lower lea_batch_rows, or lea_row_length, lea_max_history, "
+            "lea_item_max_tokens and lea_finetune_negatives, set lea_llm_dtype to bfloat16, or use "
+            f"a smaller LLM; what the LE's cache holds is kept ({error})"
+        ) from error

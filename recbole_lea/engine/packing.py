@@ -103,26 +103,14 @@ class PackedBatch:
             above[words] = parents[above[words]]
         return above
 
-    def halves(self) -> "tuple[PackedBatch, PackedBatch]":
-        """The first and the second half of the rows, of which there are at least two."""
-        middle = len(self.rows) // 2
-        return PackedBatch(self.rows[:middle]), PackedBatch(self.rows[middle:])
-
 
 def pack(groups: Iterable[Prompts], row_length: int, batch_rows: int) -> Iterator[PackedBatch]:
     """Pack groups of prompts into batches; prompts of one group share a row.
 
     A group that is too large for a row of ``row_length`` goes to rows of twice, four times ...
     that length, of which a batch holds as many fewer. The last batch of a length gets rows of
-    padding up to a power of two, at least ``LEAST_TOKENS`` in all.
-
-    Args:
-        groups: groups of prompts (lists of token ids).
-        row_length: L, tokens of the shortest row.
-        batch_rows: B, rows of that length a batch.
-
-    Yields:
-        Batches, which number the prompts in the order of ``groups``.
+    padding up to a power of two, at least ``LEAST_TOKENS`` in all. A batch has ``batch_rows`` rows
+    of ``row_length``; prompts are numbered in the order of ``groups``.
     """
     unfinished: list[list[PromptRow]] = []  # by length: the rows of the next batch
     number = 0

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
 
 Part = TypeVar("Part", list[Any], range)
@@ -27,11 +27,6 @@ def processes() -> PartialState:
 def from_main(value: Any) -> Any:
     """The main process's value, in every process."""
     return broadcast_object_list([value])[0] if processes().num_processes > 1 else value
-
-
-def collected(parts: list[Any]) -> list[Any]:
-    """The lists of all processes one after the other, in every process."""
-    return gather_object(parts)
 
 
 def own_part(items: Part) -> Part:

@@ -1,7 +1,7 @@
 """Versions of the packages and of the code that a result depends on."""
 
 import ast
-import configparser
+import contextlib
 import hashlib
 import importlib.metadata
 import platform
@@ -39,12 +39,12 @@ def _version(name: str) -> str | None:
 def check_versions() -> None:
     """Compare the packages installed with what setup.cfg asks for; missing ones say so themselves.
 
-    Raises:
-        ValueError: one line with each package whose version does not work, and one that does.
+    Raises a ValueError that names each package whose version does not work, and one that does.
     """
-    wrong = []
-    installed = versions()
-    for requirement in map(Requirement, _requirements()):
+    wrong, asked, installed = [], [], versions()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout alone
+        asked = importlib.metadata.requires("recbole_lea") or []
+    for requirement in map(Requirement, asked):
         name, marker = requirement.name, requirement.marker
         found = installed.get(name)  # the other packages are pip's affair
         applies = marker is None or marker.evaluate({"extra": ""})
@@ -53,16 +53,6 @@ def check_versions() -> None:
             wrong.append(f"{name} {found} does not work here, {works} does: pip install '{works}'")
     if wrong:
         raise ValueError("; ".join(wrong))
-
-
-def _requirements() -> list[str]:
-    """Of the checkout that the package is in, which need not be installed, or of the package."""
-    setup = FOLDER.parent / "setup.cfg"
-    if not setup.is_file():
-        return importlib.metadata.requires("recbole_lea") or []
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read(setup, encoding="utf-8")
-    return [line for line in parser.get("options", "install_requires").splitlines() if line]
 
 
 def code_version() -> dict[str, Any]:

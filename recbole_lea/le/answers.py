@@ -1,14 +1,19 @@
 """What the LE answers about all training sequences, shard by shard: states and rewards."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import IncrementalPCA
 from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.sequences import Sequences
+from recbole_lea.store.arrays import release
+
+logger = logging.getLogger(__name__)
 
 # Transitions a shard: what a kill can lose, against one checksum and flush per shard.
 SHARD = 1024
@@ -85,3 +90,34 @@ def label_scores(
         prompts = ([le.prompts.select(history, candidates[row])] for row, history in histories)
         # a shard of users without a transition has no prompts
         yield shard, le.answer(prompts, le.label_scores_of)[..., : candidates.shape[1]]
+
+
+def projection_bounds(n: int, dim: int) -> list[int]:
+    """Rows at which the parts of ``n`` states start, and the end."""
+    step = max(4096, dim)
+    # the last part is never smaller than the number of components
+    return [*range(0, max(1, n - step), step), n]
+
+
+def fit_projection(full: np.ndarray, dim: int) -> IncrementalPCA:
+    """The first ``dim`` principal components of ``full`` [n, d], part by part."""
+    pca = IncrementalPCA(dim)
+    for part in range(len(projection_bounds(len(full), dim)) - 1):
+        pca.partial_fit(_part(full, dim, part))
+    return pca
+
+
+def project(dim: int, full: np.ndarray, missing: list[int]) -> Filled:
+    """``state_dim``, a PCA of the states (deviation 17): [n, d] -> [n, dim]."""
+    pca = fit_projection(full, dim)
+    kept = 100 * pca.explained_variance_ratio_.sum()
+    logger.info("state_dim %d keeps %.1f %% of the states' variance", dim, kept)
+    for shard in missing:
+        yield shard, pca.transform(_part(full, dim, shard))
+
+
+def _part(full: np.ndarray, dim: int, number: int) -> np.ndarray:
+    start, end = projection_bounds(len(full), dim)[number : number + 2]
+    values = np.array(full[start:end], dtype=np.float32)
+    release(full)
+    return values

@@ -1,33 +1,32 @@
-"""The LE: one adapted LLM that gives states, rewards and selections (paper section 3.2)."""
+"""The LE: one adapted LLM that gives states, rewards and selections (paper section 3.2).
+
+peft is imported where it is used: it imports bitsandbytes where that is installed, which looks for
+GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does not name.
+"""
 
 import contextlib
-import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from recbole_lea.engine.attention import last_hidden, next_word_logits
 from recbole_lea.engine.llm import LLM
-from recbole_lea.engine.memory import out_of_memory
+from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, pack
-from recbole_lea.engine.processes import collected, processes
+from recbole_lea.engine.processes import processes
 from recbole_lea.equations import le_state, reward
-from recbole_lea.le.adapter import with_adapter
 from recbole_lea.le.heads import STATE_HEADS
 from recbole_lea.le.prompts import Prompts, title_ids
 from recbole_lea.le.settings import LESettings
 
-logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-
 # Quantization methods whose integer weights are no parameters, and into which peft cannot merge.
 UNMERGED = ("gptq", "awq")
+
+HEADS = ("score_head", "state_head")
 
 
 class PromptEnds(NamedTuple):
@@ -55,16 +54,11 @@ class Environment(nn.Module):
     item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
 
     def __init__(
-        self,
-        llm: LLM,
-        item_tokens: Tensor,
-        settings: LESettings,
-        adapted: bool = True,
+        self, llm: LLM, item_tokens: Tensor, settings: LESettings, adapted: bool = True,
         titles: Sequence[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.settings, self.vocab_size, self.adapted = settings, llm.vocab_size, adapted
-        self._fitting_tokens = sys.maxsize  # of a forward pass, as far as one has failed
         self.llm = with_adapter(llm.model, settings) if adapted else llm.model
         self.decoder = llm.model.get_decoder()
         ends, words = item_tokens, None
@@ -174,37 +168,7 @@ class Environment(nn.Module):
         """LM head: last hidden states [N, d] -> logits [N, vocab_size] in the LLM's dtype."""
         return next_word_logits(self.llm, hidden).to(self.device)
 
-    def within_memory(
-        self, batch: PackedBatch, work: Callable[[PackedBatch], Result]
-    ) -> list[Result]:
-        """Work on a batch, in halves and their halves where memory does not suffice.
-
-        The size that fits is kept for the batches to come. Work that fails must not have changed
-        anything. Returns each part's result in order; a ValueError if not even one row fits.
-        """
-        rows, length = batch.ids.shape
-        if rows == 1 or rows * length <= self._fitting_tokens:
-            try:
-                return [work(batch)]
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if rows == 1:
-                    raise ValueError(
-                        f"out of memory with one row of {length} tokens: lower lea_row_length, "
-                        "lea_max_history, lea_item_max_tokens or lea_finetune_negatives, set "
-                        f"lea_llm_dtype to bfloat16, or use a smaller LLM ({error})"
-                    ) from error
-            # only now, as the error's traceback held the failed pass's tensors
-            clear_device_cache(garbage_collection=True)
-            self._fitting_tokens = rows // 2 * length
-            logger.warning(
-                "out of memory with %d rows of %d tokens: going on with %d; a lower "
-                "lea_batch_rows spares the attempt", rows, length, rows // 2,
-            )  # fmt: skip
-        halves = [half for half in batch.halves() if len(half.ends)]  # a batch is padded with rows
-        return [result for half in halves for result in self.within_memory(half, work)]
-
+    @within_memory()
     @torch.inference_mode()
     def answer(
         self, groups: Iterable[Sequence[Sequence[int]]], head: Callable[[PromptEnds], Tensor]
@@ -214,19 +178,62 @@ class Environment(nn.Module):
         With several processes, each runs its share of the batches and gets all results. ``head``
         is such as ``reward_of``: of N prompts -> [N, ...]. Returns float32, in the given order.
         """
-
-        def answers(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-            values = head(self.ends(batch, self.hidden(batch)))
-            return batch.prompts, values.float().cpu().numpy()
-
         self.eval()
         state, parts = processes(), []
         packed = pack(groups, self.settings.row_length, self.settings.batch_rows)
         for number, batch in enumerate(packed):
             if number % state.num_processes == state.process_index:
-                parts += self.within_memory(batch, answers)
-        parts = collected(parts)
+                values = head(self.ends(batch, self.hidden(batch)))
+                parts.append((batch.prompts, values.float().cpu().numpy()))
+        parts = gather_object(parts)
         if not parts:
             return np.zeros((0,), dtype=np.float32)
-        prompts, values = map(np.concatenate, zip(*parts, strict=True))
-        return values[prompts.argsort()]
+        prompts, found = map(np.concatenate, zip(*parts, strict=True))
+        return found[prompts.argsort()]
+
+
+def with_adapter(model: Any, settings: LESettings) -> Any:
+    """The LLM with a LoRA adapter, drawn from the LE's seed."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = settings.lora_targets
+    config = LoraConfig(
+        r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )  # fmt: skip
+    torch.manual_seed(settings.seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(
+            f"lea_lora_targets: {targets!r} fits no layer of this LLM: use all-linear ({error})"
+        ) from error
+
+
+def trained_state(environment: Any) -> dict[str, Tensor]:
+    """Adapter and heads of an ``Environment``: the tensors that fine-tuning changes."""
+    from peft import get_peft_model_state_dict
+
+    parts = {"adapter": get_peft_model_state_dict(environment.llm)}
+    parts |= {head: getattr(environment, head).state_dict() for head in HEADS}
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, own in parts.items()
+        for name, tensor in own.items()
+    }
+
+
+def load_trained_state(environment: Any, state: dict[str, Tensor]) -> None:
+    """The inverse of ``trained_state``; a KeyError where a tensor is missing."""
+    missing = set(trained_state(environment)) - set(state)
+    if missing:
+        raise KeyError(f"the saved LE lacks {min(missing)} ({len(missing)} tensors)")
+    from peft import set_peft_model_state_dict
+
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    set_peft_model_state_dict(environment.llm, parts["adapter"])
+    for head in HEADS:
+        getattr(environment, head).load_state_dict(parts.get(head, {}))

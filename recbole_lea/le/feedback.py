@@ -76,9 +76,8 @@ class Feedback:
     def lookup(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Feedback of transitions, by their numbers [B], as far as it is wanted and there already.
 
-        Returns:
-            ``state``, ``next_state`` [B, state_dim] float32; ``reward``, ``negative_reward``,
-            ``augmented_reward`` [B] float32; ``negative``, ``augmented`` [B], the caller's numbers.
+        ``state``, ``next_state`` [B, state_dim] float32; ``reward``, ``negative_reward``,
+        ``augmented_reward`` [B] float32; ``negative``, ``augmented`` [B], the caller's numbers.
         """
         found: dict[str, Tensor] = {}
         told = rows if self.others is None else self.others[rows]

@@ -11,12 +11,16 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_lea.engine.memory import add_gradients
-from recbole_lea.engine.packing import PackedBatch, pack_snugly
+from recbole_lea.engine.memory import within_memory
+from recbole_lea.engine.packing import pack_snugly
 from recbole_lea.engine.processes import from_main, own_part, processes, sum_gradients
 from recbole_lea.equations import reward_loss, state_pairwise_loss, state_softmax_loss
-from recbole_lea.le.adapter import load_trained_state, trained_state
-from recbole_lea.le.environment import Environment, PromptEnds
+from recbole_lea.le.environment import (
+    Environment,
+    PromptEnds,
+    load_trained_state,
+    trained_state,
+)
 from recbole_lea.le.quality import Pairs, comparisons, evaluate
 from recbole_lea.le.sequences import Sequences, uniform_except
 from recbole_lea.le.settings import LESettings
@@ -126,6 +130,7 @@ def _schedule(step: int, n_steps: int, settings: LESettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 
+@within_memory()
 def _train_step(environment, optimizer, sequences, batch, rng) -> tuple[float, ...]:
     """One optimiser step; returns mean reward loss, state loss and pairwise accuracy."""
     environment.train()
@@ -138,18 +143,13 @@ def _train_step(environment, optimizer, sequences, batch, rng) -> tuple[float, .
     prompts = prompts[own.start : own.stop]
     parameters = [p for p in environment.parameters() if p.requires_grad]
     optimizer.zero_grad()
-
-    def learn(packed: PackedBatch) -> Tensor:
-        """Add the gradient of some rows; sums of the two losses and of the right pairs [3]."""
+    totals = torch.zeros(3, device=environment.device)
+    for packed in pack_snugly(prompts, settings.row_length, settings.batch_rows):
         loss, sums = _losses(environment, packed, items, own.start)
         if not torch.isfinite(loss):
             raise ValueError(f"LE fine-tuning: the loss is {loss.item()}; lower lea_finetune_lr")
-        add_gradients(loss, parameters)
-        return sums.detach()
-
-    totals = torch.zeros(3, device=environment.device)
-    for packed in pack_snugly(prompts, settings.row_length, settings.batch_rows):
-        totals += sum(environment.within_memory(packed, learn))
+        loss.backward()
+        totals += sums.detach()
     totals = sum_gradients(parameters, totals)
     if settings.finetune_clip:
         torch.nn.utils.clip_grad_norm_(parameters, settings.finetune_clip)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from recbole_lea.engine.llm import LLM
-from recbole_lea.engine.memory import add_gradients
+from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, pack
-from recbole_lea.engine.processes import collected, own_part, processes
+from recbole_lea.engine.processes import own_part, processes
 from recbole_lea.equations import sentence_loss
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.prompts import AT_ONCE, bos_ids, following, ids_of
@@ -79,7 +80,7 @@ def _fill(store, environment, ids, order, start, progress_bar) -> None:
                 for i, item in enumerate(members)
             ]
             made.append((bucket, *tokenize_bucket(environment, local, start[members])))
-        for bucket, vectors, losses in collected(made):
+        for bucket, vectors, losses in gather_object(made):
             store.write(bucket, {"ordered": vectors, "losses": losses})
 
 
@@ -162,6 +163,7 @@ def tokenize_bucket(
     return best.numpy(), torch.stack([first_loss, best_loss], dim=1).numpy()
 
 
+@within_memory()
 def _losses(
     environment: Environment, ids: list[list[int]], table: Tensor, backward: bool
 ) -> Tensor:
@@ -172,8 +174,7 @@ def _losses(
     """
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)
-
-    def learn(batch: PackedBatch) -> None:
+    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
         nodes, owners = _predicted(batch, environment.vocab_size)
         targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
         owner = torch.from_numpy(owners).to(table.device)
@@ -185,23 +186,14 @@ def _losses(
             sums = sums.index_add(0, owner, sentence_loss(logits, targets))
             losses = sums / counts.clamp(min=1)
         if backward:
-            add_gradients(losses.sum(), [table])
+            losses.sum().backward()
         present = counts.cpu() > 0
         result[present] = losses.detach().cpu()[present]
-
-    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
-        environment.within_memory(batch, learn)
     return result
 
 
 def _predicted(batch: PackedBatch, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions of the words after an item token, and the item each belongs to."""
-    ids, parents = batch.ids.ravel(), batch.parents.ravel()
-    owner = np.full(len(ids), -1, dtype=np.int64)
-    for node, (token, parent) in enumerate(zip(ids, parents, strict=True)):
-        if token >= vocab_size:
-            owner[node] = token - vocab_size
-        elif parent >= 0:
-            owner[node] = owner[parent]
-    nodes = np.flatnonzero((owner >= 0) & (ids < vocab_size))
-    return nodes, owner[nodes]
+    words = np.flatnonzero(batch.ids < vocab_size)
+    items = batch.item_above(words, vocab_size)
+    return words[items >= 0], batch.ids.flat[items[items >= 0]] - vocab_size

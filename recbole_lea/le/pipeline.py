@@ -11,25 +11,24 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from recbole_lea.engine.llm import LLM
+from recbole_lea.engine.llm import LLM, load_llm
 from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
 from recbole_lea.le import quality, selection
-from recbole_lea.le.adapter import load_trained_state, trained_state
+from recbole_lea.le.answers import fit_projection
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.environment import Environment
+from recbole_lea.le.environment import Environment, load_trained_state, trained_state
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
 from recbole_lea.le.finetune import finetune
 from recbole_lea.le.item_tokens import TOKENS
-from recbole_lea.le.projection import fit_projection
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.stages import ADAPTER, HISTORY, origin, table
 from recbole_lea.le.text import TextEnvironment
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
-from recbole_lea.store.llms import identify_llm, load_unpacked
+from recbole_lea.store.llms import identify_llm
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +42,19 @@ class Pipeline:
     """Item tokenization -> fine-tuning -> states, rewards -> selections.
 
     A stage runs when it is first asked for, and is read back from the cache if it was
-    finished under the same key before.
+    finished under the same key before. ``sequences`` are the TRAINING sequences: nothing else
+    ever reaches the LLM. ``dataset`` names the cache's sub-folder, and ``stages`` gets seconds and
+    memory.
 
-    Args:
-        settings: all LE settings.
-        catalogue: the items.
-        sequences: TRAINING sequences; nothing else ever reaches the LLM.
-        dataset: name of the cache's sub-folder.
-        stages: seconds and memory are recorded there.
-        progress_bar: show progress bars.
-
-    Raises:
-        FileNotFoundError: something that the cache lacks needs the LLM, which is not here.
-        DiskFull: the cache's disk has no room; what is finished is kept.
-        ReadOnly: the cache lacks something and cannot be written to.
+    Raises a FileNotFoundError if something that the cache lacks needs the LLM, which is not here;
+    ``DiskFull`` (what is finished is kept); ``ReadOnly`` if the cache lacks something.
     """
 
     def __init__(
         self,
-        settings: LESettings,
-        catalogue: Catalogue,
-        sequences: Sequences,
-        dataset: str,
-        stages: StageLog | None = None,
-        progress_bar: bool = True,
-    ) -> None:
+        settings: LESettings, catalogue: Catalogue, sequences: Sequences, dataset: str,
+        stages: StageLog | None = None, progress_bar: bool = True,
+    ) -> None:  # fmt: skip
         if settings.environment == "text":  # optimising item tokens asks the LLM
             settings = dataclasses.replace(settings, item_iterations=0)
         self.settings, self.catalogue, self.sequences = settings, catalogue, sequences
@@ -115,16 +102,14 @@ class Pipeline:
             self.require_llm(f"what the cache {self.cache.folder} lacks")
             s, worth = self.settings, self.sequences.n_transitions >= WORTH_COMPILING
             compiled = worth if s.compile == "auto" else bool(s.compile)
-            folder = Path(s.cache_dir) / f"llm-{self.llm_fingerprint[:16]}"  # for all datasets
-            asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
-                self._llm = load_unpacked(folder, *asked)
+                self._llm = load_llm(s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
         return self._llm
 
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
-        there = self.cache.is_recorded("items")
+        there = self.cache.is_built("items")
         return self.item_tokens(mapped=True).shape[1] if there else self.llm().width
 
     def item_tokens(self, mapped: bool = False) -> np.ndarray:

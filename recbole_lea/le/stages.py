@@ -16,10 +16,9 @@ from recbole_lea.le import answers
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import HISTORY
 from recbole_lea.le.item_tokens import TOKENIZATION, TOKENS, tokenize
-from recbole_lea.le.projection import project, projection_bounds
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.text import measure, text_parts
+from recbole_lea.le.text import DECAY, measure
 from recbole_lea.store.arrays import pieces
 from recbole_lea.store.cache import Layout, Stage
 
@@ -39,7 +38,8 @@ def table(le: "Pipeline") -> dict[str, Stage]:
     made_of, files = environment_parts(le, items.key), (ADAPTER, HISTORY)
     environment = Stage("environment", "LE fine-tuning", made_of, le.llm, le.finetune, files)
     if s.environment == "text":
-        made_of = parts(items=items.key, sequences=n.fingerprint, text=text_parts(s))
+        text = {"decay": DECAY, "max_history": s.max_history}
+        made_of = parts(items=items.key, sequences=n.fingerprint, text=text)
         environment = Stage(
             "environment", "text similarity", made_of,
             lambda: le.adapted, partial(measure, n), (HISTORY,),
@@ -53,10 +53,10 @@ def table(le: "Pipeline") -> dict[str, Stage]:
     rewards = rewards_of(le, le.actions, "rewards", "rewards", made_of, reuse=False)
     stages = [items, environment, states, rewards]
     if (dim := s.state_dim) is not None:
-        bounds = projection_bounds(n.n_states, dim)
+        bounds = answers.projection_bounds(n.n_states, dim)
         stages += [Stage(
             "projection", f"projection to {dim}", parts(states=states.key, state_dim=dim),
-            le.full_states, partial(project, dim),
+            le.full_states, partial(answers.project, dim),
             array="states", layout=lambda: Layout((n.n_states, dim), "float16", bounds),
         )]  # fmt: skip
     return {stage.name: stage for stage in stages}

@@ -7,7 +7,7 @@ with it; it has no positive-action prompt (deviation 66).
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +76,17 @@ class TextEnvironment:
 
     @torch.inference_mode()
     def answer(
-        self,
-        groups: Iterable[Sequence[Sequence[int]]],
-        head: Callable[[Tensor], Tensor],
+        self, groups: Iterable[Sequence[Sequence[int]]], head: Callable[[Tensor], Tensor]
     ) -> np.ndarray:
         """Apply ``head`` to each row of the groups, in their order: [N, ...], float32."""
         found = []
-        for rows in _batched(itertools.chain.from_iterable(groups), AT_ONCE):
+        prompts = itertools.chain.from_iterable(groups)
+        while rows := list(itertools.islice(prompts, AT_ONCE)):
             padded = np.full((len(rows), self.settings.max_history + 1), _NOTHING)
             for line, row in zip(padded, rows, strict=True):
                 line[-len(row) :] = row
             found.append(head(torch.from_numpy(padded)).float().numpy())
         return np.concatenate(found) if found else np.zeros((0,), dtype=np.float32)
-
-
-def text_parts(settings: LESettings) -> dict[str, Any]:
-    """What states and rewards are made of, beside texts."""
-    return {"decay": DECAY, "max_history": settings.max_history}
 
 
 def measure(sequences: Sequences, environment: TextEnvironment, folder: Path) -> dict[str, Any]:
@@ -104,9 +98,3 @@ def measure(sequences: Sequences, environment: TextEnvironment, folder: Path) ->
     if processes().is_main_process:
         write_json(folder / HISTORY, [record])
     return {}
-
-
-def _batched(rows: Iterable[Sequence[int]], n: int) -> Iterator[list[Sequence[int]]]:
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, n)):
-        yield batch

@@ -15,9 +15,7 @@ def init_item_embeddings(backbones: Sequence[nn.Module], tokens: np.ndarray, ids
 
     They are scaled to the deviation of what RecBole has drawn; its padding item keeps its own.
     ``tokens`` [n, d] and RecBole's ``ids`` [n] are by LE item index, ``backbones`` copies of one.
-
-    Raises:
-        ValueError: they are wider than the tokens allow.
+    Raises a ValueError if they are wider than the tokens allow.
     """
     tables: list[Any] = [backbone.item_embedding for backbone in backbones]
     width = tables[0].embedding_dim

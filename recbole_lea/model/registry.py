@@ -37,10 +37,8 @@ def names(backbones: Iterable[str]) -> list[str]:
 def lea_model(name: str) -> type[LEARecommender] | None:
     """The model class ``<Backbone><SNQN|SA2C>LEA``; None if the name is not of the form.
 
-    It is always the same object, which pickles by its name in ``recbole_lea.model``.
-
-    Raises:
-        ValueError: LEA cannot train that backbone.
+    It is always the same object, which pickles by its name in ``recbole_lea.model``. Raises a
+    ValueError if LEA cannot train that backbone.
     """
     for rl_loss in FRAMEWORKS:
         backbone = name.removesuffix(f"{rl_loss}LEA")

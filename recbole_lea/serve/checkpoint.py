@@ -34,9 +34,7 @@ class Ranker(nn.Module):
     def forward(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
         """Scores of all items, the padding item 0 included [B, n_items].
 
-        Args:
-            item_ids: RecBole's ids, oldest item first, right-padded with 0 [B, L], int64.
-            lengths: items in each history [B], int64.
+        ``item_ids`` [B, L] are RecBole's, oldest first, right-padded with 0; ``lengths`` are [B].
         """
         if self.output_head is not None:
             return self.output_head(self.backbone(item_ids, lengths))
@@ -46,29 +44,19 @@ class Ranker(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A trained model.
+    """A trained model."""
 
-    Attributes:
-        path: the file or folder it was read from.
-        config: all keys of the run, in built-in types.
-        item_tokens: item tokens in the order of RecBole's ids; the first is the padding item's.
-        state: the model's state dict, on the CPU.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    item_tokens: list[str]
-    state: dict[str, Tensor]
+    path: Path  # the file or folder it was read from
+    config: dict[str, Any]  # all keys of the run, in built-in types
+    item_tokens: list[str]  # in the order of RecBole's ids; the first is the padding item's
+    state: dict[str, Tensor]  # the model's state dict, on the CPU
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
         """Read a checkpoint, or a folder that ``recbole_lea.export --to safetensors`` made.
 
-        Nothing is unpickled but tensors and built-in types.
-
-        Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is no checkpoint of a model of this package.
+        Nothing is unpickled but tensors and built-in types. Raises a FileNotFoundError if it is
+        not there, and a ValueError if it is no checkpoint of a model of this package.
         """
         path = Path(path)
         if path.is_dir():
@@ -101,8 +89,7 @@ class Checkpoint:
     def ranker(self) -> Ranker:
         """The model that serves, in evaluation mode, on the CPU.
 
-        Raises:
-            ValueError: the backbone needs more than item histories, such as the user.
+        Raises a ValueError if the backbone needs more than item histories, such as the user.
         """
         # a mapping that, like RecBole's, answers None for what it does not hold
         config = defaultdict(lambda: None, self.config) | {"device": torch.device("cpu")}

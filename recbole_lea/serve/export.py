@@ -20,15 +20,9 @@ logger = logging.getLogger(__name__)
 def export(checkpoint: str | Path, to: str, output: str | Path | None = None) -> Path:
     """Write a trained model in another form, with its item tokens, and return the folder.
 
-    Args:
-        checkpoint: see ``Checkpoint.read``.
-        to: ``recbole``, ``onnx`` or ``safetensors``.
-        output: folder; default ``<checkpoint>-<to>`` beside the checkpoint.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is something else, or cannot be written in this form.
-        ModuleNotFoundError: a package for ONNX is missing.
+    ``to`` is ``recbole``, ``onnx`` or ``safetensors``; the folder ``output`` is by default
+    ``<checkpoint>-<to>`` beside the checkpoint. Raises as ``Checkpoint.read`` does, a ValueError if
+    it cannot be written in this form, and a ModuleNotFoundError if a package for ONNX is missing.
     """
     read = Checkpoint.read(checkpoint)
     read.ranker()  # a model that cannot be served is not exported

@@ -1,7 +1,6 @@
 """What model and LE say after a history."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,21 +24,15 @@ DRAWN, COLOURS = 200, 7  # histories whose states are drawn, and kinds of items 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What ``Inspector.look`` found.
+    """What ``Inspector.look`` found."""
 
-    Attributes:
-        name: whose history it is.
-        history: (token, title), oldest first.
-        items: the model's best items by token, best first, and the item that followed: ``title``;
-            ``score`` and ``Q`` (none under ``q_weight: 0``) with their ranks from 1; ``LE reward``,
-            unscaled; ``LE label``, by which the LE picks one of the first five; what was picked.
-        note: what the label is.
-    """
-
-    name: str
-    history: list[tuple[str, str]]
+    name: str  # whose history it is
+    history: list[tuple[str, str]]  # token and title, oldest first
+    # the model's best items by token, best first, and the item that followed: title; score and Q
+    # (none under ``q_weight: 0``) with their ranks from 1; the LE's reward, unscaled; the label, by
+    # which the LE picks one of the first five; what was picked
     items: DataFrame
-    note: str
+    note: str  # what the label is
 
     def text(self) -> str:
         """Lines for the terminal."""
@@ -56,12 +49,8 @@ class View:
 class Inspector:
     """A trained model, its data and its LE.
 
-    Args:
-        checkpoint: of a model of this package.
-
-    Raises:
-        FileNotFoundError: the checkpoint, the dataset, the LLM or the LE's cache is not there.
-        ValueError: the dataset is not the one of the training.
+    Raises a FileNotFoundError if the checkpoint, the dataset, the LLM or the LE's cache is not
+    there, and a ValueError if the dataset is not the one of the training.
     """
 
     def __init__(self, checkpoint: str | Path) -> None:
@@ -100,11 +89,7 @@ class Inspector:
         self.pipeline.require_llm("looking at the LE")
 
     def user(self, user: str) -> View:
-        """The newest held-out test transition of a user.
-
-        Raises:
-            ValueError: there is no such user, or nothing of the user is in the test split.
-        """
+        """The newest held-out test transition of a user; a ValueError where there is none."""
         data = self.dataset
         number = data.field2token_id[data.uid_field].get(user)
         if not number:  # 0 is padding
@@ -120,20 +105,17 @@ class Inspector:
     def look(
         self, history: Sequence[str], truth: str | None = None, of: str = "given history"
     ) -> View:
-        """Model and LE after a history of item tokens, oldest first.
+        """Model and LE after a history of item tokens, oldest first; ``truth`` followed, if known.
 
-        Args:
-            history: of which a token has to be known.
-            truth: the item that followed, if known.
-            of: whose history it is.
+        Raises a ValueError if the model knows none of the tokens.
         """
         ask = self.recommender
         known, _ = ask.known(history)
         items = DataFrame({"score": ask.scores([known])[0].numpy()}, index=ask.tokens)
-        items["rank"] = _ranks(items["score"])
+        items["rank"] = items["score"].rank(ascending=False, method="min").astype(int)
         if (q := self._q_values(known)) is not None:
             items["Q"] = q.numpy()
-            items["Q rank"] = _ranks(items["Q"])
+            items["Q rank"] = items["Q"].rank(ascending=False, method="min").astype(int)
         best = list(items["score"].nlargest(min(TOP, len(items) - 1)).index)  # no padding item
         shown = items.loc[best if truth is None or truth in best else [*best, truth]]
         shown.insert(0, "title", [self._title(token) for token in shown.index])
@@ -149,11 +131,7 @@ class Inspector:
     def draw(self, category: str | None = None) -> Figure:
         """The LE's states of held-out histories in two dimensions.
 
-        Args:
-            category: field of the items that colours the states.
-
-        Raises:
-            ValueError: the items have no such field.
+        ``category`` is the field of the items that colours them; a ValueError if there is none.
         """
         texts = self.catalogue.texts
         fields = sorted({name for text in texts for name in text})
@@ -162,22 +140,18 @@ class Inspector:
         generator = np.random.default_rng(self.config["lea_seed"])
         rows = generator.permutation(np.sort(self.test[ROW].numpy()))[:DRAWN]
         histories = [self.dataset.before(row) for row in rows.tolist()]
-        points = PCA(2).fit_transform(self._states(histories))
+        states = DataFrame(PCA(2).fit_transform(self._states(histories)))
         newest = self._indices([history[-1] for history in histories])
         # of "Industry,Tools,Saws" the first two
-        kinds = [",".join(texts[i].get(category or "", "").split(",")[:2]) for i in newest]
-        frequent = {kind for kind, _ in Counter(kinds).most_common(COLOURS)}
-        colours = np.array([kind if kind in frequent else "other" for kind in kinds])
+        kinds = Series([",".join(texts[i].get(category or "", "").split(",")[:2]) for i in newest])
+        kinds[~kinds.isin(kinds.value_counts().index[:COLOURS])] = "other"
         figure = Figure(figsize=(8, 6), layout="constrained")
         axes = figure.subplots()
-        for kind in sorted(set(colours)):
-            axes.scatter(points[colours == kind, 0], points[colours == kind, 1], s=16, label=kind)
-        axes.set_title(f"the LE's states after {len(points)} held-out histories")
-        axes.set(xlabel="principal component 1", ylabel="principal component 2")
+        for kind, points in states.groupby(kinds):
+            axes.scatter(points[0], points[1], s=16, label=kind)
+        axes.set_title(f"the LE's states after {len(states)} held-out histories: two components")
         if category:
             axes.legend(title=f"{category} of the newest item")
-        else:
-            axes.set_title("--category FIELD colours them", loc="right", fontsize=8)
         return figure
 
     def label_scores(self, history: list[str], listed: Sequence[str]) -> tuple[np.ndarray, str]:
@@ -228,7 +202,3 @@ class Inspector:
         texts = self.catalogue.texts[self.catalogue.index[token]]
         fields = item_fields(self.config["lea_item_sentence"])
         return (texts.get(fields[0]) if fields else None) or token
-
-
-def _ranks(values: Series) -> Series:
-    return values.rank(ascending=False, method="min").astype(int)

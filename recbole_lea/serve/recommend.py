@@ -16,17 +16,11 @@ BATCH = 256  # histories scored at a time
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """What is recommended after one history.
+    """What is recommended after one history."""
 
-    Attributes:
-        items: item tokens, best first.
-        scores: of the items, as the model gives them; comparable within one history.
-        unknown: tokens of the history that the model was not trained on, which were left out.
-    """
-
-    items: list[str]
-    scores: list[float]
-    unknown: list[str]
+    items: list[str]  # item tokens, best first
+    scores: list[float]  # of the items, as the model gives them; comparable within one history
+    unknown: list[str]  # tokens of the history that the model does not know and were left out
 
 
 class Recommender:
@@ -43,8 +37,7 @@ class Recommender:
     ) -> tuple[list[str], list[str]]:
         """The tokens of a history that the model knows, and the others, which are logged.
 
-        Raises:
-            ValueError: the history is no list, is empty, or has no known token.
+        Raises a ValueError if the history is no list, is empty, or has no known token.
         """
         history = _texts(history, name)
         if not history:
@@ -118,10 +111,8 @@ def recommend(
             again, as in RecBole's evaluation.
         exclude: items that are never recommended; unknown ones are passed over.
 
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is something else, a history is empty or has no known item, or ``k`` is
-            more than there are items.
+    Raises a FileNotFoundError if there is no such checkpoint, and a ValueError if it is something
+    else, a history is empty or has no known item, or ``k`` is more than there are items.
     """
     return Recommender(checkpoint).recommend(histories, k, exclude_history, exclude)
 

@@ -35,14 +35,10 @@ class ArrayStore:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        arrays: Mapping[str, tuple[tuple[int, ...], str]],
-        bounds: Sequence[int],
-        key: str,
-        meta: Mapping[str, Any] | None = None,
+        self, folder: Path, arrays: Mapping[str, tuple[tuple[int, ...], str]],
+        bounds: Sequence[int], key: str, meta: Mapping[str, Any] | None = None,
         given: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.bounds = [int(bound) for bound in bounds]
         self._given = dict(given or {})
@@ -98,12 +94,8 @@ class ArrayStore:
     def write(self, shard: int, values: Mapping[str, np.ndarray]) -> None:
         """Fill a shard; it counts as finished once its data are on disk.
 
-        Values are brought into the array's shape and dtype.
-
-        Raises:
-            ValueError: a value is not finite, or too large for the array's dtype.
-            DiskFull: there is no room for the rows.
-            ReadOnly: the folder cannot be written to.
+        Values are brought into the array's shape and dtype. Raises a ValueError if one is not
+        finite there; ``DiskFull`` and ``ReadOnly``.
         """
         missing = self.missing()
         if self._main:
@@ -132,7 +124,7 @@ class ArrayStore:
     def _fill(self, name: str, start: int, data: bytes) -> None:
         """Write rows, into a file that has its header and size before them."""
         path = self.folder / f"{name}.npy"
-        with clear_errors_at(self.folder, len(data)):
+        with clear_errors_at(self.folder):
             if not self._is_there(name):
                 path.unlink(missing_ok=True)  # a copied cache may link to what is not ours
                 np.lib.format.open_memmap(path, "w+", self._spec[name][1], self._spec[name][0])

@@ -81,7 +81,7 @@ class Cache:
 
     def path(self, stage: str) -> Path:
         """The stage's folder."""
-        return stage_folder(self.folder, stage, self.table[stage].key)
+        return self.folder / f"{stage}-{self.table[stage].key[:16]}"
 
     def run(self, stage: Stage) -> Path:
         """A stage's folder, which is reused, or computed as far as it lacks something.
@@ -154,10 +154,6 @@ class Cache:
                 save(folder)
         self._checked.add(name)
 
-    def is_recorded(self, stage: str) -> bool:
-        """Whether a stage with files was finished; they are not read."""
-        return from_main((self.path(stage) / DONE).is_file())
-
     def is_built(self, stage: str) -> bool:
         """Whether a stage is finished; files, unlike an array, are held against their checksums."""
         checked = self.path(stage).name in self._checked
@@ -169,11 +165,6 @@ class Cache:
         record = read_record(self.path(stage) / name) or {}
         finished = record.get("key") == self.table[stage].key and all(record.get("shards", ()))
         return record if finished else None
-
-
-def stage_folder(folder: Path, stage: str, key: str) -> Path:
-    """Where the cache of a dataset holds a stage of that key."""
-    return folder / f"{stage}-{key[:16]}"
 
 
 @contextlib.contextmanager

@@ -26,12 +26,11 @@ DONE = "done.json"
 
 
 class DiskFull(OSError):
-    """A folder's disk has no room, for ``needed`` bytes if known; what is finished stays valid."""
+    """A folder's disk has no room; what is finished stays valid."""
 
-    def __init__(self, folder: Path, needed: int | None = None) -> None:
-        wanted = "" if needed is None else f" for {needed:,} bytes"
+    def __init__(self, folder: Path) -> None:
         super().__init__(
-            f"no space left in {folder}{wanted}: free some, or set lea_cache_dir (the LE) or "
+            f"no space left in {folder}: free some, or set lea_cache_dir (the LE) or "
             "checkpoint_dir (models) to another disk, and run again; what is finished is kept"
         )
         self.errno = errno.ENOSPC
@@ -50,7 +49,7 @@ class ReadOnly(OSError):
 
 
 @contextlib.contextmanager
-def clear_errors_at(folder: Path, needed: int | None = None) -> Iterator[None]:
+def clear_errors_at(folder: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write into ``DiskFull`` or ``ReadOnly``."""
     try:
         yield
@@ -58,21 +57,21 @@ def clear_errors_at(folder: Path, needed: int | None = None) -> Iterator[None]:
         if isinstance(error, DiskFull | ReadOnly):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(folder, needed) from error
+            raise DiskFull(folder) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise ReadOnly(folder) from error
         raise
 
 
 @contextlib.contextmanager
-def replacing(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose contents become the file at the end of the block, or never.
 
-    Raises ``DiskFull`` (for ``needed`` bytes if known) or ``ReadOnly``; then the old file stays.
+    Raises ``DiskFull`` or ``ReadOnly``; then the old file stays.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with clear_errors_at(path.parent, needed):
+        with clear_errors_at(path.parent):
             with partial.open("wb") as stream:
                 yield stream
                 stream.flush()
@@ -86,7 +85,7 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path, *parts: Any) -> None:
     """Write bytes or C-contiguous arrays, one after the other; errors as in ``replacing``."""
-    with replacing(path, sum(memoryview(part).nbytes for part in parts)) as stream:
+    with replacing(path) as stream:
         for part in parts:
             stream.write(part)
 

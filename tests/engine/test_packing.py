@@ -86,20 +86,3 @@ def test_every_prompt_can_be_read_back(groups, batch_rows, snug):
             found[int(prompt)] = flat_ids[row * length + seen[order]].tolist()
     prompts = [prompt for group in groups for prompt in group]
     assert [found[i] for i in range(len(found))] == prompts
-
-
-def test_halves_hold_the_rows_they_are_of():
-    groups = [[[i, i, j] for j in range(3)] for i in range(1, 8)]
-    (batch,) = pack(groups, row_length=8, batch_rows=8)
-    assert batch.ids.shape == (8, 8)
-    first, second = batch.halves()
-    assert (first.n_tokens, second.n_tokens, batch.n_tokens) == (4 * 5, 3 * 5, 7 * 5)
-    assert [*first.prompts, *second.prompts] == batch.prompts.tolist()
-    for half, rows in ((first, slice(0, 4)), (second, slice(4, 8))):
-        for name in ("ids", "positions", "mask"):
-            np.testing.assert_array_equal(getattr(half, name), getattr(batch, name)[rows])
-        ends = [groups[p // 3][p % 3] for p in half.prompts]
-        assert half.ids.ravel()[half.ends].tolist() == [end[-1] for end in ends]
-        before = half.ids.ravel()[half.parents.ravel()[half.ends]]
-        assert before.tolist() == [end[-2] for end in ends]
-    assert (second.parents.max(), second.parents.min()) == (3 * 8 - 8 + 1, -1)

@@ -8,7 +8,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from recbole_lea.engine.llm import compile_layers, load_llm
 from recbole_lea.engine.packing import pack
-from recbole_lea.le.adapter import load_trained_state, trained_state
+from recbole_lea.le.environment import load_trained_state, trained_state
 from recbole_lea.store.files import read_tensors
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 

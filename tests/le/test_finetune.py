@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from recbole_lea.le import finetune as ft
 from recbole_lea.le import quality
-from recbole_lea.le.adapter import trained_state
 from recbole_lea.le.catalogue import Catalogue
+from recbole_lea.le.environment import trained_state
 from recbole_lea.le.heads import evened
 from recbole_lea.le.quality import better_than_chance
 from recbole_lea.le.sequences import Sequences, uniform_except
