@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
-from recbole_lea.engine.llm import LLM, load_llm
+from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
@@ -28,7 +28,7 @@ from recbole_lea.le.stages import ADAPTER, HISTORY, origin, table
 from recbole_lea.le.text import TextEnvironment
 from recbole_lea.store.cache import Cache, Stage
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
-from recbole_lea.store.llms import identify_llm
+from recbole_lea.store.llms import identify_llm, load_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,10 @@ class Pipeline:
             self.require_llm(f"what the cache {self.cache.folder} lacks")
             s, worth = self.settings, self.sequences.n_transitions >= WORTH_COMPILING
             compiled = worth if s.compile == "auto" else bool(s.compile)
+            folder = Path(s.cache_dir) / f"llm-{self.llm_fingerprint[:16]}"  # for all datasets
+            asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
-                self._llm = load_llm(s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
+                self._llm = load_unpacked(folder, *asked)
         return self._llm
 
     @property

@@ -152,6 +152,8 @@ class Inspector:
         axes.set_title(f"the LE's states after {len(states)} held-out histories: two components")
         if category:
             axes.legend(title=f"{category} of the newest item")
+        else:
+            axes.set_xlabel("--category FIELD colours them by a field of the newest item")
         return figure
 
     def label_scores(self, history: list[str], listed: Sequence[str]) -> tuple[np.ndarray, str]:

