@@ -17,8 +17,7 @@ CHECKED_ROW, SHARED, OWN = 320, 40, 8
 
 # Largest relative difference that rounding explains, in float32 and in 16 bits (on an H200 a random
 # LLM of Mistral-7B's shapes has 0.04). A mask that is not obeyed gives 0.2 and more.
-TOLERANCE = {torch.float32: 1e-3}
-TOLERANCE_IN_16_BITS = 0.1
+TOLERANCE, TOLERANCE_IN_16_BITS = 1e-3, 0.1
 
 KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -114,6 +113,7 @@ def check_packing(model: Any) -> None:
             f"it gives numbers that are not finite in {model.dtype}: set lea_llm_dtype to bfloat16 "
             "or float32; if it is that already, its weights are damaged"
         )
+    tolerance = TOLERANCE if model.dtype == torch.float32 else TOLERANCE_IN_16_BITS
     for found, expected, reason in (
         (packed, alone, "it does not follow the mask or the positions, or is no causal model"),
         (next_word_logits(model, alone), logits, "it changes what its LM head gives"),
@@ -121,7 +121,7 @@ def check_packing(model: Any) -> None:
         found, expected = found.float(), expected.to(found.device).float()
         # of the middle prompt: rounding may send a word to another expert
         difference = ((found - expected).norm(dim=1) / expected.norm(dim=1)).median().item()
-        if not difference <= TOLERANCE.get(model.dtype, TOLERANCE_IN_16_BITS):
+        if not difference <= tolerance:
             raise ValueError(
                 "prompts that share a row would get other results than alone (relative difference "
                 f"{difference:.2g}): {reason}; {REMEDY}"

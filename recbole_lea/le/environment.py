@@ -43,12 +43,9 @@ class PromptEnds(NamedTuple):
 class Environment(nn.Module):
     """LLM + LoRA adapter (phi) + score head (theta) + state head + item tokens.
 
-    Args:
-        llm: the frozen LLM.
-        item_tokens: item tokenization's result [n_items, d], float32; not trained here.
-        settings: prompts, LoRA and packing.
-        adapted: with the LoRA adapter; item tokenization needs none.
-        titles: of all items, with ``prompt_items: title``: the LLM reads words alone.
+    ``item_tokens`` [n_items, d], float32, are not trained here. Item tokenization needs an LLM that
+    is not ``adapted``. With the ``titles`` of all items (``prompt_items: title``), it reads words
+    alone.
     """
 
     item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
@@ -162,11 +159,8 @@ class Environment(nn.Module):
 
     def label_scores_of(self, ends: PromptEnds) -> Tensor:
         """Log-probabilities of the label words as the next token [N, n_labels]."""
-        return self.next_word_logits(ends.hidden).float().log_softmax(-1)[:, self.prompts.labels]
-
-    def next_word_logits(self, hidden: Tensor) -> Tensor:
-        """LM head: last hidden states [N, d] -> logits [N, vocab_size] in the LLM's dtype."""
-        return next_word_logits(self.llm, hidden).to(self.device)
+        logits = next_word_logits(self.llm, ends.hidden).to(self.device)  # [N, vocab_size]
+        return logits.float().log_softmax(-1)[:, self.prompts.labels]
 
     @within_memory()
     @torch.inference_mode()
@@ -230,10 +224,10 @@ def load_trained_state(environment: Any, state: dict[str, Tensor]) -> None:
         raise KeyError(f"the saved LE lacks {min(missing)} ({len(missing)} tensors)")
     from peft import set_peft_model_state_dict
 
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
-    set_peft_model_state_dict(environment.llm, parts["adapter"])
+    def own(part: str) -> dict[str, Tensor]:
+        start = f"{part}."
+        return {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+
+    set_peft_model_state_dict(environment.llm, own("adapter"))
     for head in HEADS:
-        getattr(environment, head).load_state_dict(parts.get(head, {}))
+        getattr(environment, head).load_state_dict(own(head))

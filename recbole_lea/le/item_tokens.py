@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_lea.engine.attention import next_word_logits
 from recbole_lea.engine.llm import LLM
 from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, pack
@@ -180,7 +181,7 @@ def _losses(
         owner = torch.from_numpy(owners).to(table.device)
         with torch.set_grad_enabled(backward):
             hidden = environment.hidden(batch, table)[batch.parents.flat[nodes]]
-            logits = environment.next_word_logits(hidden)  # [N, V]
+            logits = next_word_logits(environment.llm, hidden).to(table.device)  # [N, V]
             counts = torch.bincount(owner, minlength=len(table))
             sums = torch.zeros(len(table), device=table.device)
             sums = sums.index_add(0, owner, sentence_loss(logits, targets))

@@ -18,11 +18,8 @@ class Sequences:
 
     A sequence x_1..x_T has the states of its prefixes x_{1:t}, t = 1..T, and the transitions
     (x_{1:t} -> x_{t+1}), t = 1..T-1. Both are numbered consecutively over all sequences, from
-    ``state_starts`` and ``transition_starts`` [n_sequences + 1] on.
-
-    Args:
-        tokens: user token -> item tokens in time order, at least one.
-        catalogue: gives the item indices; a KeyError names an item that is not there.
+    ``state_starts`` and ``transition_starts`` [n_sequences + 1] on. They are made of user tokens ->
+    item tokens in time order; a KeyError names an item that the catalogue lacks.
     """
 
     def __init__(self, tokens: Mapping[str, Sequence[str]], catalogue: Catalogue) -> None:

@@ -36,12 +36,8 @@ _NOTHING = -1  # fills the rows of shorter histories
 class TextEnvironment:
     """States and rewards by the similarity of item texts.
 
-    The state is the mean of the newest items' evened text vectors; an item weighs ``DECAY``
-    times what the next one does. The reward of an action is its cosine to the state.
-
-    Args:
-        item_tokens: text vectors [n_items, d], float32.
-        settings: ``max_history`` is the window.
+    The state is the mean of the newest items' evened text vectors [n_items, d]; an item weighs
+    ``DECAY`` times what the next one does. The reward of an action is its cosine to the state.
     """
 
     def __init__(self, item_tokens: Tensor, settings: LESettings) -> None:

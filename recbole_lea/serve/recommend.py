@@ -102,10 +102,8 @@ def recommend(
     To ask often, keep a ``Recommender``. A number as item is taken as its text.
 
     Args:
-        checkpoint: a checkpoint of a model of this package, or a folder that
-            ``recbole_lea.export --to safetensors`` made.
-        histories: item tokens, oldest first; of a long one the newest
-            ``MAX_ITEM_LIST_LENGTH`` that are known count.
+        checkpoint: of a model of this package, or a folder that ``--to safetensors`` made.
+        histories: item tokens, oldest first; the newest ``MAX_ITEM_LIST_LENGTH`` known ones count.
         k: how many items; fewer come back where the exclusions leave fewer.
         exclude_history: leave out the items of each history; by default one can be recommended
             again, as in RecBole's evaluation.

@@ -22,16 +22,10 @@ logger = logging.getLogger(__name__)
 class ArrayStore:
     """A folder with one ``.npy`` per array and a manifest of the finished shards.
 
-    A shard is a range of rows, the same in every array. Of several processes, the main one reads
-    and writes.
-
-    Args:
-        folder: created with the first shard.
-        arrays: name -> (shape, dtype) of what is to be computed; all have the same length.
-        bounds: row at which each shard starts, and the end [n_shards + 1].
-        key: of the stage; arrays made under another key, or of another shape, count as missing.
-        meta: recorded in the manifest.
-        given: arrays that are known beforehand and stored beside the computed ones.
+    A shard is a range of rows, the same in every array: ``bounds`` are the rows where they start,
+    and the end [n_shards + 1]. ``arrays`` (name -> shape, dtype) are to be computed; those that are
+    ``given`` are stored beside them. Arrays made under another ``key``, or of another shape, count
+    as missing. ``meta`` joins the manifest. Of several processes, the main one reads and writes.
     """
 
     def __init__(
@@ -42,14 +36,9 @@ class ArrayStore:
         self.folder = folder
         self.bounds = [int(bound) for bound in bounds]
         self._given = dict(given or {})
-        spec = dict(arrays) | {name: (a.shape, a.dtype) for name, a in self._given.items()}
-        self._spec = {
-            name: (tuple(spec[name][0]), np.dtype(spec[name][1])) for name in sorted(spec)
-        }
-        described = {
-            name: {"shape": list(shape), "dtype": dtype.name}
-            for name, (shape, dtype) in self._spec.items()
-        }
+        spec = dict(arrays) | {name: (a.shape, a.dtype.name) for name, a in self._given.items()}
+        self._spec = {n: (tuple(a), np.dtype(dtype)) for n, (a, dtype) in sorted(spec.items())}
+        described = {n: {"shape": list(a), "dtype": d.name} for n, (a, d) in self._spec.items()}
         identity = {"key": key, "arrays": described, "bounds": self.bounds}
         self._main = processes().is_main_process
         self._missing: list[int] | None = None

@@ -66,11 +66,8 @@ class Stage:
 class Cache:
     """The stages of one LE; all processes call its methods in the same order, the main one writes.
 
-    Args:
-        folder: of the dataset; other LEs may share it.
-        table: the stages by name; each one that is run joins it.
-        origin: what the record of a stage, which it gets, tells about where it comes from.
-        log: seconds and memory of the stages that are computed.
+    Other LEs of the dataset may share the ``folder``. A stage that is run joins the ``table``, and
+    its record tells what ``origin`` says of it. ``log`` gets seconds and memory.
     """
 
     def __init__(self, folder: Path, table: dict[str, Stage], origin: Any, log: StageLog) -> None:

@@ -28,9 +28,13 @@ def identify_llm(
     OSError if it is not here and unknown to the cache.
     """
     path = folder / "llm.json"
+
+    def entries() -> list[dict[str, str]]:
+        return (read_record(path) or {}).get("known", [])
+
     revision = (options or {}).get("revision")
     name = {"llm": f"{spec}@{revision}" if revision else spec, "llm_dtype": dtype}
-    known = [entry for entry in _known_llms(path) if entry | name == entry]
+    known = [entry for entry in entries() if entry | name == entry]
     here = str(pick_dtype(dtype, device)).removeprefix("torch.")
     try:
         for entry in known:
@@ -47,18 +51,10 @@ def identify_llm(
         logger.info("the LLM is not here: using what the cache was made with (%s)", error)
         return known[0]["fingerprint"], known[0]["dtype"], str(error)
     with held(folder) as writable:
-        others = [entry for entry in _known_llms(path) if entry | name != entry]
+        others = [entry for entry in entries() if entry | name != entry]
         if writable:  # else this machine is not remembered
             write_record(path, {"known": [*others, name | {"dtype": here, "fingerprint": found}]})
     return found, here, None
-
-
-def _known_llms(path: Path) -> list[dict[str, str]]:
-    """The entries of ``llm.json``."""
-    known = (read_record(path) or {}).get("known")
-    keys = {"llm", "llm_dtype", "dtype", "fingerprint"}
-    entries = known if isinstance(known, list) else []
-    return [entry for entry in entries if isinstance(entry, dict) and entry.keys() == keys]
 
 
 def load_unpacked(
