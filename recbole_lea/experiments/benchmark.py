@@ -25,24 +25,22 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Parse the command line and do what it asks for."""
     given = arguments.given()
-    options, rest = _parser().parse_known_args(given)
+    options = _parser().read()
     kept = [argument for argument in given if argument != "--report"]
     command = shlex.join(["python", "-m", "recbole_lea.benchmark", *kept])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments.set_given(rest)  # what RecBole is to read
     if options.speed or options.load:
         print(json.dumps(_measure(options)))
         return
-    failed = _reproduce(options, rest, command)
+    failed = _reproduce(options, command)
     sys.exit(f"{failed} runs failed; their run.log says why" if failed else 0)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_lea.benchmark",
-        description="The paper's tables and figures on a dataset, or measurements of speed. With "
-        "--table and --figure, any --key=value of the YAML files goes to all runs.",
-        allow_abbrev=False,  # --seed is a key, not short for --seeds
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        "python -m recbole_lea.benchmark",
+        "The paper's tables and figures on a dataset, or measurements of speed. With "
+        "--table and --figure, any --key=value or --key value of the YAML files goes to all runs.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     add, choose = parser.add_argument, what.add_argument
@@ -58,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", action="store_true", help="report what is finished, and start nothing")
     add("--rerun-old", action="store_true", help="repeat runs made by another training code")
     add("--search", default="properties/benchmark.yaml", help="the search")
-    add("--results", default="results", help="folder of the reports")
-    add("--config_files", default="", help="YAML files, separated by blanks")
+    add("--results", type=arguments.path, default="results", help="folder of the reports")
+    add("--config_files", **arguments.CONFIG_FILES)
     add("--methods", default="", help="rows to run now, separated by commas")
     add("--users", type=int, default=100, help="--speed: users whose sequences the LLM reads")
     add("--items", type=int, default=10**5, help="--load: items")
@@ -80,11 +78,11 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     return speed.run(config, options.users)
 
 
-def _reproduce(options: argparse.Namespace, rest: list[str], command: str) -> int:
+def _reproduce(options: argparse.Namespace, command: str) -> int:
     """Do the runs and write the report; returns how many runs failed."""
     from filelock import FileLock, Timeout
 
-    name, benchmark = _benchmark(options, rest)
+    name, benchmark = _benchmark(options)
     if options.dry_run:
         for run in itertools.chain(*benchmark.phases()):
             print(f"{run.spec.kind:<7}{run.spec.method}, seed {run.spec.seed}")
@@ -102,13 +100,13 @@ def _reproduce(options: argparse.Namespace, rest: list[str], command: str) -> in
     return len(failed)
 
 
-def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benchmark"]:
+def _benchmark(options: argparse.Namespace) -> tuple[str, "Benchmark"]:
     """The name of the table or figure, and its runs."""
     if options.seeds < 1 or options.jobs < 1:
         raise ValueError("--seeds and --jobs have to be 1 or more")
     from recbole_lea.experiments import plan, runner
 
-    given = arguments.given_keys(rest)
+    given = list(arguments.given_keys())
     search = plan.Search.read(find_config_file(options.search), given)
     if options.table:
         name, methods = f"table{options.table}", plan.table(options.table)
@@ -123,7 +121,7 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> tuple[str, "Benc
     only = tuple(label.strip() for label in options.methods.split(",") if label.strip())
     return name, runner.Benchmark(
         options.dataset, methods, search, range(1, options.seeds + 1), Path(options.results),
-        files, tuple(rest), options.jobs, options.rerun_old, only,
+        files, tuple(arguments.given()), options.jobs, options.rerun_old, only,
     )  # fmt: skip
 
 
