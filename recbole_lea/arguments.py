@@ -1,11 +1,27 @@
-"""The command line: what RecBole is to read of it. This module alone reads ``sys.argv``."""
+"""The command line of our programs, and what RecBole is to read of it.
 
+This module alone reads ``sys.argv``. RecBole reads ``--key=value`` alone; ``Parser`` turns what
+was typed into that.
+"""
+
+import argparse
 import ast
+import contextlib
+import os
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from recbole_lea.keys import RULES
+from recbole_lea.keys import RULES, known_keys, nearest, recbole_folder
+
+# add_argument("--config_files", **CONFIG_FILES)
+CONFIG_FILES: dict[str, Any] = {
+    "nargs": "+", "action": "extend", "default": [], "metavar": "FILE",
+    "help": "YAML files, separated by blanks; later ones win",
+}  # fmt: skip
+
+_KEY = "key "  # before a key's name, in the parser's namespace
 
 _given: list[str] | None = None
 
@@ -25,6 +41,70 @@ def set_given(arguments: Sequence[str]) -> None:
     _given = list(arguments)
 
 
+def given_keys() -> dict[str, Any]:
+    """Keys and values of the arguments that RecBole reads."""
+    return read_arguments(given())[0]
+
+
+class Parser(argparse.ArgumentParser):
+    """A program's options, and with ``keys`` any key of the YAML files: --key=value, --key value.
+
+    A mistake is one line, and exit code 2.
+    """
+
+    def __init__(self, prog: str, description: str, keys: bool = True) -> None:
+        # a program's own option goes before a key of the same name
+        super().__init__(prog, description=description, allow_abbrev=False,
+                         conflict_handler="resolve")  # fmt: skip
+        with contextlib.suppress(ModuleNotFoundError):  # --help works without RecBole
+            for key in sorted(known_keys()) if keys else ():
+                self.add_argument(
+                    f"--{key}", dest=_KEY + key, action="append", default=SUPPRESS, help=SUPPRESS
+                )
+
+    def error(self, message: str) -> NoReturn:
+        """End the program, with a line that says why."""
+        self.exit(2, f"error: {message} (--help shows the options)\n")
+
+    def read(self) -> argparse.Namespace:
+        """The program's own options; from now on RecBole reads the keys, and nothing else."""
+        options, rest = self.parse_known_args(given())
+        if rest:
+            recbole_folder()  # without it no key is known
+            name = rest[0].partition("=")[0]
+            known = [option.lstrip("-") for option in self._option_string_actions]
+            hint = nearest(name.lstrip("-"), known) if name.startswith("-") else ""
+            self.error(f"{name}: not an option, nor a key that anybody reads{hint}")
+        values = {name: value for name, value in vars(options).items() if name.startswith(_KEY)}
+        for name in values:
+            delattr(options, name)
+        set_given([f"--{name.removeprefix(_KEY)}={v}" for name in values for v in values[name]])
+        try:
+            given_keys()
+        except ValueError as error:
+            self.error(str(error))
+        return options
+
+    def refuse_unread(self, model: str) -> None:
+        """End the program if a key was given that is none of this model's."""
+        known = known_keys(model)
+        for key in given_keys():
+            if key not in known:
+                self.error(f"--{key}: {model} reads no such key{nearest(key, known)}")
+
+
+def path(text: str) -> str:
+    """A path of the command line: ``type=path``."""
+    return os.path.expanduser(text)
+
+
+def existing(text: str) -> str:
+    """A path of the command line at which there has to be something: ``type=existing``."""
+    if not os.path.exists(path(text)):
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return path(text)
+
+
 def read_arguments(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Keys and values of ``--key=value``, and the arguments that are not of this form.
 
@@ -39,14 +119,6 @@ def read_arguments(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str]]
         elif given.setdefault(key, value) != value:
             raise ValueError(f"`{key}` is given twice: --{key}={given[key]} and --{key}={value}")
     return literals(given), others
-
-
-def given_keys(arguments: Iterable[str]) -> list[str]:
-    """Keys of arguments that a program leaves to RecBole; a ValueError unless ``--key=value``."""
-    given, others = read_arguments(arguments)
-    if others:
-        raise ValueError(f"{others[0]}: not an option; keys are given as --key=value")
-    return list(given)
 
 
 def literals(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,35 +6,31 @@ histories. The LE comes from ``lea_cache_dir``; nothing is trained here. What is
 imported late: ``--help`` and mistakes need neither torch nor RecBole.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
-from recbole_lea.arguments import given_keys, set_given
+from recbole_lea.arguments import Parser, existing, path
 from recbole_lea.console import console
 
 
 def main() -> None:
     """Parse the command line, print and draw."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_lea.inspect",
-        description="One recommendation as model and LE see it. Keys of the YAML files, such as "
+    parser = Parser(
+        "python -m recbole_lea.inspect",
+        "One recommendation as model and LE see it. Keys of the YAML files, such as "
         "--data_path=DIR or --lea_cache_dir=DIR, say where things are if they have moved.",
-        allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", help="a .pth file that training has saved")
+    parser.add_argument("checkpoint", type=existing, help="a .pth file that training has saved")
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--user", help="user token: the history before the held-out test item")
     who.add_argument("--history", help="item tokens, oldest first, separated by |")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the LE's states")
+    parser.add_argument("--plot", type=path, metavar="FILE.png", help="draw the LE's states")
     parser.add_argument("--category", help="--plot: the field of the .item file that colours")
-    options, rest = parser.parse_known_args()
+    options = parser.read()
     if options.user is None and options.history is None and options.plot is None:
-        raise ValueError("give --user, --history or --plot")
+        parser.error("give --user, --history or --plot")
     if options.plot and Path(options.plot).suffix.lower() != ".png":
-        raise ValueError(f"--plot {options.plot}: the file has to end with .png")
-    given_keys(rest)
-    set_given(rest)
+        parser.error(f"--plot {options.plot}: the file has to end with .png")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     from recbole_lea.serve.inspector import Inspector
 

@@ -1,9 +1,12 @@
 """Our YAML keys and what values they take, RecBole's where LEA depends on them; no RecBole."""
 
 import difflib
+import functools
 import importlib.util
 import json
+import os
 import re
+import runpy
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,20 @@ def _path(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
+def _word(*words: str) -> Rule:
+    """One of the words, in capitals or not, as RecBole reads it."""
+    return (lambda v: isinstance(v, str) and v.lower() in words), "one of " + ", ".join(words)
+
+
+def _clip(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() <= {"max_norm", "norm_type"}
+        and _number(0, 1e9)[0](value.get("max_norm"))
+        and _number(0, float("inf"))[0](value.get("norm_type", 2))
+    )
+
+
 def _eval_args(value: Any) -> bool:
     if not isinstance(value, dict) or not value.keys() <= {"split", "group_by", "order", "mode"}:
         return False
@@ -86,6 +103,8 @@ _PATH = _path, "a text without control characters"
 _COUNT = _number(1, 10**9, int)
 _COUNT_OR_0 = _number(0, 10**9, int)
 _WEIGHT = _number(0, 1e6)
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # sparse_adam needs other gradients
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 RULES: dict[str, Rule] = {
     # which way
@@ -163,9 +182,22 @@ RECBOLE_RULES: dict[str, Rule] = {
     **_same(_COUNT, "hidden_size embedding_size n_heads"),
     **_same(_COUNT_OR_0, "epochs eval_step stopping_step"),
     # a search draws from them: a number that is none of theirs would end hours later
+    **_same(_COUNT, "n_layers num_layers inner_size"),
+    **_same(_number(0, 1), "layer_norm_eps initializer_range"),
+    "hidden_act": _one_of("gelu", "relu", "swish", "tanh", "sigmoid"),
     **_same(_number(0, 0.999999), "dropout_prob hidden_dropout_prob attn_dropout_prob"),
     **_same(_PATH, "USER_ID_FIELD ITEM_ID_FIELD TIME_FIELD"),
-    "learning_rate": _number(0, 1e3),
+    **_same(_number(0, 1e3), "learning_rate weight_decay"),
+    "learner": _word(*_LEARNERS),
+    "state": _optional(_word(*_LEVELS)),
+    "clip_grad_norm": _optional((_clip, "{max_norm: N}, with norm_type: N if wanted")),
+    "log_wandb": (
+        (lambda v: v is False or (v is True and importlib.util.find_spec("wandb") is not None)),
+        "False, or True where the package wandb is installed (pip install wandb)",
+    ),
+    **_same(_FLAG, "show_progress reproducibility use_gpu enable_amp enable_scaler shuffle"),
+    **_same(_number(0, 100, int), "loss_decimal_place metric_decimal_place"),
+    **_same(_PATH, "data_path checkpoint_dir"),
     "seed": _number(0, 2**32 - 1, int),
     "transform": _optional(_TEXT),
     "valid_metric": _TEXT,
@@ -198,6 +230,21 @@ REFUSED = {
     ),
 }
 
+# Keys with a path: `~` is the user's folder.
+PATH_KEYS = ("data_path", "checkpoint_dir", "lea_cache_dir", "lea_llm")
+
+# Keys that RecBole reads, but that no YAML file of its has.
+_WITHOUT_DEFAULT = {
+    "encoding", "tail_ratio", "reg_weight", "numerical_features", "eta", "contrast", "sim",
+    "use_filter",
+}  # fmt: skip
+
+# RecBole's sequential models that LEA cannot train; a model that is built would find out the same.
+REFUSED_BACKBONES = (
+    "BERT4Rec", "DIEN", "DIN", "FDSA", "FPMC", "GRU4RecCPR", "GRU4RecF", "GRU4RecKG", "KSR",
+    "RepeatNet", "S3Rec", "SASRecCPR", "SASRecF", "SHAN", "TransRec",
+)  # fmt: skip
+
 
 def check_values(values: Mapping[str, Any], given: Iterable[str]) -> None:
     """Check the names of the given keys, and each value by itself; absent ones are not asked for.
@@ -222,26 +269,70 @@ def check_model_name(name: str) -> None:
 
     Raises a ValueError that suggests the nearest name, if there is no such model or backbone.
     """
-    if (folder := _recbole_folder()) is None:
-        return
+    folder = recbole_folder()
     files = {file.stem for file in folder.glob("model/*/*.py")}
     stock = [file.stem for file in folder.glob("properties/model/*.yaml")]
-    backbones = {file.stem for file in folder.glob("model/sequential_recommender/*.py")}
-    ours = [f"{m}{rl}LEA" for m in stock if m.lower() in backbones for rl in ("SNQN", "SA2C")]
+    ours = [f"{m}{rl}LEA" for m in _sequential() for rl in ("SNQN", "SA2C")]
     if name.lower() not in files and name not in ours:
         raise ValueError(f"unknown model `{name}`{nearest(name, [*ours, *stock])}")
 
 
-def _recbole_folder() -> Path | None:
+def check_dataset_name(name: str) -> None:
+    """Raise a ValueError if a dataset is given as a path."""
+    path = Path(name)
+    if path.name != name or name == "..":
+        raise ValueError(
+            f"`dataset` is {name!r}, but has to be a name; `data_path` is the folder that holds "
+            f"the dataset's folder: --dataset={path.stem} --data_path={path.parent}"
+        )
+
+
+def recbole_folder() -> Path:
+    """Where RecBole is installed, which is not imported.
+
+    Raises a ModuleNotFoundError that names the remedy, if it is not.
+    """
     found = importlib.util.find_spec("recbole")
-    return Path(found.origin).parent if found and found.origin else None
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            "RecBole is not installed: pip install --no-deps recbole==1.2.1", name="recbole"
+        )
+    return Path(found.origin).parent
+
+
+def _sequential() -> list[str]:
+    """RecBole's sequential models."""
+    folder = recbole_folder()
+    files = {file.stem for file in folder.glob("model/sequential_recommender/*.py")}
+    models = sorted(file.stem for file in folder.glob("properties/model/*.yaml"))
+    return [model for model in models if model.lower() in files]
+
+
+def backbones() -> list[str]:
+    """RecBole's models that LEA can train."""
+    return [model for model in _sequential() if model not in REFUSED_BACKBONES]
+
+
+@functools.cache
+def known_keys(model: str | None = None) -> frozenset[str]:
+    """The keys that RecBole or this package reads, of one model or of all.
+
+    RecBole is not imported; a ModuleNotFoundError says that it is not installed.
+    """
+    folder = recbole_folder()
+    backbone = re.sub("(SNQN|SA2C)LEA$", "", model or "*")
+    parts = ("*", "dataset/*", "quick_start_config/sequential", f"model/{backbone}")
+    files = [file for part in parts for file in folder.glob(f"properties/{part}.yaml")]
+    lists = runpy.run_path(str(folder / "utils" / "argument_list.py")).values()
+    known = {*read_files([str(file) for file in files]), *_WITHOUT_DEFAULT}
+    known = known.union(*(names for names in lists if isinstance(names, list)))
+    ours = {*RULES, *REFUSED} if backbone != model else set()
+    return frozenset(known | ours)
 
 
 def backbone_keys(backbone: str) -> list[str]:
     """Names of the hyperparameters in RecBole's own YAML file of a model."""
-    folder = _recbole_folder()
-    assert folder is not None
-    return list(read_files([str(folder / "properties" / "model" / f"{backbone}.yaml")]))
+    return list(read_files([str(recbole_folder() / "properties" / "model" / f"{backbone}.yaml")]))
 
 
 def parts_of(split: Mapping[str, Any]) -> list[bool]:
@@ -269,6 +360,12 @@ def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
     """ "N epochs" or "N steps" in optimiser steps."""
     count, unit = warmup.split()
     return int(count) * (steps_per_epoch if unit.startswith("epoch") else 1)
+
+
+def expanded_paths(values: Mapping[str, Any]) -> dict[str, str]:
+    """Those of ``PATH_KEYS`` that are given, with `~` as the user's folder."""
+    given = {key: values.get(key) for key in PATH_KEYS}
+    return {key: os.path.expanduser(path) for key, path in given.items() if isinstance(path, str)}
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, str]:

@@ -33,15 +33,15 @@ def find_config_file(name: str) -> str:
 
     Raises a FileNotFoundError if neither exists.
     """
-    for path in (Path(name), properties_folder().parent / name):
+    for path in (Path(name).expanduser(), properties_folder().parent / name):
         if path.is_file():
             return str(path)
     raise FileNotFoundError(f"config file {name}: not found here and not in {properties_folder()}")
 
 
-def find_config_files(names: str) -> list[str]:
-    """``find_config_file`` of each of several names, separated by blanks."""
-    return [find_config_file(name) for name in names.split()]
+def find_config_files(names: Sequence[str]) -> list[str]:
+    """``find_config_file`` of each name; a text may hold several, separated by blanks."""
+    return [find_config_file(name) for text in names for name in text.split()]
 
 
 def internal_files(model: str, dataset: str) -> list[Path]:

@@ -14,10 +14,10 @@ HEAVY = "assert not {'recbole', 'torch', 'ray', 'transformers'} & set(sys.module
 
 
 def fresh(code, *given):
-    """Run code in a process of its own; its output."""
+    """Run code in a process of its own; its output and errors."""
     done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,10 @@ def fresh(code, *given):
     [
         (["--help"], "--config_files"),
         (["--lea_methd=LES"], "did you mean `lea_method`"),
-        (["--gamma=7"], "`gamma` is 7, but has to be"),
+        (["--gamma", "7"], "`gamma` is 7, but has to be"),
+        (["--learner=sparse_adam"], "`learner` is 'sparse_adam', but has to be one of adam, "),
         (["--save_dataset=True"], "`save_dataset` is True.*pickles"),
-        (["--config_files=own.yaml"], "`lea_lm`; did you mean `lea_llm`"),
+        (["--config_files", "more.yaml", "own.yaml"], "`lea_lm`; did you mean `lea_llm`"),
         (["--config_files=list.yaml"], "list.yaml: has to hold lines"),
         (["--config_files=nowhere.yaml"], "config file nowhere.yaml: not found"),
         (["--model=SASRecSA2CLE"], "did you mean `SASRecSA2CLEA`"),
@@ -36,7 +37,11 @@ def fresh(code, *given):
 )
 def test_a_mistake_is_said_before_anything_heavy_is_imported(given, says):
     Path("own.yaml").write_text("lea_lm: x\n")
+    Path("more.yaml").write_text("model: SASRecSA2CLEA\n")
     Path("list.yaml").write_text("- 1\n")
+    if "--model" not in given[0]:
+        given = [*given, "-m", "SASRecSA2CLEA"]
+    given = [*given, "--dataset", "ml-100k"]
     code = (
         "import sys\n"
         "from recbole_lea.console import console\n"
@@ -44,7 +49,7 @@ def test_a_mistake_is_said_before_anything_heavy_is_imported(given, says):
         "try:\n"
         "    console(main)\n"
         "except SystemExit as end:\n"
-        "    print(end.code)\n"
+        "    print(end.code, file=sys.stderr)\n"
     )
     assert re.search(says, fresh(code + HEAVY, *given))
 

@@ -39,7 +39,7 @@ def main() -> None:
         return
     from recbole_lea.experiments import plan
 
-    search = plan.Search.read(find_config_file(options.search), arguments.given_keys(options.rest))
+    search = plan.Search.read(find_config_file(options.search), list(arguments.given_keys()))
     if options.table:
         name, methods = f"table{options.table}", plan.table(options.table)
     else:
@@ -47,12 +47,11 @@ def main() -> None:
     carry_out(prepared(name, methods, search, options, listed(options.methods)), name, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_lea.benchmark",
-        description="The paper's tables and figures on a dataset, or measurements of speed. With "
-        "--table and --figure, any --key=value of the YAML files goes to all runs.",
-        allow_abbrev=False,  # --seed is a key, not short for --seeds
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        "python -m recbole_lea.benchmark",
+        "The paper's tables and figures on a dataset, or measurements of speed. With "
+        "--table and --figure, any --key=value or --key value of the YAML files goes to all runs.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     tables = "the paper's; ours: 6 LE embeddings, 7 shuffled feedback"
@@ -67,25 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser, seeds: int) -> None:
+def add_options(parser: arguments.Parser, seeds: int) -> None:
     """Options of every command that does runs and reports them."""
     add = parser.add_argument
     add("--seeds", type=int, default=seeds, help=f"reported runs a method; default {seeds}")
     add("--jobs", type=int, default=1, help="runs at a time")
     add("--dry-run", action="store_true", help="list the runs to be done, as far as known; stop")
     add("--report", action="store_true", help="report what is finished, and start nothing")
-    add("--results", default="results", help="folder of the reports")
-    add("--config_files", default="", help="YAML files, separated by blanks")
+    add("--results", type=arguments.path, default="results", help="folder of the reports")
+    add("--config_files", **arguments.CONFIG_FILES)
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options given; ``rest`` is what RecBole is to read, ``command`` what is reported."""
+def parsed(parser: arguments.Parser) -> argparse.Namespace:
+    """The options given, and ``command``, which is reported."""
     given = arguments.given()
-    options, rest = parser.parse_known_args(given)
+    options = parser.read()
     kept = [argument for argument in given if argument != "--report"]
-    options.command, options.rest = f"{parser.prog} {shlex.join(kept)}", rest
+    options.command = f"{parser.prog} {shlex.join(kept)}"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments.set_given(rest)
     return options
 
 
@@ -109,12 +107,12 @@ def prepared(
     # what the runs differ in, and what would end them before the test
     own = {"model", "dataset", "seed", "lea_method", "lea_state", "lea_reward", "lea_augmentation"}
     own = own.union({"lea_stop_after"}, *({*m.keys, *m.changes} for m in methods))
-    if both := sorted(own & set(arguments.given_keys(options.rest))):
+    if both := sorted(own & set(arguments.given_keys())):
         raise ValueError(f"--{both[0]} cannot be given for all runs of {name}")
     files = tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files))
     return Benchmark(
         options.dataset, methods, search, range(1, options.seeds + 1), Path(options.results),
-        files, tuple(options.rest), options.jobs, only,
+        files, tuple(arguments.given()), options.jobs, only,
     )  # fmt: skip
 
 

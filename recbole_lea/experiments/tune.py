@@ -10,7 +10,6 @@ A search space is a file in RecBole's format, one key a line; it knows no commen
 Trials are compared by validation alone.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_lea import arguments
+from recbole_lea.arguments import CONFIG_FILES, Parser, path
 from recbole_lea.keys import check_values, nearest
 from recbole_lea.yaml_files import find_config_file, find_config_files
 
@@ -32,7 +31,8 @@ PATIENCE = 10
 
 def main() -> None:
     """RecBole's ``run_hyper.py`` for our models: the same flags, any ``--key=value``."""
-    options, rest = _parser().parse_known_args(arguments.given())
+    parser = _parser()
+    options = parser.read()
     if options.tool != "Hyperopt":
         raise ValueError(f"--tool {options.tool}: the search is by Hyperopt alone, the default")
     try:
@@ -46,15 +46,15 @@ def main() -> None:
     from recbole.quick_start import objective_function
     from recbole.trainer import HyperTuning
 
-    arguments.set_given(rest)  # what RecBole is to read
     files = find_config_files(options.config_files) or None
     config = Config(options.model, options.dataset, files)
+    parser.refuse_unread(config["model"])
     named = {"model": config["model"], "dataset": config["dataset"]}
-    path = find_config_file(options.params_file or f"properties/hyper/{config['model']}.test")
-    space = read_space(path, config)
+    file = find_config_file(options.params_file or f"properties/hyper/{config['model']}.test")
+    space = read_space(file, config)
     choices = all(draw.name == "switch" for draw in space.values())
     if options.algo == "exhaustive" and not choices:
-        raise ValueError(f"{path}: --algo exhaustive needs choices alone; give --algo random")
+        raise ValueError(f"{file}: --algo exhaustive needs choices alone; give --algo random")
     search = HyperTuning(
         lambda params, _: objective_function(named | params, files), space=space,
         algo=options.algo or ("exhaustive" if choices else "bayes"), early_stop=PATIENCE,
@@ -72,20 +72,19 @@ def main() -> None:
     print("its test result:", dict(result["test_result"]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_hyper.py",
-        description="Search the hyperparameters of a model of recbole_lea by validation. Every "
-        "key of the YAML files can be given as --key=value and is then the same in all trials.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "run_hyper.py",
+        "Search the hyperparameters of a model of recbole_lea by validation. Every key of the YAML "
+        "files can be given as --key=value or --key value and is then the same in all trials.",
     )
     add = parser.add_argument
     add("--model", "-m", help="name of the model; or `model` in a YAML file")
     add("--dataset", "-d", help="name of the dataset; or `dataset` in a YAML file")
-    add("--config_files", default="", help="YAML files, separated by blanks")
+    add("--config_files", **CONFIG_FILES)
     add("--params_file", help="search space; default: properties/hyper/MODEL.test")
-    add("--output_file", default="hyper_example.result", help="all trials' results")
-    add("--display_file", help="an .html picture of the trials")
+    add("--output_file", type=path, default="hyper_example.result", help="all trials' results")
+    add("--display_file", type=path, help="an .html picture of the trials")
     add("--tool", default="Hyperopt", help="Hyperopt alone")
     algo = "default: exhaustive where every line is a choice, else bayes"
     add("--algo", choices=("exhaustive", "random", "bayes"), help=algo)

@@ -71,7 +71,7 @@ class Pipeline:
         self._llm: LLM | None = None
         self._environment: Any = None
         self._reported = False
-        s, folder = settings, Path(settings.cache_dir) / dataset
+        s, folder = settings, Path(settings.cache_dir).expanduser() / dataset
         asked = (s.llm, s.llm_dtype, s.llm_options, folder, self.device)
         identity = from_main(identify_llm(*asked) if self._main else None)
         self.llm_fingerprint, self.llm_dtype, self._no_llm = identity
@@ -102,7 +102,9 @@ class Pipeline:
             self.require_llm(f"what the cache {self.cache.folder} lacks")
             s, worth = self.settings, self.sequences.n_transitions >= WORTH_COMPILING
             compiled = worth if s.compile == "auto" else bool(s.compile)
-            folder = Path(s.cache_dir) / f"llm-{self.llm_fingerprint[:16]}"  # for all datasets
+            folder = (
+                Path(s.cache_dir).expanduser() / f"llm-{self.llm_fingerprint[:16]}"
+            )  # for all datasets
             asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
                 self._llm = load_unpacked(folder, *asked)

@@ -6,17 +6,12 @@ from collections.abc import Iterable
 import recbole.model.sequential_recommender as sequential
 from recbole.model.abstract_recommender import SequentialRecommender
 
+from recbole_lea.keys import REFUSED_BACKBONES as REFUSED
 from recbole_lea.model.any_backbone import AnyBackbone
 from recbole_lea.model.recommender import LEARecommender
 
 FRAMEWORKS = ("SNQN", "SA2C")
 PAPER = ("SASRec", "GRU4Rec")
-
-# `AnyBackbone` would find out the same when a model is built; this is before the LLM's hours.
-REFUSED = (
-    "BERT4Rec", "DIEN", "DIN", "FDSA", "FPMC", "GRU4RecCPR", "GRU4RecF", "GRU4RecKG", "KSR",
-    "RepeatNet", "S3Rec", "SASRecCPR", "SASRecF", "SHAN", "TransRec",
-)  # fmt: skip
 
 
 def stock() -> dict[str, type]:
@@ -44,7 +39,7 @@ def lea_model(name: str) -> type[LEARecommender] | None:
         backbone = name.removesuffix(f"{rl_loss}LEA")
         if backbone == name or backbone not in stock():
             continue
-        if backbone in REFUSED:
+        if backbone in REFUSED:  # before the LLM's hours
             raise ValueError(f"{backbone} cannot be a backbone of LEA: see docs/backbones.md")
         mixins = (LEARecommender,) if backbone in PAPER else (LEARecommender, AnyBackbone)
         body = {"rl_loss": rl_loss, "__module__": __package__}

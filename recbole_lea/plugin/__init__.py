@@ -3,11 +3,9 @@
 RecBole is imported first: ``recbole_lea`` registers the modules of this package by then.
 """
 
-try:
-    import recbole  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "recbole":
-        raise
-    raise ModuleNotFoundError(
-        "RecBole is not installed: pip install --no-deps recbole==1.2.1", name="recbole"
-    ) from None
+import importlib
+
+from recbole_lea.keys import recbole_folder
+
+recbole_folder()  # names the remedy where it is not installed
+importlib.import_module("recbole")

@@ -7,7 +7,6 @@ import ast
 import contextlib
 import functools
 import importlib
-import itertools
 import logging
 import os
 import pickle
@@ -29,12 +28,10 @@ from recbole.config import Config
 from recbole.data.transform import Equal
 from recbole.evaluator.collector import Collector, DataStruct
 from recbole.trainer import Trainer
-from recbole.utils import argument_list
 
 import recbole_lea.model
-from recbole_lea import arguments
+from recbole_lea import arguments, keys
 from recbole_lea.engine.processes import processes
-from recbole_lea.keys import PAPER_EVAL_ARGS, TRANSFORMS, check_model_name
 from recbole_lea.model import registry
 from recbole_lea.model.recommender import LEARecommender
 from recbole_lea.plugin import checkpoints
@@ -166,13 +163,13 @@ def _get_model(original: Callable, model_name: str) -> type:
         # the package may be half imported when this module is
         return recbole_lea.model.lea_model(model_name) or original(model_name)
     except (ValueError, ModuleNotFoundError, AttributeError):
-        check_model_name(model_name)
+        keys.check_model_name(model_name)
         raise  # such as: No module named 'lightgbm'
 
 
 def _construct_transform(original: Callable, config: Config) -> Any:
     # `attach` gives the training loader its own
-    return Equal(config) if config["transform"] in TRANSFORMS else original(config)
+    return Equal(config) if config["transform"] in keys.TRANSFORMS else original(config)
 
 
 def _data_preparation(original: Callable, config: Config, dataset: Any) -> tuple:
@@ -195,29 +192,37 @@ def _init_logger(original: Callable, config: Config) -> None:
         config["log_file"] = str(new.pop()) if new else None
 
 
-# Keys that RecBole reads, or its scripts take, but that no YAML file of its has.
-KEYS_WITHOUT_DEFAULT = (
-    "model", "dataset", "config_files", "config_file_list", "encoding", "local_rank", "tail_ratio",
-    "reg_weight", "numerical_features", "params_file", "output_file", "display_file", "tool",
-    "max_evals", "model_list", "valid_latex", "test_latex",
+# What RecBole's scripts take from the command line, where Config sees it too
+SCRIPT_FLAGS = (
+    "model", "dataset", "config_files", "config_file_list", "local_rank", "params_file",
+    "output_file", "display_file", "tool", "max_evals", "model_list", "valid_latex", "test_latex",
 )  # fmt: skip
 
 
 def _load_internal_config_dict(
     original: Callable, self: Config, model: str, model_class: type, dataset: str
 ) -> None:
+    keys.check_dataset_name(dataset)
+    self.external_config_dict |= keys.expanded_paths(self.external_config_dict)
     if not issubclass(model_class, LEARecommender):
-        return original(self, model, model_class, dataset)
+        original(self, model, model_class, dataset)
+        return _without_negatives(self.internal_config_dict, self.external_config_dict)
     original(self, model_class.backbone_class().__name__, model_class, dataset)
     for path in internal_files(model, dataset):
         self._update_internal_config_dict(str(path))
     merged = self.internal_config_dict | self.external_config_dict
     validate(merged, self.external_config_dict, model_class)
-    lists = (argument_list.__dict__[name] for name in dir(argument_list) if name[0] != "_")
-    known = {*self.internal_config_dict, *KEYS_WITHOUT_DEFAULT, *itertools.chain(*lists)}
+    known = {*self.internal_config_dict, *SCRIPT_FLAGS, *keys.known_keys(model)}
     warn_of_unknown(self.external_config_dict, known)
     if merged["eval_protocol"] == "paper":
-        self.internal_config_dict["eval_args"] = PAPER_EVAL_ARGS
+        self.internal_config_dict["eval_args"] = keys.PAPER_EVAL_ARGS
+
+
+def _without_negatives(internal: dict[str, Any], given: dict[str, Any]) -> None:
+    """RecBole's default gives its sequential models negatives, and its Config then refuses them."""
+    sequential = internal["MODEL_TYPE"] == recbole.utils.ModelType.SEQUENTIAL
+    if sequential and (internal | given).get("loss_type") == "CE":
+        internal["train_neg_sample_args"] = None
 
 
 PROTECTION = (

@@ -32,7 +32,8 @@ def report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -
     if issubclass(config.model_class, LEARecommender) and config["lea_compare"]:
         stock = backbone_config(config, files)
         trainer, loaders = prepare(stock)
-        trainer.fit(loaders[0], loaders[1], verbose=False, show_progress=False)
+        logger.info("lea_compare: training RecBole's own %s on the same data", stock["model"])
+        trainer.fit(loaders[0], loaders[1], show_progress=config["show_progress"])
         beside = trainer.evaluate(loaders[2], load_best_model=True)
         name = stock["model"] + " (tied head)" * (config["lea_output_head"] == "dense")
         lines = set_color("test result beside plain RecBole", "yellow") + ":"

@@ -25,6 +25,13 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _passes(steps: int, per_pass: int) -> str:
+    """Steps as passes over the training data: "1 pass", "about 2.5 passes"."""
+    whole = steps % per_pass == 0
+    number = f"{steps / per_pass:,.{0 if whole or steps > 10 * per_pass else 1}f}"
+    return f"{'' if whole else 'about '}{number} pass{'' if steps == per_pass else 'es'}"
+
+
 class Batches:
     """The next ``n`` batches of endless passes through a loader, which RecBole takes for it.
 
@@ -89,10 +96,17 @@ class StepTrainer(Trainer):
         n = self.config["lea_valid_steps"] or len(train_data)
         self._batches = Batches(train_data, n, self._before_batch)
         self._prepare()
+        self.logger.info(self._budget())
         return super().fit(self._batches, *args, **kwargs)
 
     def _prepare(self) -> None:
         """Called before the first epoch."""
+
+    def _budget(self) -> str:
+        """How long the training is: an epoch of ``lea_valid_steps`` is no pass over the data."""
+        n, per_pass = len(self._batches), len(self._batches.loader)
+        passes = _passes(self.epochs * n, per_pass)
+        return f"epochs {self.epochs}: {self.epochs} x {n:,} steps, {passes} over the training data"
 
     def _before_batch(self) -> None:
         """Called before each training batch is collated."""
@@ -159,6 +173,13 @@ class LEATrainer(StepTrainer):
             self._resumed = None
         elif self.model.warmed_up and self.model.switches.augmented:
             self._augment()
+
+    def _budget(self) -> str:
+        if self.model.warmed_up:
+            return super()._budget()
+        per_pass = len(self._batches.loader)
+        warmup = warmup_steps(self.config["warmup"], per_pass)
+        return f"{super()._budget()}; warm-up {_passes(warmup, per_pass)}"
 
     def resume_checkpoint(self, resume_file) -> None:
         """RecBole's; the next ``fit`` then equals the rest of an uninterrupted one."""

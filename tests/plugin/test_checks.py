@@ -88,12 +88,37 @@ def test_unknown_key_suggests_the_nearest(defaults):
             "split": {"RS": [9, 1, 0]}, "order": "TO"}}, "`lea_compare`.*without a test part"),
         ("SASRecSA2CLEA", {"loss_type": "BPR"}, "`loss_type` is 'BPR'"),
         ("GRU4RecSNQNLEA", {"train_neg_sample_args": {"sample_num": 1}}, "`train_neg_sample_args`"),
+        ("SASRecSA2CLEA", {"learner": "sparse_adam"}, "`learner` is 'sparse_adam'.*adamw"),
+        ("SASRecSA2CLEA", {"learner": "adm"}, "`learner` is 'adm'"),
+        ("SASRecSA2CLEA", {"weight_decay": -1}, "`weight_decay` is -1"),
+        ("SASRecSA2CLEA", {"clip_grad_norm": {"max": 5}}, "`clip_grad_norm`.*max_norm: N"),
+        ("SASRecSA2CLEA", {"clip_grad_norm": {"max_norm": "5"}}, "`clip_grad_norm`.*max_norm: N"),
+        ("SASRecSA2CLEA", {"clip_grad_norm": 5}, "`clip_grad_norm`.*max_norm: N"),
+        ("SASRecSA2CLEA", {"hidden_act": "gleu"}, "`hidden_act` is 'gleu'.*gelu"),
+        ("GRU4RecSA2CLEA", {"num_layers": 0}, "`num_layers` is 0"),
+        ("SASRecSA2CLEA", {"metric_decimal_place": 1.5}, "`metric_decimal_place` is 1.5"),
+        ("SASRecSA2CLEA", {"state": "loud"}, "`state` is 'loud'"),
         ("GRU4RecSNQNLEA", {"lea_method": "LES", 5: 1}, "`5` is no key"),
     ],
 )  # fmt: skip
 def test_contradictions_end_before_anything_is_loaded(model, keys, message):
     with pytest.raises(ValueError, match=message):
         Config(model, "ml-100k", config_dict=keys)
+
+
+def test_wandb_is_asked_for_before_it_is_missed(monkeypatch):
+    given = {"log_wandb": True}
+    monkeypatch.setattr(keys.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="`log_wandb` is True.*pip install wandb"):
+        keys.check_values(given, given)
+    monkeypatch.setattr(keys.importlib.util, "find_spec", lambda name: name == "wandb")
+    keys.check_values(given, given)
+
+
+def test_right_training_keys_pass():
+    given = {"learner": "AdamW", "clip_grad_norm": {"max_norm": 5, "norm_type": 2}, "state": "INFO"}
+    config = Config("SASRecSA2CLEA", "ml-100k", config_dict=given)
+    assert config["clip_grad_norm"] == given["clip_grad_norm"]
 
 
 def test_a_file_for_several_models_may_hold_other_backbones_keys():

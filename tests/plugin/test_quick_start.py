@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +39,27 @@ def yaml_file(tiny_dataset, tiny_llm, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_script_trains_and_tests(yaml_file, name):
     code, output = run(f"--model={name}", "--dataset=tiny", f"--config_files={yaml_file}",
-                       "--lea_compare=True")  # fmt: skip
+                       "--lea_compare", "True")  # fmt: skip
     assert code == 0, output[-3000:]
     assert "test result" in output
     assert "time and memory of each stage" in output
     assert f"  {name[: -len('SNQNLEA')]} " in output  # the plain backbone beside it
+    own, beside = re.split("lea_compare: training RecBole's own", output)
+    assert re.search(
+        r"epochs 2: 2 x (\d+) steps, 2 passes over the training data; warm-up 1 pass\n", own
+    )
+    assert "steps, 2 passes over the training data\n" in beside
+    assert "epoch 1 training" in beside and "epoch 1 evaluating" in beside
     record = json.loads(next(Path("log", name).glob("*/run.json")).read_text())
     assert record["test_result"]["hit@10"] >= 0
     assert record["model"] == name
+
+
+def test_recbole_s_own_model_runs(yaml_file):
+    Path("own.yaml").write_text("load_col: {inter: [user_id, item_id, timestamp]}\ngpu_id: ''\n")
+    code, output = run("-m", "SASRec", "-d", "tiny", "--config_files", "own.yaml", "--epochs", "1")
+    assert code == 0, output[-3000:]
+    assert "test result" in output
 
 
 def test_second_model_reuses_the_le(yaml_file):
@@ -89,7 +103,9 @@ def test_accelerate_launch_builds_the_le_together_and_trains_once(yaml_file):
 def test_a_mistake_is_one_clear_line(yaml_file, arguments, message):
     if not arguments[0].startswith("--config"):
         arguments = [*arguments, f"--config_files={yaml_file}"]
-    code, output = run("--dataset=tiny", *arguments)
+    if "--model" not in arguments[0]:
+        arguments = ["-m", "SASRecSA2CLEA", *arguments]
+    code, output = run("-d", "tiny", *arguments)
     assert code != 0
     assert message in output.strip().splitlines()[-1]
     assert "Traceback" not in output
@@ -104,7 +120,7 @@ def test_without_recbole_the_script_names_the_remedy():
         "import run_recbole_lea\n"
         "run_recbole_lea.script()\n"
     )
-    code, output = run(launcher=("-c", absent))
+    code, output = run("-m", "SASRecSA2CLEA", "-d=tiny", "--epochs", "1", launcher=("-c", absent))
     assert code != 0
     assert "pip install --no-deps recbole==1.2.1" in output.strip().splitlines()[-1]
     assert "Traceback" not in output

@@ -167,9 +167,10 @@ def test_states_are_coloured_by_the_category_of_the_newest_item(inspector):
         (["--user", "u1", "--top"], "--top: not an option"),
     ],
 )
-def test_a_mistake_is_one_clear_line(trained, monkeypatch, arguments, message):
-    with pytest.raises(SystemExit, match=message):
+def test_a_mistake_is_one_clear_line(trained, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
         run(monkeypatch, trained().path, *arguments)
+    assert message in f"{end.value}{capsys.readouterr().err}"
 
 
 def test_an_le_that_is_not_there_is_not_made(trained, monkeypatch, tmp_path):
