@@ -69,8 +69,8 @@ def test_fingerprint_is_of_the_files_that_are_read(tmp_path):
     for name, content in TINY.items():
         (tmp_path / name).write_bytes(content)
     assert fingerprint(str(tmp_path), "float32") == FINGERPRINT
-    beside = [".DS_Store", "._model.safetensors", "README.md", "notes.json", "model.safetensors.bak"]
-    for name in [*beside, "pytorch_model.bin", "training_args.bin", "x.gguf"]:
+    beside = [".DS_Store", "._model.safetensors", "README.md", "notes.json", "x.gguf"]
+    for name in [*beside, "pytorch_model.bin", "training_args.bin", "model.safetensors.bak"]:
         (tmp_path / name).write_bytes(b"x")
     assert fingerprint(str(tmp_path), "float32") == FINGERPRINT
     for name in ("special_tokens_map.json", "merges.txt", "tokenizer.model", "chat_template.jinja",

@@ -40,7 +40,9 @@ def test_titles_name_an_item_without_text_by_its_token():
         items.titles("{name}")
 
 
-@pytest.mark.parametrize("template", ["no field", "{item} {title}", "{title}[ ({year})", "{title} {"])
+@pytest.mark.parametrize(
+    "template", ["no field", "{item} {title}", "{title}[ ({year})", "{title} {"]
+)
 def test_title_that_cannot_name_every_item(template):
     with pytest.raises(ValueError, match="lea_title"):
         check_title(template)
