@@ -1,7 +1,8 @@
-"""The command line: ``python -m dataset_prep {lfm,amazon,sequences}``."""
+"""The command line: ``python -m dataset_prep {lfm,amazon,sequences,table}``."""
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dataset_prep
-from dataset_prep import amazon, lfm, sequences
+from dataset_prep import amazon, lfm, sequences, table
 from dataset_prep.report import PrepError
 
 
@@ -45,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     path: dict[str, Any] = {"type": Path, "required": True}
 
-    def command(convert: Callable, name: str, does: str) -> Callable:
+    def command(convert: Callable, name: str, does: str, prompts: str = "") -> Callable:
         made = commands.add_parser(name, help=does, description=does)
-        made.set_defaults(convert=convert)
+        made.set_defaults(convert=convert, prompts=prompts)
         does = "folder to make; its last component names the dataset"
         made.add_argument("--output", **path, help=does)
         does = "stop when more than this share of a table's rows is bad (default: 0.01)"
@@ -55,10 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_argument
 
     does = "raw LFM-1b files: user sequences of tracks in a window of days"
-    of_lfm = command(lfm.convert, "lfm", does)
-    of_amazon = command(amazon.convert, "amazon", "raw Amazon reviews and metadata")
+    of_lfm = command(lfm.convert, "lfm", does, "lfm")
+    does = "raw Amazon reviews and metadata"
+    of_amazon = command(amazon.convert, "amazon", does, "industrial")
     does = "a user -> item list JSON file with item metadata"
-    of_sequences = command(sequences.convert, "sequences", does)
+    of_sequences = command(sequences.convert, "sequences", does, "industrial")
+    of_table = command(table.convert, "table", "your own tables: CSV, TSV or Parquet")
     for add in (of_lfm, of_amazon):
         add("--input", dest="source", **path, help="folder with the raw files")
         does = "drop sequences and items with fewer, until nothing changes (default: 3)"
@@ -71,7 +74,25 @@ def _parser() -> argparse.ArgumentParser:
     of_amazon("--category", default=amazon.PAPER_CATEGORY, metavar="NAME", help=does)
     of_sequences("--inter", **path, help="user -> item list JSON")
     of_sequences("--items", dest="metadata", **path, help="item -> text fields JSON")
+    of_table("--inter", **path, help="table of interactions, a row each; .gz too")
+    of_table("--items", dest="metadata", **path, help="table of items, with columns of text")
+    for role in ("user", "item", "time"):
+        does = f"the column of the {role} (default: guessed by its name)"
+        of_table(f"--{role}", metavar="COLUMN", help=does)
+    does = "drop users and items with fewer, until nothing changes (default: 1)"
+    of_table("--min-interactions", dest="minimum", type=_COUNT, default=1, metavar="N", help=does)
     return parser
+
+
+def _next_command(output: Path, prompts: str) -> str:
+    """Return what trains on ``output``; ``prompts`` names our YAML file for it, "" one within."""
+    words = ["python", "run_recbole_lea.py", "--model=SASRecSA2CLEA", f"--dataset={output.name}"]
+    if output.parent != Path("dataset"):
+        words.append(f"--data_path={output.parent}")
+    if prompts != output.name:
+        ours = f"properties/dataset/{prompts}.yaml"
+        words.append(f"--config_files={ours if prompts else output / f'{output.name}.yaml'}")
+    return shlex.join(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit where the arguments are wrong (status 2) or the process was told to stop.
     """
     options = vars(_parser().parse_args(argv))
+    prompts = options.pop("prompts")
     convert, _, given = options.pop("convert"), options.pop("command"), options["output"]
     # Path("x/..").name is "..": the dataset takes its name from the folder really meant.
     options["output"] = Path(os.path.abspath(given))
@@ -96,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     print(f"wrote {given}")
+    folder, here = options["output"], Path.cwd()
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    print(f"next: {_next_command(shown, prompts)}")
     return 0
 
 

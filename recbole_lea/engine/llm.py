@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import logging
 import pickle
+import re
 import timeit
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 WHEEL_PREFIX = "wheel:"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What from_pretrained reads of a folder: other files beside the LLM do not change it.
+_READ = re.compile(
+    r"\w[^ ]*\.(safetensors|bin|model|spm|tiktoken|jinja)|(merges|vocab)\.txt"
+    r"|(\w*config|\w*token\w*|vocab|tekken|emoji|chat_template|\w[^ ]*\.index)\.json"
+)
 
 # Options of from_pretrained that say where the LLM is, not what it computes.
 PLACEMENT = ("device_map", "max_memory", "offload_folder", "offload_buffers", "low_cpu_mem_usage")
@@ -66,30 +73,45 @@ def locate(spec: str) -> tuple[str, str | None]:
         path = Path(found.origin).parent
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path.name
-    if (path / "config.json").is_file():
+    files = sorted(path.glob("*.gguf"))
+    has_weights = any(file.suffix in (".safetensors", ".bin") for file in _own_files(path))
+    if (path / "config.json").is_file() and (has_weights or not files):
         return str(path), None
     if not path.exists():
         if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
             raise FileNotFoundError(f"lea_llm: {spec}: no such folder or .gguf file")
         return spec, None
-    files = [file.name for file in path.glob("*.gguf")]
     if len(files) != 1:
         reason = "is neither a folder with config.json or one .gguf file, nor such a file"
+        if files:
+            several = ", ".join(file.name for file in files)
+            reason = f"holds several LLMs: add the name of one file to lea_llm, of {several}"
         raise FileNotFoundError(f"lea_llm: {spec}: {path} {reason}")
-    return str(path), files[0]
+    return str(path), files[0].name
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files of a folder that from_pretrained reads; .bin files where no .safetensors are."""
+    files = [file for file in sorted(folder.glob("*")) if _READ.fullmatch(file.name)]
+    safe = any(file.suffix == ".safetensors" for file in files)
+    return [file for file in files if file.is_file() and not (safe and file.suffix == ".bin")]
 
 
 def fingerprint(spec: str, dtype: str, revision: str | None = None) -> str:
     """Identity of the LLM (see ``locate``) in a dtype, as a hex digest.
 
-    It is of the local files, or of a Hub name's commit: the newest for the revision None.
+    It is of the local files that are read, or of a Hub name's commit: the newest for the revision
+    None. Raises an OSError where the Hub has no such LLM, cannot be reached, or does not give it.
     """
     name, gguf = locate(spec)
     folder, digest = Path(name), hashlib.sha256(dtype.encode())
     if not folder.is_dir():
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
+        except Exception as error:  # noqa: BLE001 - as in load_llm
+            raise _load_error(spec, {}, error) from error
         digest.update(f"{name}@{config._commit_hash}".encode())
-    files = [folder / gguf] if gguf else sorted(filter(Path.is_file, folder.glob("*")))
+    files = [folder / gguf] if gguf else _own_files(folder)
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
@@ -208,6 +230,12 @@ def _load_error(spec: str, options: dict[str, Any], error: Exception) -> OSError
         remedy = (
             "it does not fit into memory: set lea_llm_dtype to bfloat16, spread or quantize it by "
             "lea_llm_options (device_map, quantization_config), or use a smaller LLM"
+        )
+    elif isinstance(error, OSError) and not Path(locate(spec)[0]).is_dir():
+        reason = f"the Hub does not give it: {str(error).partition(chr(10))[0].rstrip('. ')}"
+        remedy = (
+            "check its name and the connection, log in by `hf auth login` for a gated one, or give "
+            "the path of a folder that holds it"
         )
     elif "ignore_mismatched_sizes" in reason:
         reason = "the sizes of its weights are not those of its config.json"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 _CLAUSE = re.compile(r"\[([^\[\]]*)\]")
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{([^{}\[\]]*)\}")
 
 
 class Catalogue:
@@ -75,21 +75,25 @@ def check_sentence(template: str) -> None:
     """Raise a ValueError unless every item gets a sentence from which the LLM can learn it."""
     outside, after = _CLAUSE.sub("", template), template.partition("{item}")[2]
     once = template.count("{item}") == outside.count("{item}") == 1
-    if not once or not after.strip() or set("[]") & set(outside):
+    if not once or not after.strip() or _stray(template):
         raise ValueError(
             "`lea_item_sentence` needs {item} exactly once, outside of the [brackets], with text "
-            f"after it, and no brackets within others, but is {template!r}"
+            f"after it, and no brackets or braces within others, but is {template!r}"
         )
 
 
 def check_title(template: str) -> None:
     """Raise a ValueError unless a title is made of an item's fields."""
-    outside = _CLAUSE.sub("", template)
-    if not item_fields(template) or "{item}" in template or set("[]") & set(outside):
+    if not item_fields(template) or "{item}" in template or _stray(template):
         raise ValueError(
-            "`lea_title` needs fields of the .item file, no {item}, and no [brackets] within "
-            f"others, but is {template!r}"
+            "`lea_title` needs fields of the .item file, no {item}, and no [brackets] or braces "
+            f"within others, but is {template!r}"
         )
+
+
+def _stray(template: str) -> set[str]:
+    """Brackets and braces of a template that belong to no clause and no field."""
+    return set("[]") & set(_CLAUSE.sub("", template)) | set("{}") & set(_FIELD.sub("", template))
 
 
 def _one_line(text: str) -> str:

@@ -19,7 +19,7 @@ Items = Sequence[int] | np.ndarray
 # Texts that the tokenizer gets together; its own records of them take kilobytes each.
 AT_ONCE = 4096
 
-_PLACEHOLDER = re.compile(r"\{\w+\}")
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
 class Template:

@@ -122,7 +122,7 @@ class LESettings:
 
 
 def _check_placeholder(key: str, text: str, name: str) -> None:
-    if re.findall(r"\{(\w+)\}", text) != [name]:
+    if re.findall(r"\{([^{}]*)\}", text) != [name]:
         raise ValueError(f"`{key}` needs exactly the placeholder {{{name}}}, but is {text!r}")
 
 

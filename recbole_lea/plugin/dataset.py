@@ -58,10 +58,26 @@ class LEADataset(SequentialDataset):
             f" by {self.config['field_separator']!r}, and each other line give them all"
         )
         with named(filepath, hint):
+            if self._get_load_and_unload_col(source)[0] != set():
+                self._check_types(filepath)
             frame = super()._load_feat(filepath, source)
             if frame is not None:
                 refuse_shifted(frame)
             return frame
+
+    def _check_types(self, path) -> None:
+        """Refuse ids and times of another type, which RecBole would number or sort wrongly."""
+        types = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token", "TIME_FIELD": "float"}
+        wanted = {self.config[key]: (key, kind) for key, kind in types.items()}
+        with open(path, encoding=self.config["encoding"]) as stream:
+            columns = stream.readline().strip("\n").split(self.config["field_separator"])
+        for field, _, found in (column.partition(":") for column in columns):
+            key, kind = wanted.get(field, ("", found))
+            if found not in ("", kind):
+                raise ValueError(
+                    f"column {field} is of type {found}, but what `{key}` names has to be {kind}: "
+                    f"write {field}:{kind}"
+                )
 
     def _check_interactions(self) -> None:
         """Name what RecBole would fill with a mean, or stumble over."""

@@ -187,6 +187,7 @@ def held(folder: Path) -> Iterator[bool]:
             logger.warning("another run is computing %s: waiting for it", folder)
             lock.acquire()
     try:
+        os.utime(folder / "lock")  # when it was last used
         for partial in folder.glob("*.partial"):  # of a killed run
             partial.unlink()
         yield True

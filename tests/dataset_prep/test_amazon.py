@@ -82,6 +82,8 @@ def test_output(prep, amazon_folder, tmp_path):
         "with brand               50.0%\n"
         "with description         50.0%\n"
         f"wrote {output}\n"
+        "next: python run_recbole_lea.py --model=SASRecSA2CLEA --dataset=toys "
+        "--data_path=. --config_files=properties/dataset/industrial.yaml\n"
     )
 
 

@@ -88,6 +88,8 @@ def test_output(prep, small, tmp_path):
         "with album              100.0%\n"
         "with artist             100.0%\n"
         f"wrote {output}\n"
+        "next: python run_recbole_lea.py --model=SASRecSA2CLEA --dataset=music "
+        "--config_files=properties/dataset/lfm.yaml\n"
     )
 
 

@@ -64,6 +64,7 @@ def test_output(prep, files, tmp_path):
         "with brand               33.3%\n"
         "with description         33.3%\n"
         f"wrote {output}\n"
+        "next: python run_recbole_lea.py --model=SASRecSA2CLEA --dataset=industrial\n"
     )
 
 

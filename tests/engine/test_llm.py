@@ -47,6 +47,62 @@ def test_folder_without_model(tmp_path):
         locate(str(tmp_path))
 
 
+def test_a_gguf_beside_config_json(tiny_llm, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "a.gguf").write_bytes(b"")
+    assert locate(str(folder)) == (str(folder), "a.gguf")
+    (folder / "b.gguf").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="lea_llm: .*add the name .* of a.gguf, b.gguf"):
+        locate(str(folder))
+    (folder / "model.safetensors").write_bytes(b"")  # which from_pretrained reads
+    assert locate(str(folder)) == (str(folder), None)
+
+
+# as before only the LLM's own files were read: existing caches are made under it
+TINY = {"config.json": b"{}", "model.safetensors": b"1", "tokenizer.json": b"{}", "vocab.json": b""}
+FINGERPRINT = "1dab52526b01e05b578bb6dc681d3eaec2122826f0e07062059cf5553de882fe"
+
+
+def test_fingerprint_is_of_the_files_that_are_read(tmp_path):
+    for name, content in TINY.items():
+        (tmp_path / name).write_bytes(content)
+    assert fingerprint(str(tmp_path), "float32") == FINGERPRINT
+    beside = [".DS_Store", "._model.safetensors", "README.md", "notes.json", "x.gguf"]
+    for name in [*beside, "pytorch_model.bin", "training_args.bin", "model.safetensors.bak"]:
+        (tmp_path / name).write_bytes(b"x")
+    assert fingerprint(str(tmp_path), "float32") == FINGERPRINT
+    for name in ("special_tokens_map.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+                 "model-00001-of-00002.safetensors", "generation_config.json"):  # fmt: skip
+        (tmp_path / name).write_bytes(b"x")
+        assert fingerprint(str(tmp_path), "float32") != FINGERPRINT, name
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection",
+        "a/b is not a local folder and is not a valid model identifier\nIf this is private ...",
+        "You are trying to access a gated repo.\nMake sure to have access to it at https:...",
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(monkeypatch, said):
+    def refuse(*_, **__):
+        raise OSError(said)
+
+    monkeypatch.setattr(llm.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(llm.AutoTokenizer, "from_pretrained", refuse)
+    reason = said.splitlines()[0].rstrip(".")
+    for ask in (fingerprint, lambda *given: load_llm(*given, torch.device("cpu"))):
+        with pytest.raises(OSError) as error:
+            ask("a/b", "float32")
+        assert str(error.value).startswith("lea_llm: a/b: it cannot be loaded: the Hub")
+        assert f"{reason}; check its name and the connection, log in" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
 def test_fingerprint_follows_the_weights_and_the_dtype(tiny_llm, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_llm, copy)

@@ -40,7 +40,9 @@ def test_titles_name_an_item_without_text_by_its_token():
         items.titles("{name}")
 
 
-@pytest.mark.parametrize("template", ["no field", "{item} {title}", "{title}[ ({year})"])
+@pytest.mark.parametrize(
+    "template", ["no field", "{item} {title}", "{title}[ ({year})", "{title} {"]
+)
 def test_title_that_cannot_name_every_item(template):
     with pytest.raises(ValueError, match="lea_title"):
         check_title(template)
@@ -58,11 +60,22 @@ def test_text_cannot_smuggle_in_a_placeholder():
     [
         "no placeholder", "{item} {item}", "[{item} is {title}]", "{title} is {item} ",
         "{item}[ is {title}", "{item} is {title}]", "{item}[ is [{title}]]",
+        "{item}[ is {title]", "{item} is title}", "{item} is {a{title}}", "{item} is {a[b]}",
     ],
 )  # fmt: skip
 def test_template_that_cannot_describe_every_item(template):
     with pytest.raises(ValueError, match="lea_item_sentence"):
         check_sentence(template)
+
+
+def test_a_field_s_name_is_whatever_the_column_s_is():
+    texts = {"main category": "Books", "1-star": "2", "é.x": ""}
+    items = Catalogue({"1": texts, "2": {"main category": ""}})
+    template = "{item} is[ a {1-star}][ of {é.x}][ in {main category}]."
+    assert items.sentences(template) == (["{item} is a 2 in Books.", "{item} is titled 2."], ["2"])
+    for name in ("main  category", " main category", "titel", "ti tel", "1", ""):
+        with pytest.raises(ValueError, match=f"lea_item_sentence names the field '{name}'.*main"):
+            items.sentences(f"{{item}}[ of {{{name}}}].")
 
 
 def test_nothing_but_blanks_is_no_text():
