@@ -1,5 +1,6 @@
 """Our YAML keys and what values they take, RecBole's where LEA depends on them; no RecBole."""
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -292,7 +293,9 @@ def recbole_folder() -> Path:
 
     Raises a ModuleNotFoundError that names the remedy, if it is not.
     """
-    found = importlib.util.find_spec("recbole")
+    found = None
+    with contextlib.suppress(ModuleNotFoundError):
+        found = importlib.util.find_spec("recbole")
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
             "RecBole is not installed: pip install --no-deps recbole==1.2.1", name="recbole"

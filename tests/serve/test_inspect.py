@@ -1,13 +1,13 @@
 """What the command shows is what model and LE say; nothing is trained for it."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
+from recbole_lea.arguments import set_given
 from recbole_lea.console import console
 from recbole_lea.inspect import main
 from recbole_lea.le.selection import nearness
@@ -21,7 +21,7 @@ def inspector(trained):
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
+    set_given(list(map(str, arguments)))
     console(main)
 
 
