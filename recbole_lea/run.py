@@ -21,6 +21,9 @@ def main() -> dict[str, Any]:
     Returns RecBole's result; an empty one after ``lea_stop_after``.
     """
     options, _ = _parser().parse_known_args(arguments.given())
+    if options.dry_run:
+        kept = [argument for argument in arguments.given() if argument != "--dry-run"]
+        arguments.set_given([*kept, "--lea_stop_after=plan"])
     files = find_config_files(options.config_files or "")
     check_model_name(options.model)
     if options.model.endswith("LEA"):
@@ -32,9 +35,10 @@ def main() -> dict[str, Any]:
     try:
         result = run_recbole(options.model, options.dataset, config_file_list=files or None)
     except StoppedAfter:
-        logger.info("without lea_stop_after, the same command goes on from here")
+        key = "--dry-run" if options.dry_run else "lea_stop_after"
+        logger.info("without %s, the same command goes on from here", key)
         return {}
-    report(options.model, options.dataset, files, result)
+    report(options.model, options.dataset, files)
     return result
 
 
@@ -47,5 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     names = "SASRec, GRU4Rec, Caser ..., then SNQN or SA2C, then LEA (docs/backbones.md)"
     parser.add_argument("--model", "-m", default="SASRecSA2CLEA", help=names)
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset")
+    plan = "say what the cache holds, what is computed, and how long it takes; stop"
+    parser.add_argument("--dry-run", action="store_true", help=plan)
     parser.add_argument("--config_files", help="YAML files, separated by blanks; later ones win")
     return parser

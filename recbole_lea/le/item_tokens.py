@@ -172,8 +172,18 @@ def _losses(
     """
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)
+    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
+        for present, values in batch_losses(environment, batch, table, backward):
+            result[present] = values
+    return result
 
-    def learn(batch: PackedBatch) -> None:
+
+def batch_losses(
+    environment: Environment, batch: PackedBatch, table: Tensor, backward: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Parts of a batch: which items [len(table)] it holds, and their losses; see ``_losses``."""
+
+    def learn(batch: PackedBatch) -> tuple[Tensor, Tensor]:
         nodes, owners = _predicted(batch, environment.vocab_size)
         targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
         owner = torch.from_numpy(owners).to(table.device)
@@ -187,11 +197,9 @@ def _losses(
         if backward:
             add_gradients(losses.sum(), [table])
         present = counts.cpu() > 0
-        result[present] = losses.detach().cpu()[present]
+        return present, losses.detach().cpu()[present]
 
-    for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
-        environment.within_memory(batch, learn)
-    return result
+    return environment.within_memory(batch, learn)
 
 
 def _predicted(batch: PackedBatch, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

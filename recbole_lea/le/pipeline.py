@@ -20,7 +20,7 @@ from recbole_lea.le.adapter import load_trained_state, trained_state
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
-from recbole_lea.le.finetune import finetune
+from recbole_lea.le.finetune import finetune, held_out
 from recbole_lea.le.item_tokens import TOKENS
 from recbole_lea.le.projection import fit_projection
 from recbole_lea.le.sequences import Sequences, sample_negatives
@@ -55,6 +55,7 @@ class Pipeline:
 
     Raises:
         FileNotFoundError: something that the cache lacks needs the LLM, which is not here.
+        ValueError: no item has a text, and ``allow_no_text`` is not set.
         DiskFull: the cache's disk has no room; what is finished is kept.
         ReadOnly: the cache lacks something and cannot be written to.
     """
@@ -90,6 +91,12 @@ class Pipeline:
         self.llm_fingerprint, self.llm_dtype, self._no_llm = identity
         self.sentences, without_text = catalogue.sentences(s.item_sentence)
         self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
+        if len(without_text) == len(catalogue) and not s.allow_no_text:
+            raise ValueError(
+                f"not one of the {len(catalogue)} items has a text, so the LE can know nothing of "
+                "them: give NAME.item fields that `lea_item_sentence` names (docs/data.md), or set "
+                "lea_allow_no_text: True"
+            )
         if without_text:
             text = "%d of %d items have no text and are described by their token, such as %s"
             logger.warning(text, len(without_text), len(catalogue), ", ".join(without_text[:NAMED]))
@@ -170,8 +177,12 @@ class Pipeline:
         # no collective: under accelerate the other processes have left when the record is written
         if (made := self.cache.made("environment")) is None:
             return self.measured
-        last = read_json(self.cache.path("environment") / HISTORY)[-1]
-        return last | {"code": made.get("code")} | self.measured
+        return self.history()[-1] | {"code": made.get("code")} | self.measured
+
+    def history(self) -> list[dict[str, Any]]:
+        """What the fine-tuning recorded after each epoch; empty unless it is done."""
+        path = self.cache.path("environment") / HISTORY
+        return read_json(path) if path.is_file() else []
 
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
@@ -212,6 +223,11 @@ class Pipeline:
         if not self._reported:
             self._reported = True
             quality.report(self.diagnostics())
+            pairs = held_out(self.sequences, self.settings)
+            if pairs and self.settings.environment == "llm":
+                text = TextEnvironment(torch.from_numpy(self.item_tokens()), self.settings)
+                asked = (self.sequences, pairs, text, self.settings.seed)
+                self.measured |= quality.without_llm(*asked)
 
     def prepare_selection(self) -> None:
         """Build what ``select`` needs and no list of candidates changes."""
