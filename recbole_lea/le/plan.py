@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SAMPLE = 64  # sequences, or sentences times ten, whose prompts are counted in rows
 ENOUGH = 0.8  # seconds of passes after which no further one is timed
 
+LONGEST = 500  # characters of an example
+
 # Settings that the pipeline has already put to use in its sentences and titles.
 WORDING = ("item_sentence", "prompt_items", "title")
 
@@ -291,7 +293,8 @@ def examples(le: "Pipeline") -> list[str]:
     items = next(items for items in le.sequences.items if len(items) > 1)
     names = le.titles or [f"[{token}]" for token in tokens]
     joined = (", " if le.titles else " ").join(names[i] for i in items[:-1][-s.max_history :])
-    prompt = s.user_prompt.format(history=joined) + action_prompt(s).format(item=names[items[-1]])
+    prompt = s.user_prompt.replace("{history}", joined)
+    prompt += action_prompt(s).replace("{item}", names[items[-1]])
     first = items[0]
     lines = [
         "item sentence: " + le.sentences[first].replace("{item}", f"[{tokens[first]}]"),
@@ -301,4 +304,4 @@ def examples(le: "Pipeline") -> list[str]:
     unused = {name for text in le.catalogue.texts for name in text}.difference(used)
     if unused:
         lines.append(f"fields of .item that no template uses: {', '.join(sorted(unused))}")
-    return lines
+    return [line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in lines]

@@ -54,7 +54,11 @@ def announce(
     pipeline.cache.places = places
     timed = sum(step.seconds or 0.0 for step in stages)
     unknown = [s.title for s in stages if not s.cached and s.seconds is None]
-    lines = [f"plan: {len(stages)} stages, about {plan.minutes(timed)} here"]
+    n, said = pipeline.sequences, f"{len(pipeline.catalogue):,} items"
+    lines = [
+        f"plan for {len(n):,} training sequences, {said}, {n.n_transitions:,} transitions: "
+        f"{len(stages)} stages, about {plan.minutes(timed)} here"
+    ]
     lines[0] += f", and {' and '.join(unknown)}, not measured" if unknown else ""
     lines += [f"  {number} {step}" for number, step in enumerate(stages, 1)]
     logger.info("\n".join([*lines, *(f"  {line}" for line in plan.examples(pipeline))]))
@@ -109,7 +113,8 @@ def _training_seconds(
                 batch = loader.collate_fn(list(range(n))).to(device)
                 optimizer.zero_grad()
                 losses = model.calculate_loss(batch)
-                (sum(losses) if isinstance(losses, tuple) else losses).backward()
+                total: Any = sum(losses) if isinstance(losses, tuple) else losses
+                total.backward()
                 optimizer.step()
             second = (time.perf_counter() - started) / STEPS
             model.eval()
