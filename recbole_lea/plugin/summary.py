@@ -48,8 +48,7 @@ def summary(
     return "\n".join([
         *lines,
         _cost(content["stages"]),
-        f"model: {checkpoint}",
-        f"record and log: {folder / 'run.json'}, {log}",
+        f"files: {checkpoint}, {folder / 'run.json'}, {log}",
         f"look at it: {python}inspect {checkpoint}",
         f"use it: {python}export {checkpoint} --to recbole",
     ])  # fmt: skip

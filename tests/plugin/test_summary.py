@@ -27,7 +27,7 @@ def told(trained):
 
 def test_both_results_stand_side_by_side(told):
     lines = told(ndcg=0.16)
-    assert len(lines) <= 11
+    assert len(lines) == 9
     assert lines[0].split() == ["tiny,", "test", "hit@10", "ndcg@10", "mrr@10"]
     assert lines[1].split() == ["SASRecSA2CLEA", "(LEASR)", "0.3000", "0.2000", "0.1000"]
     assert lines[2].split() == ["SASRec,", "plain", "0.3000", "0.1600", "0.0000"]
@@ -48,7 +48,6 @@ def test_it_says_what_the_le_is_worth_what_it_cost_and_where_things_are(told, tr
         "cannot be told apart from popularity"
     )
     path, text = trained().path, "\n".join(lines)
-    assert Path(lines[4].removeprefix("model: ")) == path
+    assert lines[4].startswith(f"files: {path}, {Path('log/x/run.json')}, ")
     assert f"recbole_lea.inspect {path}" in text and f"recbole_lea.export {path} --to" in text
-    assert str(Path("log/x/run.json")) in text
     assert lines[3].startswith("cost: LE ")
