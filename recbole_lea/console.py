@@ -27,8 +27,13 @@ def mistake(error: BaseException) -> str | None:
 def console(function: Callable[[], Any]) -> None:
     """A program for the shell: a mistake in the input is one line, not a traceback.
 
-    So are Ctrl-C and SIGTERM, with the exit codes by which shells know them, 130 and 143.
+    So are Ctrl-C and SIGTERM, with the exit codes by which shells know them, 130 and 143. Progress
+    bars take one line of the terminal, and where there is none, such as in a file, few.
     """
+    # tqdm reads them when it is imported, whichever package makes the bar
+    os.environ.setdefault("TQDM_LEAVE", "")  # false
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         function()

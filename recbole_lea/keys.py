@@ -122,7 +122,9 @@ RULES: dict[str, Rule] = {
     "eval_protocol": _one_of("leave_one_out", "paper"),
     "lea_output_head": _one_of("tied", "dense"),
     "lea_llm_dtype": _one_of("auto", "float32", "bfloat16", "float16"),
-    "lea_stop_after": _optional(_one_of("items", "finetune", "states", "rewards", "feedback")),
+    "lea_stop_after": _optional(
+        _one_of("plan", "items", "finetune", "states", "rewards", "feedback")
+    ),
     "lea_prompt_items": _one_of("token", "title"),
     "lea_reward_prompt": _one_of("paper", "item_last"),
     "lea_item_init": _one_of("text", "random"),
@@ -132,7 +134,7 @@ RULES: dict[str, Rule] = {
     "lea_state_head": _one_of("residual", "none"),
     "lea_reward_head": _one_of("state", "none"),
     **_same(_one_of("auto", True, False), "exclude_history lea_compile"),
-    **_same(_FLAG, "optimizer_reset state_layernorm lea_compare lea_shuffle"),
+    **_same(_FLAG, "optimizer_reset state_layernorm lea_compare lea_shuffle lea_allow_no_text"),
     # how much
     **_same(_WEIGHT, "q_weight w_ah w_aq td_scale lea_state_weight"),
     **_same(_number(-1e6, 1e6), "r_pos r_neg"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_lea import keys
-from recbole_lea.arguments import CONFIG_FILES, Parser, given_keys
+from recbole_lea.arguments import CONFIG_FILES, Parser, given, given_keys, set_given
 from recbole_lea.console import StoppedAfter
 from recbole_lea.engine.versions import versions
 from recbole_lea.methods import METHODS
@@ -36,6 +36,8 @@ def main() -> dict[str, Any]:
     if options.version:
         print(_versions())
         return {}
+    if options.dry_run:
+        set_given([*given(), "--lea_stop_after=plan"])
     files = find_config_files(options.config_files)
     values = read_files(files) | given_keys()
     if options.list:
@@ -55,9 +57,10 @@ def main() -> dict[str, Any]:
     try:
         result = run_recbole(model, dataset, config_file_list=files or None)
     except StoppedAfter:
-        logger.info("without lea_stop_after, the same command goes on from here")
+        key = "--dry-run" if options.dry_run else "lea_stop_after"
+        logger.info("without %s, the same command goes on from here", key)
         return {}
-    report(model, dataset, files, result)
+    report(model, dataset, files)
     return result
 
 
@@ -71,6 +74,8 @@ def _parser() -> Parser:
     parser.add_argument("--model", "-m", help=names)
     parser.add_argument("--dataset", "-d", help="name of the dataset, a folder in data_path")
     parser.add_argument("--config_files", **CONFIG_FILES)
+    plan = "say what the cache holds, what is computed, and how long it takes; stop"
+    parser.add_argument("--dry-run", action="store_true", help=plan)
     versions_help = "versions to name in a report of a problem, and stop"
     parser.add_argument("--version", action="store_true", help=versions_help)
     list_help = "list models, methods and datasets, and stop"

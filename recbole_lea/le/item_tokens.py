@@ -176,21 +176,29 @@ def _losses(
     settings = environment.settings
     result = torch.full((len(table),), torch.nan)
     for batch in pack([[row] for row in ids], settings.row_length, settings.batch_rows):
-        nodes, owners = _predicted(batch, environment.vocab_size)
-        targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
-        owner = torch.from_numpy(owners).to(table.device)
-        with torch.set_grad_enabled(backward):
-            hidden = environment.hidden(batch, table)[batch.parents.flat[nodes]]
-            logits = next_word_logits(environment.llm, hidden).to(table.device)  # [N, V]
-            counts = torch.bincount(owner, minlength=len(table))
-            sums = torch.zeros(len(table), device=table.device)
-            sums = sums.index_add(0, owner, sentence_loss(logits, targets))
-            losses = sums / counts.clamp(min=1)
-        if backward:
-            losses.sum().backward()
-        present = counts.cpu() > 0
-        result[present] = losses.detach().cpu()[present]
+        present, values = batch_losses(environment, batch, table, backward)
+        result[present] = values
     return result
+
+
+def batch_losses(
+    environment: Environment, batch: PackedBatch, table: Tensor, backward: bool
+) -> tuple[Tensor, Tensor]:
+    """Which items [len(table)] a batch holds, and their losses; see ``_losses``."""
+    nodes, owners = _predicted(batch, environment.vocab_size)
+    targets = torch.from_numpy(batch.ids.flat[nodes]).to(table.device)
+    owner = torch.from_numpy(owners).to(table.device)
+    with torch.set_grad_enabled(backward):
+        hidden = environment.hidden(batch, table)[batch.parents.flat[nodes]]
+        logits = next_word_logits(environment.llm, hidden).to(table.device)  # [N, V]
+        counts = torch.bincount(owner, minlength=len(table))
+        sums = torch.zeros(len(table), device=table.device)
+        sums = sums.index_add(0, owner, sentence_loss(logits, targets))
+        losses = sums / counts.clamp(min=1)
+    if backward:
+        losses.sum().backward()
+    present = counts.cpu() > 0
+    return present, losses.detach().cpu()[present]
 
 
 def _predicted(batch: PackedBatch, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

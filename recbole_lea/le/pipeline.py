@@ -20,7 +20,7 @@ from recbole_lea.le.answers import fit_projection
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment, load_trained_state, trained_state
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
-from recbole_lea.le.finetune import finetune
+from recbole_lea.le.finetune import finetune, held_out
 from recbole_lea.le.item_tokens import TOKENS
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
@@ -46,8 +46,9 @@ class Pipeline:
     ever reaches the LLM. ``dataset`` names the cache's sub-folder, and ``stages`` gets seconds and
     memory.
 
-    Raises a FileNotFoundError if something that the cache lacks needs the LLM, which is not here;
-    ``DiskFull`` (what is finished is kept); ``ReadOnly`` if the cache lacks something.
+    Raises a FileNotFoundError if something that the cache lacks needs the LLM, which is not here; a
+    ValueError if no item has a text, unless ``allow_no_text``; ``DiskFull`` (what is finished is
+    kept); ``ReadOnly`` if the cache lacks something.
     """
 
     def __init__(
@@ -77,6 +78,12 @@ class Pipeline:
         self.llm_fingerprint, self.llm_dtype, self._no_llm = identity
         self.sentences, without_text = catalogue.sentences(s.item_sentence)
         self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
+        if len(without_text) == len(catalogue) and not s.allow_no_text:
+            raise ValueError(
+                f"not one of the {len(catalogue)} items has a text, so the LE can know nothing of "
+                "them: give NAME.item fields that `lea_item_sentence` names (docs/data.md), or set "
+                "lea_allow_no_text: True"
+            )
         if without_text:
             text = "%d of %d items have no text and are described by their token, such as %s"
             logger.warning(text, len(without_text), len(catalogue), ", ".join(without_text[:NAMED]))
@@ -159,8 +166,12 @@ class Pipeline:
         # no collective: under accelerate the other processes have left when the record is written
         if (made := self.cache.made("environment")) is None:
             return self.measured
-        last = read_json(self.cache.path("environment") / HISTORY)[-1]
-        return last | {"code": made.get("code")} | self.measured
+        return self.history()[-1] | {"code": made.get("code")} | self.measured
+
+    def history(self) -> list[dict[str, Any]]:
+        """What the fine-tuning recorded after each epoch; empty unless it is done."""
+        path = self.cache.path("environment") / HISTORY
+        return read_json(path) if path.is_file() else []
 
     def states(self) -> np.ndarray:
         """States of all prefixes [n_states, d or state_dim], float16."""
@@ -201,6 +212,11 @@ class Pipeline:
         if not self._reported:
             self._reported = True
             quality.report(self.diagnostics())
+            pairs = held_out(self.sequences, self.settings)
+            if pairs and self.settings.environment == "llm":
+                text = TextEnvironment(torch.from_numpy(self.item_tokens()), self.settings)
+                asked = (self.sequences, pairs, text, self.settings.seed)
+                self.measured |= quality.without_llm(*asked)
 
     def prepare_selection(self) -> None:
         """Build what ``select`` needs and no list of candidates changes."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,15 @@ def comparisons(
     return groups
 
 
+def drawn(
+    sequences: Sequences, pairs: Pairs, n_items: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Next items and uniform negatives of N transitions, [N] each."""
+    positives = np.array([sequences.action(s, t) for s, t in pairs])
+    rng = np.random.default_rng([seed, 3])
+    return positives, uniform_except(rng, positives, n_items, (len(pairs),))
+
+
 def evaluate(environment: Any, sequences: Sequences, pairs: Pairs, seed: int) -> dict[str, float]:
     """How good the LE, or its twin ``TextEnvironment``, is on N transitions.
 
@@ -46,9 +56,7 @@ def evaluate(environment: Any, sequences: Sequences, pairs: Pairs, seed: int) ->
         right; ``margin``: their mean reward difference; ``hit_10``, ``ndcg_10``: of the next item
         among all items (history included) by nearness to the state; ``n``: N.
     """
-    positives = np.array([sequences.action(s, t) for s, t in pairs])
-    rng, n_items = np.random.default_rng([seed, 3]), len(environment.item_tokens)
-    negatives = uniform_except(rng, positives, n_items, (len(pairs),))
+    positives, negatives = drawn(sequences, pairs, len(environment.item_tokens), seed)
     groups = comparisons(environment, sequences, pairs, np.c_[positives, negatives])
 
     def both(ends: PromptEnds) -> Tensor:
@@ -81,6 +89,40 @@ def _rank(environment: Environment, states: Tensor, items: Tensor) -> np.ndarray
 def better_than_chance(accuracy: float, n: int) -> bool:
     """Whether an accuracy on n pairs is above 1/2 by more than 1.645 standard errors (p < .05)."""
     return accuracy - 0.5 > 1.645 * math.sqrt(0.25 / n)
+
+
+def without_llm(sequences: Sequences, pairs: Pairs, text: Any, seed: int) -> dict[str, float]:
+    """What is known without an LLM of the pairs that ``evaluate`` draws: N transitions.
+
+    Returns:
+        ``popularity_accuracy``: share of the pairs whose next item has the higher count in
+        training, its own place left out, a tie being half; ``text_accuracy``: that of ``text``, a
+        ``TextEnvironment``.
+    """
+    positives, negatives = drawn(sequences, pairs, len(text.item_tokens), seed)
+    counts = np.bincount(np.concatenate(sequences.items), minlength=len(text.item_tokens))
+    more = np.sign(counts[positives] - 1 - counts[negatives])
+    accuracy = evaluate(text, sequences, pairs, seed)["accuracy"]
+    return {"popularity_accuracy": float((more + 1).mean() / 2), "text_accuracy": accuracy}
+
+
+def worth(record: Mapping[str, Any]) -> str:
+    """In one line what an LE is worth beside what needs no LLM, by ``Pipeline.diagnostics``."""
+    if "accuracy" not in record:
+        return "the LE was not measured: no sequence was held out"
+    accuracy, n = record["accuracy"], record["n"]
+    error = math.sqrt(accuracy * (1 - accuracy) / n)
+    line = f"LE: reward accuracy {accuracy:.3f} +- {error:.3f} on {n} held-out pairs"
+    others = {w: record[k] for w in ("popularity", "text") if (k := f"{w}_accuracy") in record}
+    if not others:
+        return line
+    line += f" ({', '.join(f'{name} {value:.3f}' for name, value in others.items())})"
+    best = max(others, key=lambda name: others[name])
+    if accuracy - others[best] > 2 * error:
+        return f"{line}: better than both"
+    return f"{line}: cannot be told apart from {best}" if accuracy + 2 * error > others[best] else (
+        f"{line}: worse than {best}"
+    )  # fmt: skip
 
 
 def report(record: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ class LESettings:
     llm_options: dict[str, Any] | None
     compile: str | bool
     item_sentence: str
+    allow_no_text: bool
     prompt_items: str
     title: str
     user_prompt: str

@@ -16,7 +16,7 @@ from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.methods import Switches, switches
 from recbole_lea.model.fields import FIELD_PREFIX, TRANSITION
-from recbole_lea.plugin import record
+from recbole_lea.plugin import plan, record
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,10 @@ def add_feedback(feedback: Feedback, dataset: Any, interaction: Interaction) -> 
     return interaction
 
 
-def attach(loader: AbstractDataLoader, config: Config) -> None:
+def attach(loader: AbstractDataLoader, config: Config, n_valid: int = 0) -> None:
     """Give the training loader and its data what the method wants of the LE, built where it lacks.
+
+    The plan, for which ``n_valid`` are the rows that are validated, is said before.
 
     Raises:
         ValueError: ``transform: lea_live`` in several processes.
@@ -55,6 +57,7 @@ def attach(loader: AbstractDataLoader, config: Config) -> None:
         pipeline = train.lea_pipeline = train.pipeline(train.training_sequences())
         ids = train.field2token_id[train.iid_field]
         train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
+        plan.announce(loader, config, chosen, n_valid, add_feedback)
         train.lea_feedback = _built(pipeline, train.lea_item_ids.numpy(), chosen, config)
         if stop is not None:
             _stop(train, config)
@@ -73,6 +76,8 @@ def attach(loader: AbstractDataLoader, config: Config) -> None:
 def _built(pipeline: Pipeline, item_ids: Any, chosen: Switches, config: Config) -> Feedback | None:
     """Run the LE's stages, as far as the method wants them and the cache lacks them."""
     stop, by_state = config["lea_stop_after"], config["selection_by"] == "state"
+    if stop == "plan":
+        raise StoppedAfter
     if stop in BUILDERS:
         BUILDERS[stop](pipeline)
         return None

@@ -38,6 +38,7 @@ from recbole_lea.plugin import checkpoints
 from recbole_lea.plugin.checks import validate, warn_of_unknown
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.feedback import attach
+from recbole_lea.plugin.terminal import keep_quiet
 from recbole_lea.plugin.trainer import LEATrainer
 from recbole_lea.yaml_files import internal_files, read_files
 
@@ -175,7 +176,7 @@ def _construct_transform(original: Callable, config: Config) -> Any:
 def _data_preparation(original: Callable, config: Config, dataset: Any) -> tuple:
     loaders = original(config, dataset)
     if issubclass(config.model_class, LEARecommender):
-        attach(loaders[0], config)
+        attach(loaders[0], config, len(loaders[1]._dataset) if loaders[1] else 0)
     return loaders
 
 
@@ -190,6 +191,7 @@ def _init_logger(original: Callable, config: Config) -> None:
         original(config)
         new = set(folder.glob("*.log")) - before
         config["log_file"] = str(new.pop()) if new else None
+        keep_quiet(issubclass(config.model_class, LEARecommender))
 
 
 # What RecBole's scripts take from the command line, where Config sees it too

@@ -1,7 +1,6 @@
 """RecBole's ``run_recbole`` step by step, and the plain backbone beside a model of ours."""
 
 import logging
-from typing import Any
 
 from recbole.config import Config
 from recbole.data import data_preparation
@@ -10,7 +9,9 @@ from recbole.utils import get_model, init_seed, set_color
 
 from recbole_lea.keys import backbone_keys
 from recbole_lea.model.recommender import LEARecommender
+from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
+from recbole_lea.plugin.summary import summary
 from recbole_lea.plugin.trainer import LEATrainer, StepTrainer
 
 logger = logging.getLogger(__name__)
@@ -23,24 +24,25 @@ SHARED_KEYS = (
 )  # fmt: skip
 
 
-def report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
-    """Log the plain backbone's test result beside a run's (``lea_compare``), and ``lea_note``.
+def report(model: str, dataset: str, files: list[str]) -> None:
+    """Log how the run that has just ended went (``summary``), and ``lea_note``.
 
-    The backbone is trained here, on the same data, splits and budget.
+    Under ``lea_compare``, the plain backbone is trained here, on the same data, splits and budget.
     """
     config = Config(model=model, dataset=dataset, config_file_list=files or None)
-    if issubclass(config.model_class, LEARecommender) and config["lea_compare"]:
+    if record.last is None or not issubclass(config.model_class, LEARecommender):
+        return
+    content, folder = record.last
+    beside = None
+    if config["lea_compare"]:
         stock = backbone_config(config, files)
+        logger.info("training the plain %s beside it", stock["model"])
         trainer, loaders = prepare(stock)
-        logger.info("lea_compare: training RecBole's own %s on the same data", stock["model"])
         trainer.fit(loaders[0], loaders[1], show_progress=config["show_progress"])
         beside = trainer.evaluate(loaders[2], load_best_model=True)
-        name = stock["model"] + " (tied head)" * (config["lea_output_head"] == "dense")
-        lines = set_color("test result beside plain RecBole", "yellow") + ":"
-        for who, metrics in ((model, result["test_result"]), (name, beside)):
-            values = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
-            lines += f"\n  {who:<20}{values}"
-        logger.info(lines)
+    config["log_file"] = content["config"]["log_file"]
+    lines = set_color("summary", "yellow") + f"\n{summary(config, content, folder, beside)}"
+    logger.info(lines)
     if config["lea_note"]:
         logger.info(config["lea_note"])
 

@@ -19,6 +19,12 @@ from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
 
+# Stages that are no part of the LE
+RECOMMENDER_STAGES = ("training", "top-5 of the warm-up model")
+
+# What this process has written last, and where: RecBole's ``run_recbole`` returns no trainer.
+last: tuple[dict[str, Any], Path] | None = None
+
 
 def start(
     config: Any, dataset: Any, pipeline: Pipeline | None, stages: StageLog, code: dict[str, Any]
@@ -73,6 +79,8 @@ def new_folder(config: Any) -> Path:
 
 def write(content: dict[str, Any], folder: Path) -> None:
     """Write the record as ``run.json``."""
+    global last
+    last = content, folder
     write_json(folder / "run.json", json.loads(json.dumps(content, default=float)))
     logger.info("run.json: %s", folder / "run.json")
 

@@ -84,6 +84,7 @@ class StepTrainer(Trainer):
     """
 
     _batches: Batches
+    _epoch = ""  # the terminal's line of the present one, up to its validation
 
     def __init__(self, config, model) -> None:
         super().__init__(config, model)
@@ -101,6 +102,30 @@ class StepTrainer(Trainer):
 
     def _prepare(self) -> None:
         """Called before the first epoch."""
+
+    def _named(self, losses: float | tuple[float, ...]) -> dict[str, float]:
+        """The terms of a loss by their names."""
+        values = losses if isinstance(losses, tuple) else (losses,)
+        return {f"loss {number}": value for number, value in enumerate(values, 1)}
+
+    def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
+        """RecBole's line, for the log file; the terminal gets one line an epoch."""
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in self._named(losses).items())
+        self._epoch = f"epoch {epoch_idx}: {e_time - s_time:.1f} s, {terms}"
+        if self.eval_step <= 0 or (epoch_idx + 1) % self.eval_step:  # no validation now
+            self.logger.info(self._epoch)
+        return super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)
+
+    def _is_best(self, score: float) -> bool:
+        best = self.best_valid_score
+        return score >= best if self.valid_metric_bigger else score <= best
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        mark = "best so far" if self._is_best(score) else f"best {self.best_valid_score:.4f}"
+        metric = self.config["valid_metric"]
+        self.logger.info("%s; valid %s %.4f, %s", self._epoch, metric, score, mark)
+        return score, result
 
     def _budget(self) -> str:
         """How long the training is: an epoch of ``lea_valid_steps`` is no pass over the data."""
@@ -140,6 +165,10 @@ class LEATrainer(StepTrainer):
         self._dataset, self._valid_data = train_data._dataset, valid_data
         stages, pipeline = self._dataset.lea_stages, self._dataset.lea_pipeline
         self.record = {}
+        if pipeline:
+            self._log_finetuning(pipeline.history())
+            place = pipeline.cache.places.get("training", "")
+            self.logger.info("%straining: at most %d epochs", place, self.epochs)
         try:
             with stages.stage("training"):
                 result = super().fit(train_data, valid_data, **kwargs)
@@ -152,6 +181,7 @@ class LEATrainer(StepTrainer):
             self.logger.info("the best validation result is from the warm-up: so is what is tested")
         self.record = record.start(self.config, self._dataset, pipeline, stages, code)
         self.record["best_valid_result"] = dict(result[1] or {})
+        self.record["checkpoint"] = self.saved_model_file
         self.record["best_is_warmup"] = self._best_is_warmup
         self.record_folder = record.new_folder(self.config)
         record.write(self.record, self.record_folder)
@@ -200,7 +230,8 @@ class LEATrainer(StepTrainer):
         if self.record and result is not None and eval_data is not self._valid_data:
             self.record["test_result"] = dict(result)
             record.write(self.record, self.record_folder)
-            self.logger.info(record.stage_report(self._dataset.lea_stages.stages))
+            stages = record.stage_report(self._dataset.lea_stages.stages)
+            self.logger.info(stages, extra={"for_the_file": True})
         return result
 
     def _before_batch(self) -> None:
@@ -220,8 +251,7 @@ class LEATrainer(StepTrainer):
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress)
-        best = self.best_valid_score
-        if score >= best if self.valid_metric_bigger else score <= best:
+        if self._is_best(score):
             self._best_is_warmup = not self.model.warmed_up
             self._best_result = {name: float(value) for name, value in result.items()}
         return score, result
@@ -236,6 +266,11 @@ class LEATrainer(StepTrainer):
             actions, scores = dataset.lea_pipeline.select(candidates, want_rewards=scored)
         dataset.lea_feedback.augment(actions, scores, candidates)
 
+    def _named(self, losses: float | tuple[float, ...]) -> dict[str, float]:
+        """The paper's names of the terms of a loss, with their values."""
+        values = losses if isinstance(losses, tuple) else (losses,)
+        return dict(zip(self.model.loss_names, values, strict=True))
+
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
         """RecBole's line, with the paper's names for the terms."""
         output = super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)
@@ -243,3 +278,20 @@ class LEATrainer(StepTrainer):
             for number, name in enumerate(self.model.loss_names, 1):
                 output = output.replace(f"train_loss{number}", name)
         return output
+
+    def _add_train_loss_to_tensorboard(self, epoch_idx, losses, tag="Loss/Train"):
+        """Each term of the loss by its name, for TensorBoard and wandb."""
+        terms = self._named(losses)
+        for name, value in terms.items():
+            self.tensorboard.add_scalar(f"{tag}/{name}", value, epoch_idx)
+        self.wandblogger.log_metrics({**terms, "train_step": epoch_idx}, "train", commit=False)
+
+    def _log_finetuning(self, history: list[dict[str, float]]) -> None:
+        """What the LE's fine-tuning recorded after each epoch, for TensorBoard and wandb."""
+        if self.config["log_wandb"]:
+            self.wandblogger._wandb.define_metric("LE/*", step_metric="le_step")
+        for epoch, entry in enumerate(history):
+            values = {name: value for name, value in entry.items() if name not in ("epoch", "n")}
+            for name, value in values.items():
+                self.tensorboard.add_scalar(f"LE/{name}", value, epoch)
+            self.wandblogger.log_metrics({**values, "le_step": epoch}, "LE")

@@ -73,6 +73,7 @@ class Cache:
     def __init__(self, folder: Path, table: dict[str, Stage], origin: Any, log: StageLog) -> None:
         self.folder, self.table, self._origin, self._log = folder, table, origin, log
         self.used: dict[str, str] = {}  # stage -> key of the stages that this run has asked for
+        self.places: dict[str, str] = {}  # stage -> such as "stage 2 of 6, ", for the log
         self._checked: set[str] = set()
         self._main = processes().is_main_process
 
@@ -98,7 +99,8 @@ class Cache:
                 store = ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
             done = self.is_built(stage.name) if store is None else not store.missing()
             if done:
-                logger.info("%s: reused from %s", stage.title, folder)
+                place = self.places.get(stage.name, "")
+                logger.info("%s%s: reused from %s", place, stage.title, folder)
             elif not writable:
                 raise ReadOnly(folder, stage.title)
             else:
@@ -113,7 +115,8 @@ class Cache:
 
     def _compute(self, stage: Stage, store: ArrayStore | None, folder: Path) -> None:
         needed = stage.needs()
-        logger.info("%s: computing into %s", stage.title, folder)
+        place = self.places.get(stage.name, "")
+        logger.info("%s%s: computing into %s", place, stage.title, folder)
         with self._log.stage(stage.title):
             if store is not None:
                 for shard, values in stage.compute(needed, store.missing()):
@@ -155,6 +158,13 @@ class Cache:
         """Whether a stage is finished; files, unlike an array, are held against their checksums."""
         checked = self.path(stage).name in self._checked
         return checked or from_main(self._main and self.made(stage) is not None)
+
+    def left(self, stage: str) -> float:
+        """The share of an array's shards that a stage lacks; 1 for a stage with files."""
+        manifest = self.path(stage) / MANIFEST
+        record = (read_record(manifest) if self.table[stage].layout else None) or {}
+        shards = record.get("shards") if record.get("key") == self.table[stage].key else None
+        return 1 - sum(map(bool, shards)) / len(shards) if shards else 1.0
 
     def made(self, stage: str) -> dict[str, Any] | None:
         """The record of a stage; None unless it is finished."""

@@ -399,7 +399,10 @@ def test_items_without_text_are_named_and_kept(settings, log):
 
 def test_the_log_names_some_of_many_items_without_text(settings, log, monkeypatch):
     monkeypatch.setattr(pipeline_module, "NAMED", 2)
-    pipeline(settings(), catalogue=Catalogue({token: {} for token in CATALOGUE.tokens}))
+    nothing = Catalogue({token: {} for token in CATALOGUE.tokens})
+    with pytest.raises(ValueError, match=r"not one of the 12 items has a text.*lea_allow_no_text"):
+        pipeline(settings(), catalogue=nothing)
+    pipeline(settings(allow_no_text=True), catalogue=nothing)
     assert "12 of 12 items have no text" in log.text
     assert "by their token, such as i00, i01" in log.text and "i02" not in log.text
 

@@ -38,7 +38,7 @@ SMALL = {"epochs": 1, "warmup": "0 epochs", "topk": [2], "valid_metric": "NDCG@2
 # name: (.inter, .item, further keys)
 WORKS = {
     "ordinary": (NORMAL, TITLES, {}),
-    "no .item": (NORMAL, None, {}),
+    "no .item": (NORMAL, None, {"lea_allow_no_text": True}),
     "one user": (rows(users(1, 8)), TITLES, {}),
     "two items": (rows({"a": list("0101010"), "b": list("10101")}), TITLES, {}),
     "the shortest sequences beside longer ones":
@@ -49,7 +49,8 @@ WORKS = {
     "duplicate items": (NORMAL, TITLES + "3\tanother title\n0\tagain\n", {}),
     "an empty text": (NORMAL, titles(""), {}),
     "a blank text": (NORMAL, titles(" \u3000\x1f "), {"lea_item_sentence": "{item}[ {title}]"}),
-    "no line has a text": (NORMAL, ITEM_COLUMNS + "".join(f"{i}\t\n" for i in range(7)), {}),
+    "no line has a text": (NORMAL, ITEM_COLUMNS + "".join(f"{i}\t\n" for i in range(7)),
+                         {"lea_allow_no_text": True}),
     "a line that ends early": (NORMAL, TITLES + "9\n", {}),
     "100 kB of text": (NORMAL, titles("star moon " * 10_000), {}),
     "100 kB of text before the item":
@@ -73,7 +74,7 @@ WORKS = {
     "ids of every script":
         (rows(users() | {"名前": ["日本", "é", "e\u0301", "🎵", "a b"]}), TITLES, {}),
     "ids of placeholders": (rows(users() | {"{history}": ["{item}", "[", "]", "../x", "[PAD]"]}),
-                            None, {}),
+                            None, {"lea_allow_no_text": True}),
     "large and negative times":
         (NORMAL + "v\t1\t-1e300\nv\t2\t0\nv\t3\t9007199254740993\nv\t4\tinf\n", TITLES, {}),
     "too many cells": (NORMAL + "v\t1\t2\t3\t4\n", TITLES, {}),

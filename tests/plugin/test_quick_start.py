@@ -41,15 +41,17 @@ def test_script_trains_and_tests(yaml_file, name):
     code, output = run(f"--model={name}", "--dataset=tiny", f"--config_files={yaml_file}",
                        "--lea_compare", "True")  # fmt: skip
     assert code == 0, output[-3000:]
-    assert "test result" in output
-    assert "time and memory of each stage" in output
-    assert f"  {name[: -len('SNQNLEA')]} " in output  # the plain backbone beside it
-    own, beside = re.split("lea_compare: training RecBole's own", output)
-    assert re.search(
-        r"epochs 2: 2 x (\d+) steps, 2 passes over the training data; warm-up 1 pass\n", own
-    )
-    assert "steps, 2 passes over the training data\n" in beside
-    assert "epoch 1 training" in beside and "epoch 1 evaluating" in beside
+    shown, _, closing = output.partition("summary")
+    assert f"{name[: -len('SNQNLEA')]}, plain " in closing  # the backbone beside it
+    assert len(closing.strip().splitlines()) <= 11
+    assert "stage 1 of 8, item tokenization: computing" in shown
+    own, beside = shown.split("training the plain ")
+    passes = r"epochs 2: 2 x (\d+) steps, 2 passes over the training data"
+    assert re.search(passes + "; warm-up 1 pass\n", own) and re.search(passes + "\n", beside)
+    assert own.count("epoch 0: ") == beside.count("epoch 0: ") == 1 and "Warning" not in output
+    for dump in ("time and memory of each stage", "General Hyper Parameters", "epoch 0 training"):
+        assert dump not in output
+        assert dump in next(Path("log", name).glob("*.log")).read_text()
     record = json.loads(next(Path("log", name).glob("*/run.json")).read_text())
     assert record["test_result"]["hit@10"] >= 0
     assert record["model"] == name
@@ -71,6 +73,15 @@ def test_second_model_reuses_the_le(yaml_file):
     for stage in ("states", "rewards"):
         assert f"{stage}: reused from" in output
         assert f"{stage}: computing" not in output
+
+
+def test_a_dry_run_says_the_plan_and_computes_nothing(yaml_file):
+    code, output = run("--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
+                       "--dry-run")  # fmt: skip
+    assert code == 0, output[-3000:]
+    assert "7 stages, about" in output and "item sentence: [i0] film" in output
+    assert "5 training: to compute: at most 2 epochs, about" in output
+    assert not list(Path("lea_cache").glob("tiny/*-*")) and not list(Path("saved").glob("*"))
 
 
 def test_accelerate_launch_builds_the_le_together_and_trains_once(yaml_file):

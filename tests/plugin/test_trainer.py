@@ -109,6 +109,23 @@ def test_a_best_model_of_the_warm_up_is_said(tiny_config, monkeypatch, caplog):
     assert trainer.record["best_is_warmup"] is False
 
 
+def test_tensorboard_and_wandb_get_the_terms_by_name_and_the_fine_tuning(tiny_config):
+    scalars, logged = [], []
+
+    def watched(trainer):
+        trainer.tensorboard.add_scalar = lambda tag, value, step: scalars.append((tag, step))
+        trainer.wandblogger.log_metrics = lambda metrics, head="train", commit=True: logged.append(
+            (head, set(metrics))
+        )
+
+    train(tiny_config(epochs=2), watched)
+    terms = ("L_h", "L_q", "L_ah", "L_aq")
+    assert {(f"Loss/Train/{name}", epoch) for name in terms for epoch in (0, 1)} <= set(scalars)
+    assert ("LE/accuracy", 0) in scalars and ("LE/reward_loss", 0) in scalars
+    assert ("train", {*terms, "train_step"}) in logged
+    assert any(head == "LE" and {"accuracy", "le_step"} <= names for head, names in logged)
+
+
 @pytest.mark.parametrize("epochs_before", [1, 3])
 def test_training_goes_on_from_a_checkpoint(tiny_config, epochs_before):
     """Before and after the end of the warm-up of 2 epochs."""
