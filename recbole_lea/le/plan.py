@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from recbole_lea.le.pipeline import Pipeline
 
 SAMPLE = 64  # sequences, or sentences times ten, whose prompts are counted in rows
-ENOUGH = 0.8  # seconds of passes after which no further one is timed
+ENOUGH = 0.5  # seconds of passes after which no further one is timed
 
 LONGEST = 500  # characters of an example
 

@@ -90,7 +90,7 @@ KEYS = {
     "selection_calibration": ({}, "none", set()), "reward_scale": ({}, "raw", set()),
 }  # fmt: skip
 # the LLM's own tests have these; the last one is where the keys are looked up
-ELSEWHERE = {"llm", "llm_dtype", "llm_options", "cache_dir"}
+ELSEWHERE = {"allow_no_text", "llm", "llm_dtype", "llm_options", "cache_dir"}
 
 
 @pytest.mark.parametrize(
