@@ -16,7 +16,7 @@ from recbole_lea.engine.processes import from_main, processes
 from recbole_lea.engine.stagelog import StageLog
 from recbole_lea.engine.versions import code_version
 from recbole_lea.le import quality, selection
-from recbole_lea.le.adapter import load_trained_state, trained_state
+from recbole_lea.le.adapter import check_targets, load_trained_state, trained_state
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
@@ -119,6 +119,7 @@ class Pipeline:
             asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
                 self._llm = load_unpacked(folder, *asked)
+            check_targets(self._llm.model, s.lora_targets)
         return self._llm
 
     @property

@@ -54,7 +54,7 @@ class LEARecommender(Backbone):
         self.q_max_chunk = config["q_max_chunk"]
         self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
         self.advantage_of, self.advantage_clip = config["lea_advantage"], config["advantage_clip"]
-        self.warmed_up = False
+        self.warmed_up, self.updates = False, 0  # steps that have trained the first copy
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
         self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         self.other_parameter_name = ["warmed_up", "item_tokens"]
@@ -88,7 +88,10 @@ class LEARecommender(Backbone):
         self.q_head = heads[0]
         mro = type(self).__mro__
         bases = mro[mro.index(LEARecommender) + 1 : mro.index(self.backbone_class()) + 1]
-        backbone = type("Twin", bases, {})(config, dataset)
+        # a class derived from ours may have a `forward` of its own
+        forward = type(self).forward
+        body = {} if forward is self.backbone_class().forward else {"forward": forward}
+        backbone = type("Twin", bases, body)(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
 
     def load_other_parameter(self, para) -> None:
@@ -110,8 +113,9 @@ class LEARecommender(Backbone):
 
         A scalar where there is one term alone; with the tied head, the loss of RecBole's backbone.
         """
-        if self.q_weight != 0:
-            first = torch.rand((), generator=self._rng).item() <= 0.5  # lines 7, 8 and 13
+        first = self.q_weight == 0 or torch.rand((), generator=self._rng).item() <= 0.5
+        self.updates += first
+        if self.q_weight != 0:  # lines 7, 8 and 13
             own = Network(self, self.q_head, self.output_head)
             updated, other = (own, self.twin) if first else (self.twin, own)
             states = self._encode(updated, interaction)  # lines 5 and 6
