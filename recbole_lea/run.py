@@ -26,15 +26,16 @@ def main() -> dict[str, Any]:
     if options.model.endswith("LEA"):
         values = read_files(files) | arguments.read_arguments(arguments.given())[0]
         check_values(values, values)
-    from recbole_lea.plugin.quick_start import report  # isort: skip
+    from recbole_lea.plugin.quick_start import protocol_keys, report  # isort: skip
     from recbole.quick_start import run_recbole
 
+    keys = protocol_keys(options.model, options.dataset, files)
     try:
-        result = run_recbole(options.model, options.dataset, config_file_list=files or None)
+        result = run_recbole(options.model, options.dataset, files or None, keys)
     except StoppedAfter:
         logger.info("without lea_stop_after, the same command goes on from here")
         return {}
-    report(options.model, options.dataset, files, result)
+    report(options.model, options.dataset, files, keys, result)
     return result
 
 

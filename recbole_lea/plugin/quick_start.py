@@ -6,29 +6,52 @@ from typing import Any
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.trainer import Trainer
-from recbole.utils import get_model, init_seed, set_color
+from recbole.utils import argument_list, get_model, init_seed, set_color
 
-from recbole_lea.keys import backbone_keys
+from recbole_lea import arguments
+from recbole_lea.keys import PAPER_EVAL_ARGS, backbone_keys
 from recbole_lea.model.recommender import LEARecommender
+from recbole_lea.model.registry import REFUSED, stock
+from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.trainer import LEATrainer, StepTrainer
+from recbole_lea.yaml_files import internal_files, read_files
 
 logger = logging.getLogger(__name__)
 
 # What the plain run has in common, beside the backbone's own hyperparameters
 SHARED_KEYS = (
-    "load_col", "lea_newest", "eval_protocol", "lea_split_seed", "eval_args", "lea_valid_steps",
-    "metrics", "metric_decimal_place", "topk", "valid_metric", "epochs", "stopping_step",
-    "train_batch_size", "eval_batch_size", "learning_rate", "MAX_ITEM_LIST_LENGTH", "seed",
+    "lea_prepare", "lea_newest", "eval_protocol", "lea_split_seed", "lea_valid_steps", "seed",
+    "reproducibility", "shuffle", "enable_amp", "enable_scaler", "encoding",
+    *argument_list.dataset_arguments, *argument_list.training_arguments,
+    *argument_list.evaluation_arguments,
 )  # fmt: skip
 
 
-def report(model: str, dataset: str, files: list[str], result: dict[str, Any]) -> None:
+def protocol_keys(model: str, dataset: str, files: list[str]) -> dict[str, Any]:
+    """What a backbone of RecBole's takes over of our YAML files; nothing for another model."""
+    if model not in stock() or model in REFUSED:
+        return {}
+    given = read_files(files) | arguments.read_arguments(arguments.given())[0]
+    values = read_files(list(map(str, internal_files(model, dataset)))) | given
+    if values["eval_protocol"] == "paper":
+        values.setdefault("eval_args", PAPER_EVAL_ARGS)
+    if values.get("loss_type", "CE") != "CE":  # RecBole's own loss, which draws negatives
+        del values["train_neg_sample_args"]
+    return {key: values[key] for key in SHARED_KEYS if key in values}
+
+
+def report(
+    model: str, dataset: str, files: list[str], keys: dict[str, Any], result: dict[str, Any]
+) -> None:
     """Log the plain backbone's test result beside a run's (``lea_compare``), and ``lea_note``.
 
-    The backbone is trained here, on the same data, splits and budget.
+    The backbone is trained here, on the same data, splits and budget. For a model of RecBole's,
+    which ran with these ``keys``, log how the result was measured.
     """
-    config = Config(model=model, dataset=dataset, config_file_list=files or None)
+    config = Config(model, dataset, files or None, keys)
+    if not issubclass(config.model_class, LEARecommender):
+        logger.info(record.protocol(config))
     if issubclass(config.model_class, LEARecommender) and config["lea_compare"]:
         stock = backbone_config(config, files)
         trainer, loaders = prepare(stock)
