@@ -45,9 +45,12 @@ class LEARecommender(Backbone):
     """
 
     rl_loss: str
+    is_twin = False  # a backbone alone
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
+        if self.is_twin:
+            return
         self.switches = switches(config, self.rl_loss)
         self.q_weight, self.w_ah, self.w_aq = config["q_weight"], config["w_ah"], config["w_aq"]
         self.discount = {key: config[key] for key in ("gamma", "td_scale")}
@@ -86,12 +89,8 @@ class LEARecommender(Backbone):
         norms = (norm, norm and not self.normalised)
         heads = [QHead(self.switches.state, width, le_size, self.n_items, *norms) for _ in range(2)]
         self.q_head = heads[0]
-        mro = type(self).__mro__
-        bases = mro[mro.index(LEARecommender) + 1 : mro.index(self.backbone_class()) + 1]
-        # a class derived from ours may have a `forward` of its own
-        forward = type(self).forward
-        body = {} if forward is self.backbone_class().forward else {"forward": forward}
-        backbone = type("Twin", bases, body)(config, dataset)
+        # what a class derived from ours changes, it changes in both
+        backbone = type("Twin", (type(self),), {"is_twin": True})(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
 
     def load_other_parameter(self, para) -> None:

@@ -337,7 +337,7 @@ def test_the_history_may_be_left_out_of_the_top_5(
     assert (f"{said.replace('%', ' %')} {what} the top-5" in log.text) is (exclude == "auto")
 
 
-def test_run_json_beside_the_log(tiny_config):
+def test_run_json_beside_the_log(tiny_config, log):
     trainer, loaders = train(tiny_config())
     result = trainer.evaluate(loaders[2])
     trainer.evaluate(loaders[1])  # looks at the validation once more
@@ -353,6 +353,8 @@ def test_run_json_beside_the_log(tiny_config):
         "items", "environment", "states", "rewards", "selection", "selection_rewards",
     }  # fmt: skip
     stages = record["stages"]
+    said = "leave_one_out, split {'LS': 'valid_and_test'}, ranking full, window 5, batch 16"
+    assert log.text.count(f"protocol: {said}, chosen by NDCG@10") == 1
     assert {"item tokenization", "LE fine-tuning", "states", "rewards", "training"} <= set(stages)
     assert all(s["seconds"] >= 0 and s["peak_memory_mb"] > 0 for s in stages.values())
     assert record["le"]["n"] > 0
