@@ -23,6 +23,11 @@ PAPER_EVAL_ARGS = {
     "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO", "mode": "full",
 }  # fmt: skip
 
+# Keys of ours that RecBole's own models take too
+PROTOCOL_KEYS = (
+    "lea_prepare", "lea_newest", "eval_protocol", "lea_split_seed", "lea_valid_steps",
+)  # fmt: skip
+
 # Values of RecBole's `transform` that bring the LE's feedback
 TRANSFORMS = ("lea_feedback", "lea_live")
 
@@ -140,6 +145,7 @@ RULES: dict[str, Rule] = {
     **_same(_number(-1e6, 1e6), "r_pos r_neg"),
     **_same(_number(0, 1), "gamma lea_finetune_lr"),
     "lea_item_lr": _number(0, 10),
+    "learning_rate_after_warmup": _optional(_number(0, 1e3)),
     "lea_lora_dropout": _number(0, 0.99),
     "lea_finetune_fraction": ((lambda v: _number(0, 1)[0](v) and v > 0), "above 0, at most 1"),
     "lea_finetune_clip": _optional(_number(0, 1e9)),
@@ -159,7 +165,7 @@ RULES: dict[str, Rule] = {
     **_same(_number(0, 2**31, int), "lea_seed lea_split_seed"),
     **_same(_COUNT, "negative_pool lea_batch_rows lea_max_history lea_lora_r lea_lora_alpha"),
     **_same(_COUNT, "lea_finetune_epochs lea_finetune_batch_size lea_finetune_negatives"),
-    **_same(_COUNT_OR_0, "lea_history_hop lea_item_iterations"),
+    **_same(_COUNT_OR_0, "augmentation_refresh lea_history_hop lea_item_iterations"),
     **_same(_COUNT_OR_0, "lea_finetune_warmup lea_finetune_eval"),
     **_same(_optional(_COUNT), "state_dim lea_valid_steps lea_item_patience"),
     # words
@@ -331,7 +337,7 @@ def known_keys(model: str | None = None) -> frozenset[str]:
     lists = runpy.run_path(str(folder / "utils" / "argument_list.py")).values()
     known = {*read_files([str(file) for file in files]), *_WITHOUT_DEFAULT}
     known = known.union(*(names for names in lists if isinstance(names, list)))
-    ours = {*RULES, *REFUSED} if backbone != model else set()
+    ours = {*RULES, *REFUSED} if backbone != model else {*PROTOCOL_KEYS}
     return frozenset(known | ours)
 
 
@@ -361,10 +367,10 @@ def built_in_types(value: Any) -> Any:
     return json.loads(plain)
 
 
-def warmup_steps(warmup: str, steps_per_epoch: int) -> int:
-    """ "N epochs" or "N steps" in optimiser steps."""
+def warmup_updates(warmup: str, per_epoch: int) -> int:
+    """ "N epochs" or "N steps" in updates of the evaluated network, of an epoch's batches."""
     count, unit = warmup.split()
-    return int(count) * (steps_per_epoch if unit.startswith("epoch") else 1)
+    return int(count) * (per_epoch if unit.startswith("epoch") else 1)
 
 
 def expanded_paths(values: Mapping[str, Any]) -> dict[str, str]:

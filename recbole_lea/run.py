@@ -51,16 +51,17 @@ def main() -> dict[str, Any]:
     parser.refuse_unread(model)
     if model.endswith("LEA"):
         keys.check_values(values, values)
-    from recbole_lea.plugin.quick_start import report  # isort: skip
+    from recbole_lea.plugin.quick_start import protocol_keys, report  # isort: skip
     from recbole.quick_start import run_recbole
 
+    shared = protocol_keys(model, dataset, files)
     try:
-        result = run_recbole(model, dataset, config_file_list=files or None)
+        result = run_recbole(model, dataset, files or None, shared)
     except StoppedAfter:
         key = "--dry-run" if options.dry_run else "lea_stop_after"
         logger.info("without %s, the same command goes on from here", key)
         return {}
-    report(model, dataset, files)
+    report(model, dataset, files, shared)
     return result
 
 

@@ -207,7 +207,7 @@ def tiny_keys(llm):
         "epochs": 2,
         "train_batch_size": 16,
         "eval_batch_size": 64,
-        "warmup": "1 epochs",
+        "warmup": "2 steps",
         "show_progress": False,
         "gpu_id": "",
         "lea_llm": llm,

@@ -5,6 +5,7 @@ GPUs, and CUDA would start before RecBole has hidden those that `gpu_id` does no
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -186,6 +187,35 @@ class Environment(nn.Module):
         return found[prompts.argsort()]
 
 
+def check_targets(model: Any, targets: tuple[str, ...] | str) -> None:
+    """Compare ``lea_lora_targets`` with the linear layers that the LLM's decoder repeats.
+
+    Raises:
+        ValueError: one fits none of them, or something else as well; gives the names that fit.
+    """
+    if targets == "all-linear":
+        return
+    modules = {name: own for name, own in model.named_modules() if name}
+    repeated = [name for name in modules if re.search(r"\.\d+\.", name)]
+    # nf: of GPT-2's layers
+    linear = {
+        n for n in repeated if hasattr(modules[n], "in_features") or hasattr(modules[n], "nf")
+    }
+    for target in [targets] if isinstance(targets, str) else targets:
+        # as peft reads them: a text is a pattern of the whole name, a list has ends of names
+        pattern = target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}"
+        try:
+            found = {name for name in modules if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"lea_lora_targets: {target!r} is no pattern: {error}") from error
+        if not found or found - linear:
+            fit = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ValueError(
+                f"lea_lora_targets: {target!r} fits {min(found - linear, default='nothing')} of "
+                f"this LLM, but has to fit linear layers of its decoder: use all-linear or [{fit}]"
+            )
+
+
 def with_adapter(model: Any, settings: LESettings) -> Any:
     """The LLM with a LoRA adapter, drawn from the LE's seed."""
     from peft import LoraConfig, get_peft_model
@@ -196,12 +226,7 @@ def with_adapter(model: Any, settings: LESettings) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
     )  # fmt: skip
     torch.manual_seed(settings.seed)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ValueError(
-            f"lea_lora_targets: {targets!r} fits no layer of this LLM: use all-linear ({error})"
-        ) from error
+    return get_peft_model(model, config)
 
 
 def trained_state(environment: Any) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from recbole_lea.store.arrays import pieces, take
 class RewardScale:
     """Maps the reward model's unbounded scores to rewards (deviation 16).
 
-    ``mean`` and ``deviation`` are those of the training scores, positives and negatives together.
+    ``mean`` and ``deviation`` are those of the training scores: the positives weigh as much as all
+    negatives, whatever the pool.
     """
 
     kind: str  # standardize, sigmoid or raw
@@ -25,10 +26,14 @@ class RewardScale:
 
     @classmethod
     def fit(cls, kind: str, scores: np.ndarray) -> "RewardScale":
-        """Take mean and deviation from training scores, without loading them whole."""
-        mean = sum(part.sum(dtype=np.float64) for part in pieces(scores)) / scores.size
-        squares = sum(np.square(part.astype(np.float64) - mean).sum() for part in pieces(scores))
-        return cls(kind, float(mean), max(float(np.sqrt(squares / scores.size)), 1e-8))
+        """Take them from training scores [n, 1 + pool], which are not loaded whole."""
+        n, columns = scores.shape
+        share = np.r_[1, np.full(columns - 1, 1 / (columns - 1))] / (2 * n)
+        mean = sum((part @ share).sum() for part in pieces(scores))
+        squares = sum(
+            (np.square(part.astype(np.float64) - mean) @ share).sum() for part in pieces(scores)
+        )
+        return cls(kind, float(mean), max(float(np.sqrt(squares)), 1e-8))
 
     def __call__(self, scores: Any) -> Tensor:
         """Scores, an array or a tensor -> rewards, float32."""
@@ -164,7 +169,7 @@ class LiveFeedback(Feedback):
         """Estimate the reward scale on ``n`` random transitions."""
         rows = self.rng.integers(0, self.sequences.n_transitions, size=n)
         positive, negative, _ = self._rewards(rows)
-        self.scale = RewardScale.fit(kind, np.concatenate([positive, negative]))
+        self.scale = RewardScale.fit(kind, np.stack([positive, negative], axis=1))
 
 
 def _float(values: Any) -> Tensor:

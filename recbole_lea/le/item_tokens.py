@@ -45,7 +45,12 @@ def tokenize(le: "Pipeline", llm: LLM, folder: Path) -> dict[str, Any]:
     environment = Environment(llm, torch.zeros(1, llm.width), settings, adapted=False)
     ids, cut = sentence_ids(le.sentences, environment, llm.tokenizer)
     if cut:
-        logger.info("%d item sentences were cut to %d tokens", cut, settings.item_max_tokens)
+        logger.log(
+            logging.WARNING if cut > 0.1 * len(ids) else logging.INFO,
+            "%d of %d item sentences (%.0f %%) were cut to %d tokens: what stands last is lost; "
+            "raise lea_item_max_tokens, or put what counts first in lea_item_sentence",
+            cut, len(ids), 100 * cut / len(ids), settings.item_max_tokens,
+        )  # fmt: skip
     start = initial_tokens(ids, environment)
     if settings.item_iterations == 0:  # measuring the losses alone would take minutes
         if processes().is_main_process:

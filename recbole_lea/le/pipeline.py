@@ -18,7 +18,7 @@ from recbole_lea.engine.versions import code_version
 from recbole_lea.le import quality, selection
 from recbole_lea.le.answers import fit_projection
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.environment import Environment, load_trained_state, trained_state
+from recbole_lea.le.environment import Environment, check_targets, load_trained_state, trained_state
 from recbole_lea.le.feedback import LiveFeedback, PrecomputedFeedback, RewardScale
 from recbole_lea.le.finetune import finetune, held_out
 from recbole_lea.le.item_tokens import TOKENS
@@ -115,6 +115,7 @@ class Pipeline:
             asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
                 self._llm = load_unpacked(folder, *asked)
+            check_targets(self._llm.model, s.lora_targets)
         return self._llm
 
     @property

@@ -43,10 +43,10 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.users)
 
-    @property
-    def repeats(self) -> bool:
-        """Whether a sequence holds an item twice."""
-        return any(len(np.unique(items)) < len(items) for items in self.items)
+    @functools.cached_property
+    def repeating(self) -> float:
+        """Share of the sequences that hold an item twice."""
+        return sum(len(np.unique(items)) < len(items) for items in self.items) / len(self)
 
     def locate(self, transitions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Transition numbers [B] to sequences and t, [B] each."""

@@ -45,16 +45,19 @@ class LEARecommender(Backbone):
     """
 
     rl_loss: str
+    is_twin = False  # a backbone alone
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
+        if self.is_twin:
+            return
         self.switches = switches(config, self.rl_loss)
         self.q_weight, self.w_ah, self.w_aq = config["q_weight"], config["w_ah"], config["w_aq"]
         self.discount = {key: config[key] for key in ("gamma", "td_scale")}
         self.q_max_chunk = config["q_max_chunk"]
         self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
         self.advantage_of, self.advantage_clip = config["lea_advantage"], config["advantage_clip"]
-        self.warmed_up = False
+        self.warmed_up, self.updates = False, 0  # steps that have trained the first copy
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
         self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         self.other_parameter_name = ["warmed_up", "item_tokens"]
@@ -86,9 +89,8 @@ class LEARecommender(Backbone):
         norms = (norm, norm and not self.normalised)
         heads = [QHead(self.switches.state, width, le_size, self.n_items, *norms) for _ in range(2)]
         self.q_head = heads[0]
-        mro = type(self).__mro__
-        bases = mro[mro.index(LEARecommender) + 1 : mro.index(self.backbone_class()) + 1]
-        backbone = type("Twin", bases, {})(config, dataset)
+        # what a class derived from ours changes, it changes in both
+        backbone = type("Twin", (type(self),), {"is_twin": True})(config, dataset)
         self.twin = Network(backbone, heads[1], nn.Linear(width, self.n_items) if dense else None)
 
     def load_other_parameter(self, para) -> None:
@@ -110,8 +112,9 @@ class LEARecommender(Backbone):
 
         A scalar where there is one term alone; with the tied head, the loss of RecBole's backbone.
         """
-        if self.q_weight != 0:
-            first = torch.rand((), generator=self._rng).item() <= 0.5  # lines 7, 8 and 13
+        first = self.q_weight == 0 or torch.rand((), generator=self._rng).item() <= 0.5
+        self.updates += first
+        if self.q_weight != 0:  # lines 7, 8 and 13
             own = Network(self, self.q_head, self.output_head)
             updated, other = (own, self.twin) if first else (self.twin, own)
             states = self._encode(updated, interaction)  # lines 5 and 6

@@ -28,12 +28,38 @@ def names(backbones: Iterable[str]) -> list[str]:
     return [f"{backbone}{rl_loss}LEA" for backbone in backbones for rl_loss in FRAMEWORKS]
 
 
-@functools.cache
-def lea_model(name: str) -> type[LEARecommender] | None:
-    """The model class ``<Backbone><SNQN|SA2C>LEA``; None if the name is not of the form.
+# Users' own classes, derived from ours, by name
+_adopted: dict[str, type[LEARecommender]] = {}
 
-    It is always the same object, which pickles by its name in ``recbole_lea.model``. Raises a
-    ValueError if LEA cannot train that backbone.
+
+def adopt(model: type[LEARecommender]) -> str:
+    """Let ``lea_model`` find a class that may be a user's own; the name of ours that it is like.
+
+    Raises:
+        ValueError: it is called like one of ours.
+    """
+    own = _made(model.__name__)
+    if own is None:
+        _adopted[model.__name__] = model
+    elif own is not model:
+        raise ValueError(f"recbole_lea has a class {model.__name__}: call yours something else")
+    return f"{model.backbone_class().__name__}{model.rl_loss}LEA"
+
+
+def lea_model(name: str) -> type[LEARecommender] | None:
+    """The model class ``<Backbone><SNQN|SA2C>LEA`` or an adopted one; None for other names.
+
+    Raises:
+        ValueError: LEA cannot train that backbone.
+    """
+    return _adopted.get(name) or _made(name)
+
+
+@functools.cache
+def _made(name: str) -> type[LEARecommender] | None:
+    """Ours, or None if the name is not of the form.
+
+    It is always the same object, which pickles by its name in ``recbole_lea.model``.
     """
     for rl_loss in FRAMEWORKS:
         backbone = name.removesuffix(f"{rl_loss}LEA")

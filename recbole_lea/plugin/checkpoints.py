@@ -67,6 +67,7 @@ def resume_state(trainer: Any) -> dict[str, Any]:
         random["feedback"] = json.dumps(feedback.rng.bit_generator.state)
     state = {
         "best_is_warmup": trainer._best_is_warmup,
+        "updates": trainer.model.updates,
         "best_valid_result": trainer._best_result,
         "random": [random],  # a list, as once there could be several processes
         "loader": trainer._batches.generator_state,
@@ -89,6 +90,7 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     """
     feedback = trainer._dataset.lea_feedback
     trainer._best_is_warmup = state["best_is_warmup"]
+    trainer.model.updates = state.get("updates", trainer.model.updates)
     # RecBole's checkpoint has its score alone
     trainer._best_result = trainer.best_valid_result = state.get("best_valid_result")
     if kept := state.get("augmentation"):

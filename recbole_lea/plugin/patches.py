@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import recbole.data.dataset
 import recbole.data.transform
 import recbole.data.utils
 import recbole.trainer
@@ -39,7 +38,7 @@ from recbole_lea.plugin.checks import validate, warn_of_unknown
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.feedback import attach
 from recbole_lea.plugin.terminal import keep_quiet
-from recbole_lea.plugin.trainer import LEATrainer
+from recbole_lea.plugin.trainer import LEATrainer, StepTrainer
 from recbole_lea.yaml_files import internal_files, read_files
 
 logger = logging.getLogger(__name__)
@@ -168,6 +167,24 @@ def _get_model(original: Callable, model_name: str) -> type:
         raise  # such as: No module named 'lightgbm'
 
 
+def _create_dataset(original: Callable, config: Config) -> Any:
+    # a stock model gets the key by `protocol_keys`
+    return original(config) if config["eval_protocol"] is None else LEADataset(config)
+
+
+def _new_trainer(cls: type, config: Any = None, model: Any = None) -> Trainer:
+    if isinstance(model, LEARecommender) and not issubclass(cls, LEATrainer):
+        if cls is not Trainer:
+            raise ValueError(
+                f"{cls.__name__} knows neither the warm-up nor the augmentation of "
+                f"{type(model).__name__}: derive it from recbole_lea.plugin.trainer.LEATrainer"
+            )
+        cls = LEATrainer
+    elif cls is Trainer and config is not None and config["lea_valid_steps"]:
+        cls = StepTrainer
+    return object.__new__(cls)
+
+
 def _construct_transform(original: Callable, config: Config) -> Any:
     # `attach` gives the training loader its own
     return Equal(config) if config["transform"] in keys.TRANSFORMS else original(config)
@@ -210,7 +227,7 @@ def _load_internal_config_dict(
         original(self, model, model_class, dataset)
         return _without_negatives(self.internal_config_dict, self.external_config_dict)
     original(self, model_class.backbone_class().__name__, model_class, dataset)
-    for path in internal_files(model, dataset):
+    for path in internal_files(registry.adopt(model_class), dataset):
         self._update_internal_config_dict(str(path))
     merged = self.internal_config_dict | self.external_config_dict
     validate(merged, self.external_config_dict, model_class)
@@ -260,13 +277,9 @@ TODAYS_VERSIONS = (
            "Ray is needed, and one that Python 3.12 can have takes metrics as one dict"),
 )  # fmt: skip
 
-# a model's name, from which RecBole makes that of its trainer and its dataset
-NAMES = registry.names(registry.stock())
-
 LEA = (
-    *(Change(recbole.trainer, f"{name}Trainer", LEATrainer, "RecBole's trains") for name in NAMES),
-    *(Change(recbole.data.dataset, f"{name}Dataset", LEADataset, "RecBole's reads the data")
-      for name in NAMES),
+    Change(Trainer, "__new__", staticmethod(_new_trainer), "RecBole's trains, without a warm-up"),
+    Change(recbole.data.utils, "create_dataset", _create_dataset, "RecBole's reads the data", True),
     Change(recbole.utils, "get_model", _get_model,
            "only RecBole's own folders are looked at; a mistyped name asks for lightgbm", True),
     Change(Config, "_load_internal_config_dict", _load_internal_config_dict,

@@ -1,43 +1,62 @@
 """RecBole's ``run_recbole`` step by step, and the plain backbone beside a model of ours."""
 
 import logging
+from typing import Any
 
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.trainer import Trainer
-from recbole.utils import get_model, init_seed, set_color
+from recbole.utils import argument_list, get_model, init_seed, set_color
 
-from recbole_lea.keys import backbone_keys
+from recbole_lea import arguments
+from recbole_lea.keys import PAPER_EVAL_ARGS, PROTOCOL_KEYS, backbone_keys
 from recbole_lea.model.recommender import LEARecommender
+from recbole_lea.model.registry import REFUSED, stock
 from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.summary import summary
 from recbole_lea.plugin.trainer import LEATrainer, StepTrainer
+from recbole_lea.yaml_files import internal_files, read_files
 
 logger = logging.getLogger(__name__)
 
 # What the plain run has in common, beside the backbone's own hyperparameters
 SHARED_KEYS = (
-    "load_col", "lea_newest", "eval_protocol", "lea_split_seed", "eval_args", "lea_valid_steps",
-    "metrics", "metric_decimal_place", "topk", "valid_metric", "epochs", "stopping_step",
-    "train_batch_size", "eval_batch_size", "learning_rate", "MAX_ITEM_LIST_LENGTH", "seed",
+    *PROTOCOL_KEYS, "seed", "reproducibility", "shuffle", "enable_amp", "enable_scaler", "encoding",
+    *argument_list.dataset_arguments, *argument_list.training_arguments,
+    *argument_list.evaluation_arguments,
 )  # fmt: skip
 
 
-def report(model: str, dataset: str, files: list[str]) -> None:
+def protocol_keys(model: str, dataset: str, files: list[str]) -> dict[str, Any]:
+    """What a backbone of RecBole's takes over of our YAML files; nothing for another model."""
+    if model not in stock() or model in REFUSED:
+        return {}
+    given = read_files(files) | arguments.given_keys()
+    values = read_files(list(map(str, internal_files(model, dataset)))) | given
+    if values["eval_protocol"] == "paper":
+        values.setdefault("eval_args", PAPER_EVAL_ARGS)
+    if values.get("loss_type", "CE") != "CE":  # RecBole's own loss, which draws negatives
+        del values["train_neg_sample_args"]
+    return {key: values[key] for key in SHARED_KEYS if key in values}
+
+
+def report(model: str, dataset: str, files: list[str], keys: dict[str, Any]) -> None:
     """Log how the run that has just ended went (``summary``), and ``lea_note``.
 
     Under ``lea_compare``, the plain backbone is trained here, on the same data, splits and budget.
+    Of a model of RecBole's, which ran with these ``keys``, log how it was measured.
     """
-    config = Config(model=model, dataset=dataset, config_file_list=files or None)
+    config = Config(model, dataset, files or None, keys)
     if record.last is None or not issubclass(config.model_class, LEARecommender):
+        logger.info(record.protocol(config))
         return
     content, folder = record.last
     beside = None
     if config["lea_compare"]:
-        stock = backbone_config(config, files)
-        logger.info("training the plain %s beside it", stock["model"])
-        trainer, loaders = prepare(stock)
+        plain = backbone_config(config, files)
+        logger.info("training the plain %s beside it", plain["model"])
+        trainer, loaders = prepare(plain)
         trainer.fit(loaders[0], loaders[1], show_progress=config["show_progress"])
         beside = trainer.evaluate(loaders[2], load_best_model=True)
     config["log_file"] = content["config"]["log_file"]

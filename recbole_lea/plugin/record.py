@@ -85,6 +85,16 @@ def write(content: dict[str, Any], folder: Path) -> None:
     logger.info("run.json: %s", folder / "run.json")
 
 
+def protocol(config: Any) -> str:
+    """One line that says how a result was measured, and by what its model was chosen."""
+    args = config["eval_args"]
+    return (
+        f"protocol: {config['eval_protocol'] or 'of RecBole'}, split {args['split']}, ranking "
+        f"{args['mode']['test']}, window {config['MAX_ITEM_LIST_LENGTH']}, batch "
+        f"{config['train_batch_size']}, chosen by {config['valid_metric']}"
+    )
+
+
 def stage_report(stages: dict[str, dict[str, float]]) -> str:
     """Seconds and peak memory of each stage as lines for the log."""
     lines = [f"  {'stage':<32}{'seconds':>9}{'peak memory':>16}"]

@@ -1,5 +1,6 @@
 """The model's best items for every training transition, from which the LE chooses (section 3.4)."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,11 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_lea.model.fields import TRANSITION
 from recbole_lea.model.recommender import LEARecommender
+
+logger = logging.getLogger(__name__)
+
+# Share of the training sequences that may hold an item twice if auto is to leave histories out.
+REPEATING = 0.05
 
 
 @torch.no_grad()
@@ -24,7 +30,12 @@ def top_items(model: LEARecommender, config: Config, train: Any, k: int = 5) -> 
     left = len(item_ids) - max(map(len, sequences.items))  # at least, and the next item
     without_history = config["exclude_history"]
     if without_history == "auto":
-        without_history = left >= k and not sequences.repeats
+        without_history = left >= k and sequences.repeating <= REPEATING
+        logger.info(
+            "exclude_history: auto: %.1f %% of the training sequences hold an item twice: the "
+            "history's items are %s the top-5", 100 * sequences.repeating,
+            "left out of" if without_history else "allowed in",
+        )  # fmt: skip
     k = min(k, left if without_history else len(item_ids) - 1)
     if k < 1:
         raise ValueError(

@@ -13,7 +13,7 @@ from recbole_lea.engine.llm import load_llm
 from recbole_lea.engine.packing import pack
 from recbole_lea.le.environment import PromptEnds
 from recbole_lea.le.prompts import label_ids
-from tests.le.helpers import SEQUENCES, environment
+from tests.le.helpers import SEQUENCES, environment, pipeline
 from tests.le.llms import ARCHITECTURES, WIDTHS, make_llm
 from tests.le.test_environment import all_prompts
 
@@ -180,7 +180,29 @@ def test_label_words_that_share_a_first_token_are_refused(settings, tmp_path, to
         environment(settings(llm=llm, selection_labels=["zebra", "zest"], **KEYS))
 
 
-def test_layers_that_lora_does_not_find_are_named(settings, tmp_path):
-    llm = make_llm(tmp_path / "llm", "gpt2")
-    with pytest.raises(ValueError, match="lea_lora_targets.*q_proj.*use all-linear"):
-        environment(settings(llm=llm, lora_targets=["q_proj"], **KEYS))
+FIT = r"use all-linear or \[c_attn, c_fc, c_proj\]"
+
+
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [
+        (["q_proj"], f"'q_proj' fits nothing of .*{FIT}"),
+        (["c_attn", "wte"], f"'wte' fits transformer.wte of .*{FIT}"),
+        (["c_fc", "c_pro"], f"'c_pro' fits nothing of .*{FIT}"),
+        (["lm_head"], f"'lm_head' fits lm_head of .*{FIT}"),
+        (["attn"], f"'attn' fits transformer.h.0.attn of .*{FIT}"),
+        ("c_attn", f"'c_attn' fits nothing of .*{FIT}"),
+        (".*(", "is no pattern"),
+        (["c_attn", "mlp.c_proj"], None), (r".*\.h\.0\..*c_.*", None), ("all-linear", None),
+    ],
+)  # fmt: skip
+def test_lora_targets_outside_of_the_layers_are_refused_before_the_first_stage(
+    settings, tmp_path, targets, problem
+):
+    made = pipeline(settings(llm=make_llm(tmp_path / "llm", "gpt2"), lora_targets=targets, **KEYS))
+    if problem is None:
+        made.llm()
+        return
+    with pytest.raises(ValueError, match=f"lea_lora_targets: .*{problem}"):
+        made.item_tokens()
+    assert not list(made.cache.folder.glob("items-*/tokens.npy"))

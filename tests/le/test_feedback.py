@@ -113,6 +113,10 @@ def test_reward_scales():
     torch.testing.assert_close(
         RewardScale.fit("standardize", scores)(values), torch.tensor([0.0, 1.0])
     )
+    pool = np.c_[scores, scores[:, 1], scores[:, 1]]  # negatives are many, and count as before
+    torch.testing.assert_close(
+        RewardScale.fit("standardize", pool)(values), torch.tensor([0.0, 1.0])
+    )
     torch.testing.assert_close(RewardScale.fit("raw", scores)(values), values)
     torch.testing.assert_close(RewardScale.fit("sigmoid", scores)(values), values.sigmoid())
 

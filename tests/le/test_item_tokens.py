@@ -13,7 +13,7 @@ from recbole_lea.le.item_tokens import (
     tokenize_bucket,
 )
 from recbole_lea.le.prompts import Template
-from tests.le.helpers import CATALOGUE, environment
+from tests.le.helpers import CATALOGUE, environment, pipeline
 
 
 def prepared(settings):
@@ -152,3 +152,14 @@ def test_a_long_text_before_the_item_does_not_push_it_out(settings):
         assert len(row) <= 5
         assert row.index(env.vocab_size + i) < len(row) - 1
         assert tokenizer.eos_token_id not in row
+
+
+@pytest.mark.parametrize(("limit", "level"), [(5, "WARNING"), (9, None)])
+def test_many_cut_sentences_are_a_warning(settings, log, limit, level):
+    """Half of the items have a title of two words."""
+    pipeline(settings(item_iterations=0, item_max_tokens=limit)).item_tokens()
+    said = [r for r in log.records if "item sentences" in r.message]
+    assert [r.levelname for r in said] == ([level] if level else [])
+    assert all(
+        "of 12 item sentences (" in r.message and "%) were cut to 5" in r.message for r in said
+    )

@@ -45,7 +45,8 @@ def test_one_item_has_no_negative():
         sample_negatives(Sequences({"u": ["a", "a"]}, ITEMS), 1, 1, 0)
 
 
-def test_repeats():
+def test_share_of_sequences_that_hold_an_item_twice():
     catalogue = Catalogue({token: {} for token in "abc"})
-    assert not Sequences({"u": ["a", "b"], "v": ["b", "a", "c"]}, catalogue).repeats
-    assert Sequences({"u": ["a", "b"], "v": ["b", "a", "b"]}, catalogue).repeats
+    assert Sequences({"u": ["a", "b"], "v": ["b", "a", "c"]}, catalogue).repeating == 0
+    own = {"u": ["a", "b"], "v": ["b", "a", "b"], "w": ["c", "c", "c"], "x": ["a"]}
+    assert Sequences(own, catalogue).repeating == 0.5

@@ -6,12 +6,11 @@ import re
 import pytest
 import yaml
 from recbole.config import Config
-from recbole.utils import get_model, get_trainer
+from recbole.utils import get_model
 
 from recbole_lea.keys import RULES, backbone_keys
 from recbole_lea.model import lea_model, registry
 from recbole_lea.plugin.quick_start import backbone_config
-from recbole_lea.plugin.trainer import LEATrainer
 from recbole_lea.run import main
 from tests.conftest import tiny_keys
 
@@ -23,7 +22,6 @@ def test_a_class_is_made_once_and_found_by_name_import_and_pickle():
 
     assert lea_model("STAMPSA2CLEA") is get_model("STAMPSA2CLEA") is STAMPSA2CLEA
     assert pickle.loads(pickle.dumps(STAMPSA2CLEA)) is STAMPSA2CLEA
-    assert get_trainer(STAMPSA2CLEA.type, "STAMPSA2CLEA") is LEATrainer
     assert (STAMPSA2CLEA.rl_loss, STAMPSA2CLEA.backbone_class().__name__) == ("SA2C", "STAMP")
     with pytest.raises(ImportError, match="STAMPLEA"):
         from recbole_lea.model import STAMPLEA  # noqa: F401

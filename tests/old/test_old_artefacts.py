@@ -1,6 +1,7 @@
 """What commit fed9a18 wrote is read, and answers as it did then (made by ``make.py``)."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from recbole_lea import recommend
 from recbole_lea.le import Catalogue, LESettings, Pipeline, Sequences
 from recbole_lea.plugin.quick_start import prepare
+from recbole_lea.plugin.trainer import LEATrainer
 from recbole_lea.serve.checkpoint import Checkpoint
 from recbole_lea.serve.export import export
 
@@ -133,7 +135,15 @@ def test_rows_of_the_cache_are_found_by_user_and_item(old):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_training_with_the_old_cache_is_the_old_training(old, log, name):
+def test_a_training_with_the_old_cache_is_the_old_training(old, log, name, monkeypatch):
+    """With a warm-up that counts the steps of both copies, as it did then."""
+    before, steps = LEATrainer._before_batch, itertools.count()
+
+    def watched(self):
+        self.model.updates = next(steps)
+        before(self)
+
+    monkeypatch.setattr(LEATrainer, "_before_batch", watched)
     trainer, (train, valid, _) = prepare(old.config(name))
     score, result = trainer.fit(train, valid, verbose=False)
     assert all_reused(log, old)

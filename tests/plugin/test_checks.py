@@ -193,9 +193,9 @@ def test_a_thousand_random_configs_are_valid_or_end_in_one_error_that_names_a_ke
 
 
 def test_warmup_in_steps_and_epochs():
-    assert keys.warmup_steps("3 epochs", 7) == 21
-    assert keys.warmup_steps("1 epoch", 7) == 7
-    assert keys.warmup_steps("15000 steps", 7) == 15000
+    assert keys.warmup_updates("3 epochs", 7) == 21
+    assert keys.warmup_updates("1 epoch", 7) == 7
+    assert keys.warmup_updates("15000 steps", 7) == 15000
 
 
 def test_config_file_is_found_here_or_in_the_package(tmp_path):

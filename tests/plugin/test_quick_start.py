@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from recbole.config import Config
+from recbole.utils import argument_list
 
 from recbole_lea.model import MODELS
+from recbole_lea.plugin import quick_start
+from recbole_lea.plugin.quick_start import SHARED_KEYS, backbone_config, prepare
+from recbole_lea.run import main
+from recbole_lea.yaml_files import internal_files
 from tests.conftest import ROOT, tiny_keys
 
 
@@ -29,8 +36,6 @@ TWO_PROCESSES = (
 
 @pytest.fixture
 def yaml_file(tiny_dataset, tiny_llm, tmp_path):
-    import yaml
-
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_keys(tiny_llm)), encoding="utf-8")
     return str(path)
@@ -152,3 +157,55 @@ def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
     assert content["stages"]["rewards"]["seconds"] > 0 and content["le"]["n"] > 0
     assert "test_result" not in content and content["device"] == "cpu"
     assert not Path("saved").exists() or not list(Path("saved").iterdir())
+
+
+# of RecBole's overall.yaml: where and how a run works, not what it trains and measures
+ELSEWHERE = {
+    "gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress",
+    "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "log_wandb",
+    "wandb_project", "require_pow", "transform",
+}  # fmt: skip
+
+
+def test_all_that_trains_and_measures_reaches_the_backbone_beside_it(tiny_config):
+    overall = Path(argument_list.__file__).parent.parent / "properties" / "overall.yaml"
+    assert set(yaml.safe_load(overall.read_text())) - ELSEWHERE <= set(SHARED_KEYS)
+    given = {
+        "weight_decay": 0.1, "learner": "sgd", "clip_grad_norm": {"max_norm": 5}, "eval_step": 2,
+        "item_inter_num_interval": "[1,inf)", "lea_newest": 5,
+    }  # fmt: skip
+    stock = backbone_config(tiny_config(**given), [])
+    assert {key: stock[key] for key in given} == given
+
+
+def test_a_stock_model_takes_the_dataset_s_protocol(yaml_file, monkeypatch, log):
+    own = Path("own.yaml")
+    own.write_text(yaml.safe_dump({
+        "eval_protocol": "paper", "lea_valid_steps": 3, "MAX_ITEM_LIST_LENGTH": 4, "epochs": 3,
+    }))  # fmt: skip
+    keys = yaml.safe_load(Path(yaml_file).read_text())
+    del keys["MAX_ITEM_LIST_LENGTH"], keys["epochs"]
+    Path(yaml_file).write_text(yaml.safe_dump(keys | {"train_batch_size": 12}))
+    files = lambda *names: [*internal_files(*names), own]  # noqa: E731
+    monkeypatch.setattr(quick_start, "internal_files", files)
+    arguments = ["--model=SASRec", "--dataset=tiny", f"--config_files={yaml_file}"]
+    monkeypatch.setattr("sys.argv", ["run", *arguments, "--hidden_size=32"])
+    result = main()["test_result"]
+    said = "paper, split {'RS': [0.8, 0.1, 0.1]}, ranking full, window 4, batch 12"
+    assert log.text.count(f"protocol: {said}, chosen by NDCG@10") == 1
+    # the same as beside a model of ours
+    beside = Config("SASRecSA2CLEA", "tiny", [str(own), yaml_file])
+    trainer, loaders = prepare(backbone_config(beside, [yaml_file]))
+    trainer.fit(*loaders[:2], verbose=False)
+    assert dict(trainer.evaluate(loaders[2])) == dict(result)
+    monkeypatch.setattr("sys.argv", ["run", *arguments, "--eval_protocol=leave_one_out"])
+    main()
+    assert "protocol: leave_one_out, split {'LS': 'valid_and_test'}" in log.text
+
+
+def test_a_model_that_lea_cannot_train_keeps_recbole_s_protocol(yaml_file, monkeypatch, log):
+    arguments = ["--model=Pop", "--dataset=tiny", f"--config_files={yaml_file}", "--epochs=1"]
+    arguments += ["--transform=~", "--valid_metric=MRR@10"]
+    monkeypatch.setattr("sys.argv", ["run", *arguments])
+    main()
+    assert "protocol: of RecBole, split {'RS': [0.8, 0.1, 0.1]}" in log.text

@@ -4,17 +4,21 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_logger, init_seed
 
+from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.model import MODELS
 from recbole_lea.model.fields import TRANSITION
+from recbole_lea.model.recommender import LEARecommender
 from recbole_lea.plugin.quick_start import prepare
 from recbole_lea.plugin.top_items import top_items
+from recbole_lea.plugin.trainer import LEATrainer
 from recbole_lea.yaml_files import properties_folder
 
 
@@ -31,21 +35,73 @@ def train(config, before=None, **fit):
     return trainer, loaders
 
 
-@pytest.mark.parametrize(("warmup", "at"), [("1 epochs", "epoch"), ("2 steps", 2)])
-def test_augmentation_starts_when_the_warm_up_ends(tiny_config, monkeypatch, warmup, at):
-    from recbole_lea.plugin.trainer import LEATrainer
-
-    seen = []
+@pytest.mark.parametrize(
+    ("warmup", "changes"), [("1 epochs", {}), ("2 steps", {}), ("2 steps", {"q_weight": 0})]
+)
+def test_augmentation_starts_when_the_evaluated_copy_is_warm(
+    tiny_config, monkeypatch, log, warmup, changes
+):
+    own, seen = watch_copies(monkeypatch), []
     augment = LEATrainer._augment
 
     def watched(self):
-        seen.append((self.steps, self.model.warmed_up))
+        seen.append((sum(own), own[-1], self.model.warmed_up))
         augment(self)
 
     monkeypatch.setattr(LEATrainer, "_augment", watched)
-    trainer, loaders = train(tiny_config(warmup=warmup, epochs=3))
-    assert seen == [(len(loaders[0]) if at == "epoch" else at, True)]
+    trainer, loaders = train(tiny_config(warmup=warmup, epochs=5, lea_method="LEAR", **changes))
+    asked = len(loaders[0]) if warmup == "1 epochs" else 2
+    assert seen == [(asked, True, True)]
+    assert all(own) is bool(changes)
+    assert f"`warmup: {warmup}` gives the evaluated network {asked} updates" in log.text
     assert "lea_augmented" in next(iter(loaders[0])).interaction
+
+
+def watch_copies(monkeypatch):
+    """A list that receives, in each step, whether it trains the copy that is evaluated."""
+    own, encode, without_q = [], LEARecommender._encode, LEARecommender._terms_without_q
+
+    def encoded(self, copy, interaction):
+        if torch.is_grad_enabled():
+            own.append(copy.backbone is self)
+        return encode(self, copy, interaction)
+
+    monkeypatch.setattr(LEARecommender, "_encode", encoded)
+    monkeypatch.setattr(
+        LEARecommender, "_terms_without_q", lambda *a: own.append(True) or without_q(*a)
+    )
+    return own
+
+
+def test_a_long_warm_up_is_no_reason_to_warn(tiny_config, log):
+    train(tiny_config(warmup="500 steps", epochs=1))
+    assert "before the warm-up" in log.text
+    assert "gives the evaluated network" not in log.text
+
+
+def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
+    drawn, augment, kept = [], LEATrainer._augment, Feedback.augment
+    lists = []
+    monkeypatch.setattr(
+        Feedback, "augment", lambda self, *given: lists.append(given[2]) or kept(self, *given)
+    )
+
+    def watched(self):
+        augment(self)
+        assert np.array_equal(lists[-1], top_items(self.model, self.config, self._dataset))
+        drawn.append(len(self.train_loss_dict))  # epochs that are over
+
+    monkeypatch.setattr(LEATrainer, "_augment", watched)
+    train(tiny_config(epochs=6, augmentation_refresh=2, stopping_step=20, learning_rate=0.05))
+    assert drawn[1:] == [epoch for epoch in (2, 4) if epoch > drawn[0]] != []
+    assert not np.array_equal(lists[0], lists[-1])
+
+
+@pytest.mark.parametrize("method", ["base", "LER"])
+def test_refresh_asks_nothing_for_a_method_without_augmentation(tiny_config, monkeypatch, method):
+    monkeypatch.setattr(LEATrainer, "_augment", None)
+    trainer, _ = train(tiny_config(lea_method=method, epochs=4, augmentation_refresh=1))
+    assert trainer.model.warmed_up
 
 
 def test_top_5_is_the_model_s_own_in_score_order(tiny_config):
@@ -82,11 +138,14 @@ def validations(monkeypatch, scores):
 
 def test_early_stopping_waits_for_the_warm_up(tiny_config, monkeypatch):
     never_better(monkeypatch)
+    ended, end = [], LEATrainer._end_warmup
+    monkeypatch.setattr(
+        LEATrainer, "_end_warmup", lambda self: ended.append(len(self.train_loss_dict)) or end(self)
+    )
     config = tiny_config(epochs=30, warmup="5 epochs", stopping_step=1)
     trainer, _ = train(config)
-    assert trainer.model.warmed_up
-    # 5 epochs of warm-up, then the patience of 1, and the failure beyond it
-    assert len(trainer.train_loss_dict) == 7
+    # the epoch in which the warm-up ends uses the patience of 1, the next one goes beyond it
+    assert len(trainer.train_loss_dict) == ended[0] + 2 >= 7
 
 
 def test_without_a_warm_up_early_stopping_is_recbole_s(tiny_config, monkeypatch):
@@ -101,11 +160,11 @@ def test_without_a_warm_up_early_stopping_is_recbole_s(tiny_config, monkeypatch)
 def test_a_best_model_of_the_warm_up_is_said(tiny_config, monkeypatch, caplog):
     caplog.set_level("INFO")
     never_better(monkeypatch)
-    trainer, _ = train(tiny_config(epochs=4, warmup="2 epochs"))
+    trainer, _ = train(tiny_config(epochs=6, warmup="1 epochs"))
     assert "best validation result is from the warm-up" in caplog.text
     assert trainer.record["best_is_warmup"] is True
     validations(monkeypatch, range(1000))
-    trainer, _ = train(tiny_config(epochs=4, warmup="2 epochs"))
+    trainer, _ = train(tiny_config(epochs=6, warmup="1 epochs"))
     assert trainer.record["best_is_warmup"] is False
 
 
@@ -126,12 +185,13 @@ def test_tensorboard_and_wandb_get_the_terms_by_name_and_the_fine_tuning(tiny_co
     assert any(head == "LE" and {"accuracy", "le_step"} <= names for head, names in logged)
 
 
-@pytest.mark.parametrize("epochs_before", [1, 3])
+@pytest.mark.parametrize("epochs_before", [1, 4])
 def test_training_goes_on_from_a_checkpoint(tiny_config, epochs_before):
-    """Before and after the end of the warm-up of 2 epochs."""
-    first, _ = train(tiny_config(epochs=epochs_before, warmup="2 epochs"), saved=True)
+    """Before and after the end of the warm-up."""
+    first, _ = train(tiny_config(epochs=epochs_before, warmup="5 steps"), saved=True)
+    assert first.model.warmed_up is (epochs_before == 4)
     first._save_checkpoint(epochs_before - 1, verbose=False)
-    config = tiny_config(epochs=5, warmup="2 epochs")
+    config = tiny_config(epochs=6, warmup="5 steps")
     loaders = data_preparation(config, create_dataset(config))
     model = MODELS[config["model"]](config, loaders[0]._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
@@ -139,16 +199,17 @@ def test_training_goes_on_from_a_checkpoint(tiny_config, epochs_before):
     assert trainer.start_epoch == epochs_before
     trainer.fit(loaders[0], loaders[1], verbose=False)
     assert trainer.model.warmed_up
-    assert trainer.steps == 5 * len(loaders[0])
-    assert sorted(trainer.train_loss_dict) == list(range(epochs_before, 5))
+    assert sorted(trainer.train_loss_dict) == list(range(epochs_before, 6))
 
 
-@pytest.mark.parametrize("changes", [{}, {"lea_valid_steps": 3, "dropout_prob": 0.3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lea_valid_steps": 3, "dropout_prob": 0.3, "augmentation_refresh": 2}]
+)
 @pytest.mark.parametrize("at", [0, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, name, at, changes):
     """Resumed in the warm-up and after it; epochs, and chunks of three of an epoch's steps."""
-    config = tiny_config(name, epochs=6, warmup="6 steps", negative_pool=3, **changes)
+    config = tiny_config(name, epochs=6, warmup="4 steps", negative_pool=3, **changes)
     saved = tmp_path / "middle.pth"
 
     def after(epoch, score):
@@ -163,7 +224,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny_config, tmp_path, n
 
     first, loaders = built()
     result = first.fit(*loaders[:2], verbose=False, saved=False, callback_fn=after)
-    assert first.steps > 6  # the augmentation has begun
+    assert first.model.warmed_up
+    middle = torch.load(saved, weights_only=True)
+    assert middle["other_parameter"]["warmed_up"] is (at == 3)
     second, again = built()
     torch.manual_seed(99)
     second.resume_checkpoint(saved)
@@ -269,9 +332,11 @@ def test_checkpoint_is_plain_and_reproduces_scores(tiny_config):
 
 
 @pytest.mark.parametrize("exclude", ["auto", True, False])
-@pytest.mark.parametrize("repeats", [True, False])
-def test_the_history_may_be_left_out_of_the_top_5(tiny_config, monkeypatch, exclude, repeats):
-    monkeypatch.setattr(Sequences, "repeats", repeats)
+@pytest.mark.parametrize("repeating", [0.06, 0.05])
+def test_the_history_may_be_left_out_of_the_top_5(
+    tiny_config, monkeypatch, log, exclude, repeating
+):
+    monkeypatch.setattr(Sequences, "repeating", repeating)
     trainer, loaders = train(tiny_config(exclude_history=exclude))
     data = loaders[0]._dataset
     top, listed = top_items(trainer.model, trainer.config, data), []
@@ -282,11 +347,14 @@ def test_the_history_may_be_left_out_of_the_top_5(tiny_config, monkeypatch, excl
             row = top[sequences.transition_starts[s] + t - 1]
             assert len(set(row)) == 5
             listed.append(bool(set(row) & set(items[:t])))  # beyond the window of 5 as well
-    without = exclude is True or (exclude == "auto" and not repeats)
+    without = exclude is True or (exclude == "auto" and repeating == 0.05)
     assert any(listed) != without
+    what = "left out of" if without else "allowed in"
+    said = f"{repeating:.1%} of the training sequences hold an item twice: the history's items are"
+    assert (f"{said.replace('%', ' %')} {what} the top-5" in log.text) is (exclude == "auto")
 
 
-def test_run_json_beside_the_log(tiny_config):
+def test_run_json_beside_the_log(tiny_config, log):
     trainer, loaders = train(tiny_config())
     result = trainer.evaluate(loaders[2])
     trainer.evaluate(loaders[1])  # looks at the validation once more
@@ -302,6 +370,8 @@ def test_run_json_beside_the_log(tiny_config):
         "items", "environment", "states", "rewards", "selection", "selection_rewards",
     }  # fmt: skip
     stages = record["stages"]
+    said = "leave_one_out, split {'LS': 'valid_and_test'}, ranking full, window 5, batch 16"
+    assert log.text.count(f"protocol: {said}, chosen by NDCG@10") == 1
     assert {"item tokenization", "LE fine-tuning", "states", "rewards", "training"} <= set(stages)
     assert all(s["seconds"] >= 0 and s["peak_memory_mb"] > 0 for s in stages.values())
     assert record["le"]["n"] > 0
@@ -380,10 +450,9 @@ def test_the_paper_s_own_setting_trains(tiny_config, name):
     assert {"output_head.weight", "q_head.linear.weight"} <= set(moved)
 
 
+@pytest.mark.parametrize("rate", [None, 0.0, 0.01])
 @pytest.mark.parametrize("reset", [True, False])
-def test_the_optimiser_can_start_anew_after_the_warm_up(tiny_config, monkeypatch, reset):
-    from recbole_lea.plugin.trainer import LEATrainer
-
+def test_the_optimiser_can_start_anew_after_the_warm_up(tiny_config, monkeypatch, reset, rate):
     before, end = [], LEATrainer._end_warmup
 
     def watched(self):
@@ -391,7 +460,13 @@ def test_the_optimiser_can_start_anew_after_the_warm_up(tiny_config, monkeypatch
         end(self)
         assert (self.optimizer is before[0]) is not reset
         assert bool(self.optimizer.state) is not reset
+        weights.append(copy.deepcopy(self.model.state_dict()))
 
     monkeypatch.setattr(LEATrainer, "_end_warmup", watched)
-    train(tiny_config(lea_method="base", epochs=3, optimizer_reset=reset))
-    assert before
+    weights: list = []
+    keys = {"optimizer_reset": reset, "learning_rate_after_warmup": rate}
+    trainer, _ = train(tiny_config(lea_method="base", epochs=3, learning_rate=0.02, **keys))
+    (group,) = trainer.optimizer.param_groups
+    assert group["lr"] == (0.02 if rate is None else rate)
+    moved = [n for n, own in trainer.model.state_dict().items() if not own.equal(weights[0][n])]
+    assert bool(moved) is (rate != 0)
