@@ -47,7 +47,7 @@ def arrows():
 
 def test_every_room_is_drawn():
     rooms = {room(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
-    entries = {"benchmark", "cache", "export", "inspect"}  # python -m recbole_lea.ENTRY
+    entries = {"benchmark", "cache", "compare", "export", "inspect"}  # python -m recbole_lea.ENTRY
     assert rooms - entries == set(PLACES)
 
 

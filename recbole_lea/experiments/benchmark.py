@@ -106,7 +106,7 @@ def prepared(
 
     # what the runs differ in, and what would end them before the test
     own = {"model", "dataset", "seed", "lea_method", "lea_state", "lea_reward", "lea_augmentation"}
-    own = own.union({"lea_stop_after"}, *({*m.keys, *m.changes} for m in methods))
+    own = own.union({"lea_stop_after"}, *({*m.keys, *m.changes} for m in methods if not m.stock))
     if both := sorted(own & set(arguments.given_keys())):
         raise ValueError(f"--{both[0]} cannot be given for all runs of {name}")
     files = tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files))
@@ -152,4 +152,4 @@ def _report(benchmark: "Benchmark", name: str, command: str) -> None:
     markdown.write(made, benchmark.folder, plots.draw(made, benchmark.folder))
     for reason in made.reasons:
         logger.warning("not final: %s", reason)
-    logger.info("report: %s", benchmark.folder / f"{name}.md")
+    logger.info("%s\nreport: %s", markdown.summary(made), benchmark.folder / f"{name}.md")

@@ -4,11 +4,13 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 from recbole.config import Config
 
-from recbole_lea.experiments.report import Report, comparisons, paper_name
+from recbole_lea.experiments.report import Report, comparisons, paper_name, title
 from recbole_lea.experiments.run import lasting
 from recbole_lea.store.files import read_json, write_bytes
 from recbole_lea.yaml_files import properties_folder
@@ -44,8 +46,10 @@ def page(report: Report, pictures: Sequence[str]) -> str:
         "results": _results(report), "about": notes.get(report.name, ""),
         "paper": notes["paper"] if any(row["paper"] for row in report.rows) else "",
         "cold_note": cold_note, "cold": cold,
-        "gains": _gains(report), "over_recbole": _gains(report, True), "search": _search(report),
-        "les": _les(report), "choices": _choices(report), "cost": _cost(report),
+        "gains": _gains(report), "over_recbole": _gains(report, True), "family": report.family,
+        "family_of": notes.get(f"{report.name}_family", notes["family"]),
+        "search": _search(report), "les": _les(report), "choices": _choices(report),
+        "cost": _cost(report),
         "counts": ", ".join(f"{n:,} {name}" for name, n in first["data"].items()),
         "versions": ", ".join(f"{name} {own}" for name, own in first["versions"].items()),
         "device": first["device"], "threads": first["threads"], "setting": _setting(report),
@@ -104,18 +108,43 @@ def _gains(report: Report, over_recbole: bool = False) -> str:
         if found["relative_gain"] is None:
             continue
         low, high = found["interval"] or (None, None)
-        mark = " \\*" if found["p_value"] is not None and found["p_value"] < SIGNIFICANT else ""
         line = {"method": row["label"]} | ({} if over_recbole else {"baseline": row["baseline"]})
-        line["gain"] = _percent(found["relative_gain"]) + mark
+        line["gain"] = _gain(found).replace("*", "\\*")
         line["95 % interval"] = f"{_percent(low)} to {_percent(high)}"
         if not over_recbole:
             base = paper.get(row["baseline"])
             line["paper's gain"] = _percent(row["paper"] / base - 1 if base else None)
-        for of in ("seeds", "users"):
-            p = found[f"p_{of}"]
-            line[f"p ({of})"] = "< 0.001" if p is not None and p < 0.001 else _number(p)
-        lines.append(line)
+        lines.append(line | {f"p ({of})": _p(found[f"p_{of}"]) for of in ("seeds", "users")})
     return table(lines)
+
+
+def _gain(found: Mapping[str, Any]) -> str:
+    p = found["p_value"]
+    return _percent(found["relative_gain"]) + " *" * (p is not None and p < SIGNIFICANT)
+
+
+def _p(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else _number(value)
+
+
+def summary(report: Report) -> str:
+    """The report's results in the terminal, for the list length of the validation metric."""
+    lines: dict[str, dict[str, str]] = {row["label"]: {} for row in report.rows}
+    for row in report.rows:
+        if row["metric"].partition("@")[2] == report.metric.partition("@")[2]:
+            lines[row["label"]][row["metric"]] = f"{row['mean']:.4f}{_spread(row['values'])}"
+    for row in report.main_rows:
+        over = row["over_recbole"]
+        lines[row["label"]] |= {
+            "gain": _gain(row), "p": _p(row["p_value"]),
+            "over RecBole": _gain(over), "p ": _p(over["p_value"]),
+        }  # fmt: skip
+    return (
+        f"{pandas.DataFrame.from_dict(lines, orient='index').to_string()}\n"
+        f"Test results, mean ± deviation over {report.n_seeds} seeds; gains in {report.metric}, "
+        "over each method's own baseline and over RecBole's own class. * holds over seeds and over "
+        "test users (p is the larger of the two, corrected for all comparisons)."
+    )
 
 
 def _search(report: Report) -> str:
@@ -241,8 +270,7 @@ def overview(results: Path) -> str:
         about, folder, name = read_json(path), path.parent.name, path.stem.removesuffix("-runs")
         reasons = "; ".join(about["reasons_not_final"])
         state = f"**not final**: {reasons}" if reasons else "final"
-        title = f"{name[:-1].capitalize()} {name[-1]} on {folder}"
-        parts.append(f"[{title}]({folder}/{name}.md) ({state}):")
+        parts.append(f"[{title(name)} on {folder}]({folder}/{name}.md) ({state}):")
         parts.append(f"```bash\n{about['command']}\n```")
     return "\n\n".join(parts) + "\n"
 

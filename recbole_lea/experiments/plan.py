@@ -1,18 +1,20 @@
 """What each table and figure of the paper compares (section 5), and the search all methods get."""
 
 import dataclasses
+import functools
 import itertools
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recbole_lea.keys import backbone_keys
 from recbole_lea.methods import Switches, switches
 from recbole_lea.yaml_files import read_files
 
-DROPOUT = {"SASRec": ("hidden_dropout_prob", "attn_dropout_prob"), "GRU4Rec": ("dropout_prob",)}
+BACKBONES = ("SASRec", "GRU4Rec")  # the paper's
 
 # Keys of the search that every method has; the others depend on its losses.
 COMMON = ("learning_rate", "dropout")
@@ -90,19 +92,36 @@ class Method:
         return {key: value for key, value in wants.items() if value}
 
 
+@functools.cache
+def dropout_keys(backbone: str) -> tuple[str, ...]:
+    """RecBole's keys of a backbone's dropout."""
+    return tuple(key for key in backbone_keys(backbone) if key.endswith("dropout_prob"))
+
+
 def table(number: int) -> list[Method]:
     """The rows of a table of the paper, each baseline before what is compared with it."""
-    backbones = tuple(DROPOUT) if number in BOTH_BACKBONES else ("SASRec",)
-    rows = [
+    backbones = BACKBONES if number in BOTH_BACKBONES else BACKBONES[:1]
+    return linked(
         method(backbone, framework, name)
         for backbone in backbones
         for framework, names in TABLES[number].items()
         for name in names
-    ]
-    known = {row.label for row in rows}
+    )
+
+
+def linked(rows: Iterable[Method]) -> list[Method]:
+    """The rows, those without a baseline whose baseline is no row."""
+    found = {row.label: row for row in rows}
     return [
-        row if row.baseline in known else dataclasses.replace(row, baseline=None) for row in rows
+        row if row.baseline in found else dataclasses.replace(row, baseline=None)
+        for row in found.values()
     ]
+
+
+def over_recbole() -> int:
+    """How many methods the tables compare with RecBole's own class: they are one family."""
+    rows = [row for number in TABLES for row in table(number) if not row.stock]
+    return len({(row.model, *sorted(row.keys.items())) for row in rows})
 
 
 def method(backbone: str, framework: str, name: str) -> Method:
@@ -158,14 +177,16 @@ def figure(number: int, sweeps: Mapping[str, Any]) -> list[Method]:
 class Search:
     """The search on validation that every method gets, baselines included."""
 
-    trials: int  # configurations tried for each method
-    tuning_seed: int  # of all trials; never a reported seed
+    trials: int = 1  # configurations tried for each method
+    tuning_seed: int = 2020  # of all trials; never a reported seed
     # key -> values, or values by backbone; "dropout" stands for the backbone's own dropout keys
-    grid: Mapping[str, list | Mapping[str, list]]
-    sweeps: Mapping[str, Any]  # values of figures 4 and 5
+    grid: Mapping[str, list | Mapping[str, list]] = dataclasses.field(default_factory=dict)
+    sweeps: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of figures 4 and 5
 
     @classmethod
-    def read(cls, path: str | Path, fixed: Collection[str] = ()) -> "Search":
+    def read(
+        cls, path: str | Path, fixed: Collection[str] = (), backbones: Iterable[str] = BACKBONES
+    ) -> "Search":
         """Read a YAML file such as ``properties/benchmark.yaml``; ``sweeps`` may be missing.
 
         Raises:
@@ -182,11 +203,11 @@ class Search:
                 f"{path}: the grid has the unknown key {sorted(unknown)[0]}; it may have "
                 f"{', '.join((*COMMON, *OPTIONAL))}"
             )
-        dropouts = {key for keys in DROPOUT.values() for key in keys}
+        dropouts = {key for backbone in backbones for key in dropout_keys(backbone)}
         absent = {*fixed, *(["dropout"] if dropouts & set(fixed) else [])}
         grid = {key: values for key, values in content["grid"].items() if key not in absent}
         search = cls(**content | {"grid": grid})
-        for backbone in DROPOUT:
+        for backbone in backbones:
             points = len(search._common(backbone))
             if not isinstance(search.trials, int) or not 1 <= search.trials <= points:
                 raise ValueError(
@@ -220,7 +241,7 @@ class Search:
                 point[key] = grid[key][i]
         for point in chosen:
             if "dropout" in point:
-                point |= dict.fromkeys(DROPOUT[method.backbone], point.pop("dropout"))
+                point |= dict.fromkeys(dropout_keys(method.backbone), point.pop("dropout"))
         return chosen
 
     def _grid(self, backbone: str) -> dict[str, list[Any]]:
@@ -228,6 +249,8 @@ class Search:
         for key, values in self.grid.items():
             if isinstance(values, Mapping) and backbone not in values:
                 raise ValueError(f"the search's grid has no values of {key} for {backbone}")
+            if key == "dropout" and not dropout_keys(backbone):
+                raise ValueError(f"{backbone} has no dropout: take it out of the search's grid")
             found[key] = values[backbone] if isinstance(values, Mapping) else values
         return found
 

@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 
+from recbole_lea.experiments.plan import over_recbole
 from recbole_lea.experiments.runner import Outcome
-from recbole_lea.experiments.statistics import average, compare, holm
+from recbole_lea.experiments.statistics import average, bonferroni, compare, holm
 from recbole_lea.store.files import write_json
 from recbole_lea.yaml_files import properties_folder
 
 Paper = Mapping[tuple[str, str, str, str], float]
 Record = dict[str, Any]
+
+# The report of ``python -m recbole_lea.compare``
+COMPARISON = "comparison"
 
 # A comparison that cannot be made
 NONE = dict.fromkeys(("relative_gain", "interval", "seed_gains", "p_seeds", "p_users"))
@@ -26,6 +31,11 @@ def paper_name(metric: str) -> str:
     return metric.upper().replace("HIT@", "HR@")
 
 
+def title(name: str) -> str:
+    """A report's name in words, such as "Table 2"."""
+    return re.sub(r"(\d)", r" \1", name).capitalize()
+
+
 def paper_values(number: int, dataset: str) -> Paper:
     """(backbone, framework, method, metric) -> the paper's value in a table."""
     path = properties_folder() / "paper_results.csv"
@@ -34,36 +44,33 @@ def paper_values(number: int, dataset: str) -> Paper:
     return own.set_index(["backbone", "framework", "method", "metric"])["value"].to_dict()
 
 
-def table_rows(outcomes: Sequence[Outcome], paper: Paper) -> list[dict[str, Any]]:
+def table_rows(outcomes: Sequence[Outcome], paper: Paper, family: int) -> list[dict[str, Any]]:
     """One row for each method with a finished test and each metric, in the table's order.
 
     Rows have backbone, framework, method, metric, mean, std (over seeds, n - 1), values (by seed),
     seeds, paper, baseline, relative_gain, interval, seed_gains (by seed), p_seeds, p_users (both
     after Holm's correction) and p_value, their maximum: small only if both tests agree.
-    ``over_recbole`` has the same against RecBole's own class.
+    ``over_recbole`` has the same against RecBole's own class, by Bonferroni's correction for a
+    ``family`` of so many methods: other tables' runs do not change it.
     """
     done = {outcome.method.label: outcome for outcome in outcomes if outcome.records}
     rows = []
     for metric in _records(done.values())[0]["test_result"] if done else ():
         own = [_row(outcome, done, metric, paper) for outcome in done.values()]
-        _correct(own, comparisons(outcomes))
-        _correct([row["over_recbole"] for row in own], comparisons(outcomes, recbole=True))
+        _correct(own, holm, comparisons(outcomes))
+        _correct([row["over_recbole"] for row in own], bonferroni, family)
         rows += own
     return rows
 
 
-def comparisons(outcomes: Iterable[Outcome], recbole: bool = False) -> int:
-    """How many the table plans: with each method's baseline, or with RecBole's own class."""
-    methods = [outcome.method for outcome in outcomes]
-    if not recbole:
-        return sum(method.baseline is not None for method in methods)
-    stock = {method.backbone for method in methods if method.stock}
-    return sum(method.backbone in stock and not method.stock for method in methods)
+def comparisons(outcomes: Iterable[Outcome]) -> int:
+    """How many with a method's own baseline the table plans."""
+    return sum(outcome.method.baseline is not None for outcome in outcomes)
 
 
-def _correct(compared: Sequence[dict[str, Any]], n: int) -> None:
+def _correct(compared: Sequence[dict[str, Any]], by: Callable[..., Any], n: int) -> None:
     for name in ("p_seeds", "p_users"):
-        for row, p in zip(compared, holm([row[name] for row in compared], n), strict=True):
+        for row, p in zip(compared, by([row[name] for row in compared], n), strict=True):
             row[name] = p
     for row in compared:
         p_values = [row["p_seeds"], row["p_users"]]
@@ -98,11 +105,13 @@ def _compared(outcome: Outcome, base: Outcome | None, metric: str) -> dict[str, 
     return compare(values[0], values[1], users[0], users[1])
 
 
-def not_final(outcomes: Sequence[Outcome], les: Sequence[Record], n_seeds: int) -> list[str]:
+def not_final(
+    outcomes: Sequence[Outcome], les: Sequence[Record], n_seeds: int, committed: bool = True
+) -> list[str]:
     """Why the results of these methods, LEs and seeds are not final; empty if they are.
 
     Runs are compared with each other, never with the code that reports them: a finished table
-    stays tied to the commits of its runs.
+    stays tied to the commits of its runs, which have to be known if ``committed``.
     """
     by_backbone = _by_backbone(outcomes)
     records = [*les, *(record for own in by_backbone.values() for record in own)]
@@ -118,10 +127,11 @@ def not_final(outcomes: Sequence[Outcome], les: Sequence[Record], n_seeds: int) 
     reasons = {
         f"runs are missing: {', '.join(missing)}": missing,
         "an LE was trained by code that was not committed, or not recorded":
-            not all(code.get("clean") for code in le_codes),
-        "runs were made outside a git checkout: their commit is not known": not known,
+            committed and not all(code.get("clean") for code in le_codes),
+        "runs were made outside a git checkout: their commit is not known":
+            committed and not known,
         "runs were made from uncommitted code":
-            known and not all(code["clean"] for code in codes),
+            committed and known and not all(code["clean"] for code in codes),
         "runs used different LLMs, or other dtypes, under one name":
             len(llms) > len({name for name, _ in llms}),
         **{f"runs of {backbone} were made by different versions of the training code (a run whose "
@@ -161,11 +171,14 @@ class Report:
     n_seeds: int  # reported
 
     def __post_init__(self) -> None:
-        kind, number = self.name[:-1], int(self.name[-1])
-        self.title = f"{kind.capitalize()} {number}"
-        paper = paper_values(number, self.dataset) if kind == "table" else {}
-        self.rows = table_rows(self.outcomes, paper)
-        self.reasons = not_final(self.outcomes, self.les, self.n_seeds)
+        self.title = title(self.name)
+        if self.name.startswith("table"):
+            paper, self.family = paper_values(int(self.name[-1]), self.dataset), over_recbole()
+        else:
+            paper, self.family = {}, sum(not outcome.method.stock for outcome in self.outcomes)
+        self.rows = table_rows(self.outcomes, paper, self.family)
+        committed = self.name != COMPARISON
+        self.reasons = not_final(self.outcomes, self.les, self.n_seeds, committed)
         self.done = [outcome for outcome in self.outcomes if outcome.records]
         self.records = _records(self.done)
 
@@ -184,7 +197,7 @@ class Report:
         """By which commits each backbone's runs were made."""
         found: dict[str, list[str]] = {}
         for backbone, records in _by_backbone(self.done).items():
-            commits = sorted({str(record["code"]["commit"]) for record in records})
+            commits = sorted({record["code"]["commit"] or "not known" for record in records})
             found.setdefault(", ".join(commits), []).append(backbone)
         of = {made: f" ({', '.join(names)})" * (len(found) > 1) for made, names in found.items()}
         return "Commit " + "; ".join(made + names for made, names in of.items())

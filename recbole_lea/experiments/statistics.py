@@ -92,7 +92,8 @@ def gain_interval(sums: np.ndarray, baseline: np.ndarray) -> list[float] | None:
     """
     if len(sums) < 2 or not baseline.any():
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # such an interval is None
         result = stats.bootstrap(
             (sums, baseline), lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis) - 1,
             paired=True, vectorized=True, n_resamples=BOOTSTRAPS, batch=1000,
@@ -113,3 +114,8 @@ def holm(p_values: Sequence[float | None], n: int) -> list[float | None]:
     for rank, (p, i) in enumerate(order):
         corrected[i] = highest = max(highest, min(1.0, (n - rank) * p))
     return corrected
+
+
+def bonferroni(p_values: Sequence[float | None], n: int) -> list[float | None]:
+    """Bonferroni's correction: unlike Holm's, it depends on no other comparison's p."""
+    return [None if p is None else min(1.0, n * p) for p in p_values]

@@ -6,11 +6,13 @@ A search space is a file in RecBole's format, one key a line; it knows no commen
     hidden_dropout_prob uniform 0.1,0.5
     dropout_prob quniform 0.1,0.5,0.1   in steps of 0.1; for whole numbers use choice
     w_ah choice [0.05,0.1,0.2]
+    advantage_clip choice [[0,10],[0,5]]
 
 Trials are compared by validation alone.
 """
 
 import logging
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -19,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from recbole_lea.arguments import CONFIG_FILES, Parser, path
-from recbole_lea.keys import check_values, nearest
+from recbole_lea.arguments import CONFIG_FILES, Parser, literals, path
+from recbole_lea.keys import built_in_types, check_values, nearest
 from recbole_lea.yaml_files import find_config_file, find_config_files
 
 logger = logging.getLogger(__name__)
 
-# As in RecBole's run_hyper.py: trials without a better score after which the search stops
+# As in RecBole's run_hyper.py: trials without a better score after which a random search stops
 PATIENCE = 10
 
 
@@ -55,19 +57,27 @@ def main() -> None:
     choices = all(draw.name == "switch" for draw in space.values())
     if options.algo == "exhaustive" and not choices:
         raise ValueError(f"{file}: --algo exhaustive needs choices alone; give --algo random")
+    algo = options.algo or ("exhaustive" if choices else "bayes")
     search = HyperTuning(
-        lambda params, _: objective_function(named | params, files), space=space,
-        algo=options.algo or ("exhaustive" if choices else "bayes"), early_stop=PATIENCE,
+        lambda params, _: objective_function(named | params, files), space=space, algo=algo,
+        early_stop=sys.maxsize if algo == "exhaustive" else PATIENCE,
         max_evals=options.max_evals, display_file=options.display_file,
     )  # fmt: skip
-    search.trial = partial(tried, search.trial)
+    search.trial = partial(tried, search, search.trial)
     try:
         search.run()
     except AllTrialsFailed:
         raise ValueError("no trial has finished: the warnings above say why") from None
-    search.export_result(options.output_file)
+    finally:  # also after Ctrl-C
+        if search.params2result:
+            search.export_result(options.output_file)
+    if (n := len(search.params_list)) < search.max_evals:
+        logger.warning(
+            "the search ended after %d of %d trials: %d in a row were not better than the best",
+            n, search.max_evals, PATIENCE,
+        )  # fmt: skip
     result = search.params2result[search.params2str(search.best_params)]
-    print("best params:", dict(search.best_params))
+    print("best params:", literals(search.best_params))
     print("best valid result:", dict(result["best_valid_result"]))
     print("its test result:", dict(result["test_result"]))
 
@@ -98,6 +108,8 @@ def read_space(path: str, config: Any) -> dict[str, Any]:
     Raises a ValueError if it is not in RecBole's format, or a key is unknown, the same in all
     trials, or cannot have a value that the file gives it.
     """
+    from hyperopt import hp
+    from hyperopt.pyll.base import rec_eval
     from hyperopt.pyll.stochastic import sample
     from recbole.trainer import HyperTuning
 
@@ -112,7 +124,10 @@ def read_space(path: str, config: Any) -> dict[str, Any]:
             "uniform LOW,HIGH`, `KEY quniform LOW,HIGH,STEP` or `KEY loguniform LOW,HIGH` "
             "(natural logarithms), with one blank between the parts"
         ) from None
-    for key in space:
+    for key, draw in space.items():
+        if draw.name == "switch":  # Hyperopt takes a list for another space: it is given its text
+            values = built_in_types([rec_eval(value) for value in draw.pos_args[1:]])
+            space[key] = hp.choice(key, [str(v) if isinstance(v, list) else v for v in values])
         if key not in config:
             raise ValueError(f"{path}: unknown key `{key}`{nearest(key, config.final_config_dict)}")
         if key in config.cmd_config_dict:
@@ -120,16 +135,17 @@ def read_space(path: str, config: Any) -> dict[str, Any]:
     rng = np.random.RandomState(0)  # Hyperopt 0.2.5 knows no Generator
     try:
         for _ in range(100):  # such a trial would fail hours later
-            check_values(sample(space, rng), space)
+            check_values(literals(sample(space, rng)), space)
     except ValueError as error:
         raise ValueError(f"{path}: {error} (choice alone gives whole numbers)") from None
     return space
 
 
-def tried(trial: Callable[[dict], dict], params: dict[str, Any]) -> dict[str, Any]:
+def tried(search: Any, trial: Callable[[dict], dict], params: dict[str, Any]) -> dict[str, Any]:
     """What Hyperopt is told of a trial: one that fails counts as failed, and the others go on."""
     try:
         return trial(params)
     except Exception as error:
         logger.warning("a trial has failed: %s: %s", params, error)
+        search.score_list.append(math.nan)  # the picture has a score for each trial
         return {"status": "fail", "loss": sys.float_info.max}  # Hyperopt's early stop reads it
