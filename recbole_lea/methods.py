@@ -67,7 +67,8 @@ def switches(config: Mapping[str, Any], rl_loss: str) -> Switches:
     keys = {name: config[f"lea_{name}"] for name in ("state", "reward", "augmentation")}
     overrides = {name: value for name, value in keys.items() if value is not None}
     found = dataclasses.replace(METHODS[config["lea_method"]], **overrides)
-    by_reward = config["lea_advantage"] == "reward"
+    # older records lack the key
+    by_reward = "lea_advantage" in config and config["lea_advantage"] == "reward"
     if by_reward and (rl_loss != "SA2C" or not found.le_reward):
         raise ValueError(
             "lea_advantage: reward weighs SA2C's supervised loss by the LE's rewards: it needs a "

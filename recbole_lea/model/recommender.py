@@ -56,7 +56,8 @@ class LEARecommender(Backbone):
         self.discount = {key: config[key] for key in ("gamma", "td_scale")}
         self.q_max_chunk = config["q_max_chunk"]
         self.r_pos, self.r_neg = float(config["r_pos"]), float(config["r_neg"])
-        self.advantage_of, self.advantage_clip = config["lea_advantage"], config["advantage_clip"]
+        self.by_reward = config["lea_advantage"] == "reward"
+        self.advantage_clip = tuple(config["advantage_clip"])
         self.warmed_up, self.updates = False, 0  # steps that have trained the first copy
         # RecBole's id of an item is its place here; a checkpoint can so be used without the dataset
         self.item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
@@ -172,7 +173,7 @@ class LEARecommender(Backbone):
         L_n = equations.negative_td_loss(q_negative, negative_reward, value, **self.discount)
         weight = None
         if self.rl_loss == "SA2C" and self.warmed_up:
-            compared = (q, q_negative) if self.advantage_of == "Q" else (reward, negative_reward)
+            compared = (reward, negative_reward) if self.by_reward else (q, q_negative)
             weight = equations.advantage(*compared, self.advantage_clip)  # [B]
         return equations.LossTerms(
             equations.supervised_loss(log_y, weight) + rest,
