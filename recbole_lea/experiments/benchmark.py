@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recbole_lea import arguments
-from recbole_lea.yaml_files import find_config_file, find_config_files
+from recbole_lea.yaml_files import find_config_file, find_config_files, read_files
 
 if TYPE_CHECKING:
     from recbole_lea.experiments.plan import Method, Search
@@ -110,6 +110,9 @@ def prepared(
     if both := sorted(own & set(arguments.given_keys())):
         raise ValueError(f"--{both[0]} cannot be given for all runs of {name}")
     files = tuple(str(Path(file).absolute()) for file in find_config_files(options.config_files))
+    switches = ("lea_state", "lea_reward", "lea_augmentation")
+    for key in (key for key in switches if read_files(files).get(key) is not None):
+        raise ValueError(f"{key} in --config_files would make other methods of all: take it out")
     return Benchmark(
         options.dataset, methods, search, range(1, options.seeds + 1), Path(options.results),
         files, tuple(arguments.given()), options.jobs, only,

@@ -73,7 +73,7 @@ def main() -> None:
             search.export_result(options.output_file)
     if (n := len(search.params_list)) < search.max_evals:
         logger.warning(
-            "the search ended after %d of %d trials: %d in a row were not better than the best",
+            "the search ended after %d of %d trials: it stops after %d without a better score",
             n, search.max_evals, PATIENCE,
         )  # fmt: skip
     result = search.params2result[search.params2str(search.best_params)]

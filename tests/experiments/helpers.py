@@ -3,6 +3,7 @@
 import numpy as np
 import yaml
 
+from recbole_lea.experiments import run, runner
 from recbole_lea.experiments.plan import table
 from recbole_lea.experiments.report import Report
 from recbole_lea.experiments.runner import Outcome
@@ -18,6 +19,22 @@ def tiny_yaml(llm, folder, **changes):
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_keys(llm) | changes), encoding="utf-8")
     return str(path)
+
+
+def in_process(monkeypatch):
+    """Let runs be done in this process, with quick statistics; returns those that are started."""
+    monkeypatch.setattr("recbole_lea.experiments.statistics.PERMUTATIONS", 99)
+    monkeypatch.setattr("recbole_lea.experiments.statistics.BOOTSTRAPS", 99)
+    started = []
+
+    def execute(runs, jobs):
+        started.extend(runs)
+        for own in runs:
+            own.finished.add(*run.execute(own.spec, own.folder))
+        return []
+
+    monkeypatch.setattr(runner, "execute", execute)
+    return started
 
 
 def run_json(values, **changes):

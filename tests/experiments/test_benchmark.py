@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from recbole_lea.arguments import set_given
 from recbole_lea.console import console
-from recbole_lea.experiments import benchmark, run, runner
-from tests.experiments.helpers import tiny_yaml
+from recbole_lea.experiments import benchmark, compare, runner
+from tests.experiments.helpers import in_process, tiny_yaml
 
 SEARCH = {
     "trials": 1, "tuning_seed": 2020, "grid": {"learning_rate": [0.01], "dropout": [0.1]},
@@ -27,17 +27,7 @@ def call(tiny_dataset, tiny_llm, tmp_path, monkeypatch):
     """The command line in this process; its runs as well."""
     Path("search.yaml").write_text(yaml.safe_dump(SEARCH), encoding="utf-8")
     config = tiny_yaml(tiny_llm, tmp_path, epochs=1)
-    monkeypatch.setattr("recbole_lea.experiments.statistics.PERMUTATIONS", 99)
-    monkeypatch.setattr("recbole_lea.experiments.statistics.BOOTSTRAPS", 99)
-
-    def in_process(runs, jobs):
-        started.extend(runs)
-        for own in runs:
-            own.finished.add(*run.execute(own.spec, own.folder))
-        return []
-
-    monkeypatch.setattr(runner, "execute", in_process)
-    started = []
+    started = in_process(monkeypatch)
 
     def command(*arguments):
         started.clear()
@@ -182,9 +172,8 @@ def test_commands_that_reports_name_can_be_parsed():
     root = Path(__file__).parent.parent.parent
     files = [*root.glob("results/**/*.md"), *root.glob("docs/*.md"), root / "README.md"]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
-    commands = re.findall(r"python -m recbole_lea\.benchmark (--[^`\n]*)", text)
+    commands = re.findall(r"python -m recbole_lea\.(benchmark|compare) (--[^`\n]*)", text)
     assert len(commands) > 10
-    for command in set(commands):
+    for program, command in set(commands):
         set_given(command.split())
-        options = benchmark._parser().read()
-        assert options.table or options.figure or options.speed
+        {"benchmark": benchmark, "compare": compare}[program]._parser().read()

@@ -5,7 +5,7 @@ import csv
 import pytest
 import yaml
 
-from recbole_lea.experiments.plan import Search, figure, table
+from recbole_lea.experiments.plan import Search, figure, method, over_recbole, table
 from recbole_lea.model import MODELS
 from recbole_lea.yaml_files import properties_folder
 
@@ -141,6 +141,24 @@ def test_the_search_follows_its_seed(tmp_path):
 def test_a_wrong_search_is_refused(tmp_path, changes, fixed, message):
     with pytest.raises(ValueError, match=message):
         Search.read(search_file(tmp_path, **changes), fixed)
+
+
+def test_a_search_needs_no_sweeps_and_fits_other_backbones(tmp_path):
+    path = tmp_path / "search.yaml"
+    grid = {"learning_rate": [0.1, 0.2], "dropout": [0.3]}
+    content = {"trials": 2, "tuning_seed": 1, "grid": grid}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    points = Search.read(path, backbones=["Caser"]).points(method("Caser", "SA2C", "LEAR"))
+    assert sorted(point["learning_rate"] for point in points) == [0.1, 0.2]
+    assert {point["dropout_prob"] for point in points} == {0.3}
+    with pytest.raises(ValueError, match="NARM has no dropout: take it out"):
+        Search.read(path, backbones=["NARM"])
+    assert Search().points(method("Caser", "SA2C", "LEAR")) == [{}]  # no search: one point
+
+
+def test_the_family_over_recbole_counts_each_method_once():
+    rows = [row for number in range(2, 8) for row in table(number)]
+    assert over_recbole() == len({row.label for row in rows if not row.stock}) - 1  # sv+q is LEA
 
 
 def test_a_grid_may_be_each_backbone_s_own(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recbole_lea.experiments import markdown
-from recbole_lea.experiments.plan import table
+from recbole_lea.experiments.plan import over_recbole, table
 from recbole_lea.experiments.report import not_final, paper_values, table_rows
 from tests.experiments.helpers import CODE, METRICS, outcome, report, run_json, table_4
 
@@ -46,7 +46,7 @@ def test_p_values_need_both_tests_and_are_corrected(outcomes):
     starred = {name: [r for r in lines if r.startswith(f"| SASRec SA2C {name} |") and "\\*" in r]
                for name in ("LER", "LEA")}  # fmt: skip
     assert starred["LER"] and not starred["LEA"]
-    alone = {r["method"]: r for r in table_rows(outcomes[:3], {}) if r["metric"] == "NDCG@10"}
+    alone = {r["method"]: r for r in table_rows(outcomes[:3], {}, 4) if r["metric"] == "NDCG@10"}
     # three comparisons instead of one; the user test's p is the least there is for both
     assert rows["LER"]["p_users"] == pytest.approx(3 * alone["LER"]["p_users"])
 
@@ -67,10 +67,37 @@ def test_every_method_is_compared_with_recbole_s_own_class(outcomes):
         rows["LER"]["mean"] / rows["RecBole"]["mean"] - 1
     )
     assert rows["RecBole"]["over_recbole"]["relative_gain"] is None
-    # four comparisons here, three with the method's own baseline
-    assert found["p_users"] == pytest.approx(rows["LER"]["p_users"] * 4 / 3)
+    # three comparisons with the method's own baseline, of which it is the first
+    assert found["p_users"] == pytest.approx(rows["LER"]["p_users"] / 3 * over_recbole())
     text = markdown.page(made, []).partition("over RecBole's own class")[2]
     assert "| SASRec SA2C LER | +" in text and "| SASRec RecBole |" not in text.split("##")[0]
+
+
+def test_over_recbole_s_own_class_a_comparison_has_one_p_in_all_tables(outcomes):
+    alone = report([outcomes[0], outcomes[2]], name="table7")
+    for metric in ("NDCG@10", "HR@5"):
+        one, other = (
+            next(r for r in made.rows if (r["method"], r["metric"]) == ("LER", metric))
+            for made in (alone, report(outcomes))
+        )
+        assert one["over_recbole"] == other["over_recbole"]
+        assert one["over_recbole"]["p_value"] < 0.05
+
+
+def test_a_comparison_s_family_is_what_was_asked_for(outcomes):
+    rows = {r["method"]: r for r in report(outcomes, name="comparison").rows[:5]}
+    assert rows["LER"]["over_recbole"]["p_users"] == pytest.approx(4 / 3 * rows["LER"]["p_users"])
+
+
+def test_a_comparison_needs_no_commit_to_be_final(outcomes):
+    for own in outcomes:
+        for record in (*own.records.values(), own.trials[0][1]):
+            record["code"] = CODE | {"commit": None, "clean": False}
+    les = [run_json(0.1, le={}, code=CODE | {"commit": None})]
+    assert len(report(outcomes, les=les).reasons) == 2
+    assert report(outcomes, les=les, name="comparison").reasons == []
+    text = markdown.page(report(outcomes, name="comparison"), [])
+    assert "# Comparison on industrial\n\nFinal. Commit not known." in text
 
 
 def test_one_seed_has_no_deviation_and_no_significance(outcomes):

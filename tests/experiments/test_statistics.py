@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from recbole_lea.experiments.statistics import (
     Users,
     average,
+    bonferroni,
     compare,
     gain_interval,
     holm,
@@ -115,3 +116,7 @@ def test_other_users_cannot_be_paired(other):
         average([users([1.0, 2.0]), other])
     with pytest.raises(ValueError, match="different users"):
         compare([1.0], [1.0], users([1.0, 2.0]), other)
+
+
+def test_bonferroni_knows_no_other_comparison():
+    assert bonferroni([0.01, None, 0.3], 4) == [0.04, None, 1.0]

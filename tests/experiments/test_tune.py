@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -72,11 +73,62 @@ def test_a_trial_that_fails_is_left_out(search, monkeypatch, caplog):
 
     monkeypatch.setattr(quick_start, "objective_function", trial)
     bad = 0.02
-    search("--params_file=space.test", "--output_file=out.txt", "--algo=exhaustive")
+    search("--params_file=space.test", "--output_file=out.txt", "--display_file=trials.html")
     assert set(results("out.txt")) == {"learning_rate:0.001"}
+    assert Path("trials.html").is_file()
     bad = None
     with pytest.raises(SystemExit, match="no trial has finished"):
         search("--params_file=space.test")
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """No trial trains: its score falls from one to the next. Returns the configs of all."""
+    pytest.importorskip("hyperopt", reason="pip install hyperopt==0.2.5")
+    import recbole.quick_start as quick_start
+    from recbole.config import Config
+
+    configs = []
+
+    def objective(config_dict, files):
+        configs.append(Config(config_dict=config_dict, config_file_list=files))
+        score = 1 / len(configs)
+        if interrupted and len(configs) == 2:
+            raise KeyboardInterrupt
+        return {"model": "GRU4RecSA2CLEA", "best_valid_score": score, "valid_score_bigger": True,
+                "best_valid_result": {"x": score}, "test_result": {"x": score}}  # fmt: skip
+
+    interrupted = []
+    monkeypatch.setattr(quick_start, "objective_function", objective)
+    return SimpleNamespace(all=configs, interrupt=lambda: interrupted.append(True))
+
+
+@pytest.mark.parametrize("space", ["[[0,10],[0, 5]]", "['[0,10]','[0,5]']"])
+def test_a_choice_may_be_a_list(search, scored, capsys, space):
+    search("--params_file=space.test", space=f"advantage_clip choice {space}\n")
+    assert sorted(config["advantage_clip"] for config in scored.all) == [[0, 5], [0, 10]]
+    first = scored.all[0]["advantage_clip"]
+    assert f"best params: {{'advantage_clip': {first}}}" in capsys.readouterr().out
+
+
+def test_a_grid_is_tried_whole_and_an_early_end_is_said(search, scored, caplog):
+    points = f"learning_rate choice {[n / 1000 for n in range(1, 15)]}\n"
+    search("--params_file=space.test", space=points)
+    assert len({config["learning_rate"] for config in scored.all}) == len(scored.all) == 14
+    assert "the search ended" not in caplog.text
+    scored.all.clear()
+    search("--params_file=space.test", "--max_evals=30", space="learning_rate uniform 0.001,0.01\n")
+    n = len(scored.all)
+    assert 10 <= n < 30
+    assert f"the search ended after {n} of 30 trials: it stops after 10 without" in caplog.text
+
+
+def test_what_has_finished_is_written_also_after_ctrl_c(search, scored):
+    scored.interrupt()
+    with pytest.raises(SystemExit) as end:
+        search("--params_file=space.test", "--output_file=out.txt")
+    assert end.value.code == 130
+    assert len(results("out.txt")) == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
