@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,6 +24,8 @@ FORMAT = 2
 
 MANIFEST = "manifest.json"
 DONE = "done.json"
+
+HEADER_ERRORS = (SyntaxError, TokenError, TypeError)  # of a damaged .npy, which NumPy parses
 
 
 class DiskFull(OSError):
@@ -154,7 +157,7 @@ def read_json(path: Path) -> Any:
 def _damage_named(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, EOFError, RecursionError, SafetensorError) as error:
+    except (ValueError, EOFError, RecursionError, SafetensorError, *HEADER_ERRORS) as error:
         raise ValueError(f"{path}: not {kind}: {error}; delete it") from error
 
 

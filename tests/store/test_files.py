@@ -1,5 +1,6 @@
 """Files that are whole or not there, records that notice a change, readers that run no code."""
 
+import contextlib
 import errno
 import json
 import os
@@ -231,3 +232,15 @@ def test_planted_objects_are_never_unpickled(settings):
     assert not Path("ran").exists()
     np.load("object.npy", allow_pickle=True)
     assert Path("ran").exists()  # so the payload works
+
+
+def test_a_flipped_bit_in_an_array_s_header_is_named(tmp_path):
+    """NumPy reads the header as Python: each byte in turn, whatever its parser makes of it."""
+    np.save(tmp_path / "x.npy", np.zeros((36, 1), np.float32))
+    whole = (tmp_path / "x.npy").read_bytes()
+    for i in range(10, whole.index(b"}") + 1):
+        for bit in range(8):
+            damaged = whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :]
+            (tmp_path / "x.npy").write_bytes(damaged)
+            with contextlib.suppress(ValueError):  # some are other arrays, all in order
+                read_array(tmp_path / "x.npy")
