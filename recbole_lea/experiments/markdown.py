@@ -191,8 +191,9 @@ def _choices(report: Report) -> str:
     names = ("positions_chosen", "true_item_listed", "true_item_chosen")
     lines = []
     for outcome in report.done:
-        les = [record["le"] for record in outcome.records.values()]
-        if names[0] in les[0]:
+        # a run that ended before its warm-up was over has asked for none
+        les = [own for record in outcome.records.values() if names[0] in (own := record["le"])]
+        if les:
             positions, listed, chosen = (np.mean([le[k] for le in les], axis=0) for k in names)
             lines.append({
                 "augmentation": outcome.method.label,

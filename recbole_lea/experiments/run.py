@@ -44,6 +44,9 @@ VOLATILE = {
     "lea_note", "lea_compare", "lea_cache_dir", "lea_compile", "lea_stop_after",
 }  # fmt: skip
 
+# Defaults that were others when the committed runs were made, whose names go by them.
+FORMER_DEFAULTS = {"lea_item_iterations": 10}
+
 # A run's record, and of a test what `by_user` gives.
 Result = tuple[dict[str, Any], dict[str, np.ndarray] | None]
 
@@ -80,6 +83,7 @@ class Spec:
         """
         config = self.config()
         values, defaults = map(lasting, (config.final_config_dict, config.internal_config_dict))
+        defaults |= FORMER_DEFAULTS
         own = {key: value for key, value in values.items() if defaults.get(key) != value}
         content = json.dumps([self.kind, data, own], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest(), values

@@ -38,7 +38,7 @@ def test_paper_protocol_on_real_data(name, source, prep, shared_data, tiny_llm, 
         config_dict={
             "eval_protocol": "paper", "lea_newest": 3, "epochs": 2, "train_batch_size": 100,
             "MAX_ITEM_LIST_LENGTH": 10, "lea_valid_steps": 20,
-            "warmup": "20 steps", "show_progress": False, "gpu_id": "", "lea_llm": tiny_llm,
+            "warmup": "5 steps", "show_progress": False, "gpu_id": "", "lea_llm": tiny_llm,
             "lea_llm_dtype": "float32", "lea_item_iterations": 0, "lea_finetune_epochs": 1,
             "lea_finetune_fraction": 0.01, "lea_finetune_eval": 20, "lea_batch_rows": 16,
         },

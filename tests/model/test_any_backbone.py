@@ -1,5 +1,6 @@
 """All of RecBole's sequential recommenders: trained exactly, or refused with the reason."""
 
+import functools
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 from torch import nn
 
-from recbole_lea.model import lea_model, registry
+from recbole_lea.model import registry
 from recbole_lea.model.backbone import append_item
 from tests.conftest import ROOT
 from tests.model.helpers import force, one_batch
@@ -129,7 +130,7 @@ def test_the_document_lists_all():
 def test_a_trial_refuses_what_no_table_names(prepared, name, changes, reason, monkeypatch):
     monkeypatch.setattr(registry, "REFUSED", ())
     # without the memory of what was made
-    monkeypatch.setattr("recbole_lea.model.lea_model", lea_model.__wrapped__)
+    monkeypatch.setattr(registry, "_made", functools.cache(registry._made.__wrapped__))
     with pytest.raises(ValueError, match=f"{name} cannot be a backbone of LEA: .*{reason}"):
         prepared(f"{name}SNQNLEA", lea_method="base", **changes)
 

@@ -53,7 +53,7 @@ def test_command_line_and_recbole_s_backbone_beside_it(
     caplog.set_level("INFO")
     result = main()
     assert result["test_result"]["hit@10"] >= 0
-    assert re.search(r"CaserSNQNLEA +hit@5.*\n +Caser +hit@5", caplog.text)
+    assert re.search(r"CaserSNQNLEA \(LEASR\) .*\nCaser, plain ", caplog.text)
     config = Config("CaserSNQNLEA", "tiny", ["tiny.yaml"], {"reg_weight": 0.5})
     stock = backbone_config(config, ["tiny.yaml"])
     assert stock["model"] == "Caser"

@@ -66,7 +66,8 @@ WORKS = {
     "a combining flood": (NORMAL, titles("e" + "\u0301" * 5000), {}),
     "a quote within": (NORMAL, titles('the 12" mix'), {}),
     "a quoted text": (NORMAL, titles('"red, ""star"""'), {}),
-    "leading zeros": (rows(users(item="00{}".format)), ITEM_COLUMNS + "007\tx\n7\ty\n", {}),
+    "leading zeros": (rows(users(item="00{}".format)), ITEM_COLUMNS + "007\tx\n7\ty\n",
+                      {"lea_allow_no_text": True}),
     "leading zeros beside none":
         (rows(users() | {"007": list("0123"), "7": ["00", "0", "000", "1"]}), TITLES, {}),
     "ids like numbers": (rows(users() | {"1e3": ["1.0", "1", "01", "+1", "1e0"], "-0": ["-0", "0x1"]

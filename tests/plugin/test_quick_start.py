@@ -198,6 +198,7 @@ def test_a_stock_model_takes_the_dataset_s_protocol(yaml_file, monkeypatch, log)
     trainer, loaders = prepare(backbone_config(beside, [yaml_file]))
     trainer.fit(*loaders[:2], verbose=False)
     assert dict(trainer.evaluate(loaders[2])) == dict(result)
+    monkeypatch.setattr("recbole_lea.arguments._given", None)
     monkeypatch.setattr("sys.argv", ["run", *arguments, "--eval_protocol=leave_one_out"])
     main()
     assert "protocol: leave_one_out, split {'LS': 'valid_and_test'}" in log.text

@@ -49,7 +49,10 @@ def test_augmentation_starts_when_the_evaluated_copy_is_warm(
         augment(self)
 
     monkeypatch.setattr(LEATrainer, "_augment", watched)
-    trainer, loaders = train(tiny_config(warmup=warmup, epochs=5, lea_method="LEAR", **changes))
+    trainer, loaders = train(
+        tiny_config(warmup=warmup, epochs=5, lea_method="LEAR", **changes),
+        lambda trainer: own.clear(),  # the plan has timed a few steps
+    )
     asked = len(loaders[0]) if warmup == "1 epochs" else 2
     assert seen == [(asked, True, True)]
     assert all(own) is bool(changes)
@@ -83,7 +86,7 @@ def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
     drawn, augment, kept = [], LEATrainer._augment, Feedback.augment
     lists = []
     monkeypatch.setattr(
-        Feedback, "augment", lambda self, *given: lists.append(given[2]) or kept(self, *given)
+        Feedback, "augment", lambda self, *given: lists.append(given[-1]) or kept(self, *given)
     )
 
     def watched(self):
@@ -92,7 +95,8 @@ def test_refresh_draws_the_top_5_anew(tiny_config, monkeypatch):
         drawn.append(len(self.train_loss_dict))  # epochs that are over
 
     monkeypatch.setattr(LEATrainer, "_augment", watched)
-    train(tiny_config(epochs=6, augmentation_refresh=2, stopping_step=20, learning_rate=0.05))
+    config = tiny_config(epochs=6, augmentation_refresh=2, stopping_step=20, learning_rate=0.05)
+    train(config, lambda trainer: lists.clear())  # the plan has timed a few steps
     assert drawn[1:] == [epoch for epoch in (2, 4) if epoch > drawn[0]] != []
     assert not np.array_equal(lists[0], lists[-1])
 

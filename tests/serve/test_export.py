@@ -182,5 +182,5 @@ def test_a_checkpoint_of_other_items_is_refused(trained):
     tokens = content["other_parameter"]["item_tokens"]
     tokens[3], tokens[4] = tokens[4], tokens[3]
     torch.save(content, "other.pth")
-    with pytest.raises(ValueError, match="of other items than this dataset.*item 3 is 'i"):
+    with pytest.raises(ValueError, match="on other items than this data.*item 3 is 'i"):
         model.trainer.evaluate(model.test, model_file="other.pth")
