@@ -3,33 +3,33 @@
 What is heavy is imported late: ``--help`` needs no torch.
 """
 
-import argparse
 from datetime import datetime
 from pathlib import Path
 
+from recbole_lea.arguments import Parser, path
 from recbole_lea.console import console
 
 
 def main() -> None:
     """Parse the command line, list the cache's folders or remove some."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_lea.cache",
-        description="What the cache holds. Any of its folders may be deleted while no run uses it: "
-        "it is computed again when it is needed.",
-        allow_abbrev=False,
+    parser = Parser(
+        "python -m recbole_lea.cache",
+        "What the cache holds. Any of its folders may be deleted while no run uses it: it is "
+        "computed again when it is needed.",
+        keys=False,
     )
     does = "the cache (default: lea_cache)"
-    parser.add_argument("--lea_cache_dir", default="lea_cache", metavar="DIR", help=does)
+    parser.add_argument("--lea_cache_dir", type=path, default="lea_cache", metavar="DIR", help=does)
     does = "remove what nothing in the cache needs: see docs/running.md"
     parser.add_argument("--prune", action="store_true", help=does)
     does = "with --prune: say what would be removed, and remove nothing"
     parser.add_argument("--dry-run", action="store_true", help=does)
-    options = parser.parse_args()
+    options = parser.read()
     if options.dry_run and not options.prune:
         raise ValueError("--dry-run belongs to --prune")
     from recbole_lea.store.inventory import inventory, needless
 
-    held = inventory(Path(options.lea_cache_dir).expanduser())
+    held = inventory(Path(options.lea_cache_dir))
     if not options.prune:
         _list(held)
         return

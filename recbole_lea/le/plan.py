@@ -97,10 +97,17 @@ def steps(le: "Pipeline", last: list[str], measured: bool = True) -> list[Step]:
     for step in wanted:
         if not step.cached and step.name in le.cache.table:
             step.why = from_main(changed(le, step.name, told))
-    if measured and any(not step.cached for step in wanted) and s.environment == "llm":
-        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
-            _Meter(le, {step.name for step in wanted if not step.cached}).measure(wanted)
+    if measured:
+        measure(le, wanted)
     return wanted
+
+
+def measure(le: "Pipeline", wanted: list[Step]) -> None:
+    """Fill in the seconds of what is not cached; text similarity takes none worth telling."""
+    missing = {step.name for step in wanted if not step.cached}
+    if missing and le.settings.environment == "llm":
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+            _Meter(le, missing).measure(wanted)
 
 
 class _Meter:

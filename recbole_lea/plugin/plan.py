@@ -36,7 +36,7 @@ def announce(
     # with all of it in the cache, a run does not load the LLM for an estimate
     stages = plan.steps(pipeline, _last(config, chosen), measured=False)
     if stop == "plan" or not all(step.cached for step in stages if step.name in pipeline.keys):
-        stages = plan.steps(pipeline, _last(config, chosen))
+        plan.measure(pipeline, stages)
     if stop in (None, "plan"):
         known = [step for step in stages if step.name in pipeline.keys]
         training = plan.Step("training", "training", f"at most {config['epochs']} epochs")

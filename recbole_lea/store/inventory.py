@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from recbole_lea.store.files import DONE, FORMAT, MANIFEST, clear_errors_at
 
-# As ``stage_folder`` names them; ``llm`` stands beside the datasets and serves all of them.
+# As ``Cache.path`` names them; ``llm`` stands beside the datasets and serves all of them.
 _STAGES = (
     "items environment states projection rewards selection selection_rewards sequences llm"
 ).split()

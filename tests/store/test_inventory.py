@@ -19,6 +19,7 @@ def run(settings, capsys, monkeypatch):
     folder = Path(settings().cache_dir)
 
     def call(*arguments):
+        monkeypatch.setattr("recbole_lea.arguments._given", None)  # as in a new process
         monkeypatch.setattr("sys.argv", ["cache", f"--lea_cache_dir={folder}", *arguments])
         capsys.readouterr()
         program.main()
