@@ -24,8 +24,12 @@ KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 REMEDY = "use an LLM of another architecture, such as Llama, Mistral, Qwen, Gemma or GPT-2"
 
 
-def last_hidden(decoder: Any, embedded: Tensor, batch: PackedBatch) -> Tensor:
+def last_hidden(
+    decoder: Any, embedded: Tensor, batch: PackedBatch, layer: int | None = None
+) -> Tensor:
     """Last hidden states [B, L, d] of a batch's embeddings [B, L, d], on the decoder's last device.
+
+    With a ``layer``, those behind the first so many layers instead, before the last norm.
 
     Raises a ValueError if a prompt is longer than the LLM reads.
     """
@@ -35,12 +39,14 @@ def last_hidden(decoder: Any, embedded: Tensor, batch: PackedBatch) -> Tensor:
             f"a prompt has {longest} tokens, but this LLM reads at most {limit}: lower "
             "lea_max_history or lea_item_max_tokens, or shorten the prompts"
         )
-    return decoder(
+    found = decoder(
         inputs_embeds=embedded,
         attention_mask=attention_masks(decoder.config, batch, embedded),
         position_ids=torch.from_numpy(batch.positions).to(embedded.device),
         use_cache=False,
-    ).last_hidden_state
+        output_hidden_states=layer is not None,
+    )
+    return found.last_hidden_state if layer is None else found.hidden_states[layer]
 
 
 def attention_masks(config: Any, batch: PackedBatch, like: Tensor) -> Tensor | dict[str, Tensor]:

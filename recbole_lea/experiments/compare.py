@@ -25,7 +25,7 @@ PLAIN = ("RecBole", "Normal")
 def main() -> None:
     """Parse the command line, do the runs and report them."""
     options = parsed(_parser())
-    methods = rows(listed(options.models), listed(options.methods))
+    methods = rows(listed(options.models), listed(options.methods), options.rows)
     from recbole_lea.experiments.plan import Search
     from recbole_lea.experiments.report import COMPARISON
 
@@ -46,6 +46,10 @@ def _parser() -> arguments.Parser:
     add("--dataset", "-d", required=True, help="name of the dataset")
     names = f"separated by commas: {', '.join([*METHODS, *PLAIN])}; default base,LEASR"
     add("--methods", default="base,LEASR", help=names)
+    more = (
+        "YAML file of further rows, name: {key: value, ...}, each with its keys beside the others"
+    )
+    add("--rows", type=arguments.path, help=more)
     models = "separated by commas, such as SASRecSA2CLEA,GRU4RecSNQNLEA; default SASRecSA2CLEA"
     add("--models", "--model", "-m", default="SASRecSA2CLEA", help=models)
     search = "YAML file of a search that each method gets, such as properties/benchmark.yaml"
@@ -54,13 +58,21 @@ def _parser() -> arguments.Parser:
     return parser
 
 
-def rows(models: Sequence[str], methods: Iterable[str]) -> list["Method"]:
+def rows(models: Sequence[str], methods: Iterable[str], more: str | None = None) -> list["Method"]:
     """RecBole's own class of each model, then the methods; each is compared with ``base``.
 
+    ``more`` is a YAML file of further rows: their names, and the keys that make them.
+
     Raises:
-        ValueError: a model is none of ours, or a method is unknown.
+        ValueError: a model is none of ours, a method is unknown, or a further row has no keys.
     """
-    from recbole_lea.experiments.plan import linked, method
+    from recbole_lea.experiments.plan import Method, linked, method
+    from recbole_lea.yaml_files import read_files
+
+    further = read_files([more]) if more else {}
+    for name, keys in further.items():
+        if not isinstance(keys, dict):
+            raise ValueError(f"{more}: the row {name!r} needs keys, such as {{w_ah: 0.3}}")
 
     for name in methods:
         if name not in METHODS and name not in PLAIN:
@@ -83,4 +95,6 @@ def rows(models: Sequence[str], methods: Iterable[str]) -> list["Method"]:
             elif name not in PLAIN:
                 own = method(backbone, framework, name)
                 found.append(dataclasses.replace(own, baseline=f"{base.label} base"))
+        compared = f"{base.label} base"
+        found += [Method(backbone, framework, n, keys, compared) for n, keys in further.items()]
     return linked(found)

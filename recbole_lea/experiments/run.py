@@ -45,7 +45,13 @@ VOLATILE = {
 }  # fmt: skip
 
 # Defaults that were others when the committed runs were made, whose names go by them.
-FORMER_DEFAULTS = {"lea_item_iterations": 10}
+FORMER_DEFAULTS = {
+    "lea_item_iterations": 10, "lea_state_keys": "tokens", "lea_state_head": "residual",
+    "item_embedding_std": None,
+    # of dataset industrial
+    "lea_item_sentence": "{item} product[ is titled {title}][, its category is {category}]"
+    "[, its brand is {brand}][, its description is {description}].",
+}  # fmt: skip
 
 # A run's record, and of a test what `by_user` gives.
 Result = tuple[dict[str, Any], dict[str, np.ndarray] | None]

@@ -32,6 +32,8 @@ NOTHING = {
     "lea_method": "base", "lea_state": "hidden", "lea_reward": "constant",
     "lea_augmentation": "none",
 }  # fmt: skip
+# Keys that say what the recommender makes of the LE, and change nothing of it.
+RECOMMENDER = {"lea_shuffle", "lea_advantage", "lea_output_head"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +153,9 @@ class Benchmark:
                 settings = LESettings.from_config(config.final_config_dict)
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
-                start = {k: v for k, v in changes.items() if k.startswith("lea_")}
-                wants.setdefault(key, NOTHING | start).update(method.le_wants)
+                own = {**method.keys, **changes}.items()
+                start = {k: v for k, v in own if k.startswith("lea_") and k not in RECOMMENDER}
+                wants.setdefault(key, start | NOTHING).update(method.le_wants)
         return [self._run("le", LE, want, seed) for want in wants.values()]
 
     def pending(self, runs: Iterable[Run]) -> list[Run]:

@@ -34,11 +34,11 @@ class PromptEnds(NamedTuple):
     """What the LLM has at the end of each of N prompts."""
 
     hidden: Tensor  # last hidden state there [N, d], float32
-    items: Tensor  # the item that stands there [N], negative for a word
+    items: Tensor  # the item that stands there, and those before it [N, H]; negative for none
     # under ``reward_head: state``; they mean nothing for a prompt without such items
     actions: Tensor | None = None  # the newest item up to there: a reward prompt's action [N]
     before: Tensor | None = None  # last hidden state at the item before the action, x_t [N, d]
-    before_items: Tensor | None = None  # that item [N]
+    before_items: Tensor | None = None  # that item, and those before it [N, H]
 
 
 class Environment(nn.Module):
@@ -46,14 +46,14 @@ class Environment(nn.Module):
 
     ``item_tokens`` [n_items, d], float32, are not trained here. Item tokenization needs an LLM that
     is not ``adapted``. With the ``titles`` of all items (``prompt_items: title``), it reads words
-    alone.
+    alone. The states are compared with ``keys`` [n_items, d], or with the tokens.
     """
 
     item_tokens: Tensor  # what the LLM reads where an item ends [n_items, d]: its token or a word
 
     def __init__(
         self, llm: LLM, item_tokens: Tensor, settings: LESettings, adapted: bool = True,
-        titles: Sequence[str] | None = None,
+        titles: Sequence[str] | None = None, keys: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.settings, self.vocab_size, self.adapted = settings, llm.vocab_size, adapted
@@ -67,7 +67,8 @@ class Environment(nn.Module):
         self.device = llm.model.device
         self.register_buffer("item_tokens", ends.to(self.device), persistent=False)
         self.score_head = nn.Linear(llm.width, 1, device=self.device)
-        self.state_head = STATE_HEADS[settings.state_head](item_tokens).to(self.device)
+        compared = item_tokens if keys is None else keys
+        self.state_head = STATE_HEADS[settings.state_head](compared).to(self.device)
 
     def embed(self, ids: Tensor, item_tokens: Tensor) -> Tensor:
         """Embeddings of words and items: ids [B, L] -> [B, L, d] in the LLM's dtype."""
@@ -84,12 +85,14 @@ class Environment(nn.Module):
         with torch.no_grad():
             return torch.cat([embedding(part).float().cpu() for part in ids])
 
-    def hidden(self, batch: PackedBatch, item_tokens: Tensor | None = None) -> Tensor:
-        """Last hidden state of every token of a packed batch [B * L, d]."""
+    def hidden(
+        self, batch: PackedBatch, item_tokens: Tensor | None = None, layer: int | None = None
+    ) -> Tensor:
+        """Last hidden state of every token of a packed batch [B * L, d], or that behind a layer."""
         table = self.item_tokens if item_tokens is None else item_tokens
         with self.precision():
             embedded = self.embed(torch.from_numpy(batch.ids).to(self.device), table)
-            hidden = last_hidden(self.decoder, embedded, batch)
+            hidden = last_hidden(self.decoder, embedded, batch, layer)
         return hidden.flatten(0, 1).to(self.device)  # a device_map may end on another one
 
     @contextlib.contextmanager
@@ -124,8 +127,13 @@ class Environment(nn.Module):
         """What stands at the end of each prompt of a batch, of ``hidden``'s states [B * L, d]."""
 
         def at(nodes: np.ndarray) -> tuple[Tensor, Tensor]:
-            items = torch.from_numpy(batch.ids.flat[nodes] - self.vocab_size).to(self.device)
-            return le_state(hidden, torch.from_numpy(nodes).to(self.device)).float(), items
+            chain = [nodes]
+            while (chain[-1] >= 0).any():
+                chain.append(batch.item_above(chain[-1], self.vocab_size))
+            above = np.stack(chain, axis=1)  # [N, H]
+            items = np.where(above < 0, -1, batch.ids.flat[above] - self.vocab_size)
+            states = le_state(hidden, torch.from_numpy(nodes).to(self.device)).float()
+            return states, torch.from_numpy(items).to(self.device)
 
         last = batch.ends
         if self.settings.reward_head == "none":
@@ -133,7 +141,7 @@ class Environment(nn.Module):
         is_item = batch.ids.flat[last] >= self.vocab_size
         actions = np.where(is_item, last, batch.item_above(last, self.vocab_size))
         before, before_items = at(batch.item_above(actions, self.vocab_size))
-        return PromptEnds(*at(last), at(actions)[1], before, before_items)
+        return PromptEnds(*at(last), at(actions)[1][:, 0], before, before_items)
 
     def reward_of(self, ends: PromptEnds) -> Tensor:
         """Score head (Eq. 1 and 5): rewards [N].
@@ -145,14 +153,14 @@ class Environment(nn.Module):
         if self.settings.reward_head == "state":
             _, _, actions, before, before_items = ends
             assert actions is not None and before is not None and before_items is not None
-            states = self.state_head(before, before_items.clamp(min=0))
+            states = self.state_head(before, before_items)
             keys = self.state_head.keys[actions.clamp(min=0)]
             rewards = rewards + (self.state_head.query(states) * keys).sum(-1)
         return rewards
 
     def state_of(self, ends: PromptEnds) -> Tensor:
         """State head: states s'_t [N, d] of prompts that end at x_t, not at a word (Eq. 3)."""
-        return self.state_head(ends.hidden, ends.items.clamp(min=0))
+        return self.state_head(ends.hidden, ends.items)
 
     def state_scores(self, states: Tensor) -> Tensor:
         """How near every item is to states s'_t: [N, d] -> [N, n_items] (Eq. 2)."""

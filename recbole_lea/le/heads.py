@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# What an item weighs in the untrained state beside the one that came after it.
+DECAY = 0.7
+
 
 class LastHidden(nn.Module):
     """The paper's state: the last hidden state itself, compared by dot products."""
@@ -20,7 +23,10 @@ class LastHidden(nn.Module):
         self.register_buffer("keys", tokens, persistent=False)
 
     def forward(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """Hidden states at x_t [N, d] and x_t itself, item indices [N] -> states s'_t [N, d]."""
+        """Hidden states at x_t [N, d], item indices x_t, x_{t-1}, ... [N, H] -> states s'_t [N, d].
+
+        A row of ``items`` ends in negative numbers where its history is shorter than H.
+        """
         return hidden
 
     def query(self, states: Tensor) -> Tensor:
@@ -49,12 +55,42 @@ class Residual(LastHidden):
         """As ``LastHidden.forward``; the states have length sqrt(d)."""
         width = hidden.shape[-1]
         added = F.layer_norm(hidden, (width,)) @ self.weight.T
-        state = self.gain * self.keys[items] * math.sqrt(width) + added
+        state = self.gain * self.skipped(items) * math.sqrt(width) + added
         return F.normalize(state, dim=-1) * math.sqrt(width)
+
+    def skipped(self, items: Tensor) -> Tensor:
+        """What the skip connection brings: [N, H] -> [N, d], of length 1."""
+        return self.keys[items[:, 0].clamp(min=0)]
 
     def query(self, states: Tensor) -> Tensor:
         """As ``LastHidden.query``; the product with ``keys`` is a cosine times the factor."""
         return F.normalize(states, dim=-1) * self.log_factor.exp()
+
+
+class Recency(Residual):
+    r"""As ``Residual``, but for :math:`e_{x_t}` the history's :math:`\sum_i \gamma^i e_{x_{t-i}}`.
+
+    The factor :math:`\gamma` is learned. The untrained state is that of ``lea_environment: text``
+    (deviation 68).
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__(tokens)
+        self.decay_logit = nn.Parameter(torch.tensor(math.log(DECAY / (1 - DECAY))))
+
+    def skipped(self, items: Tensor) -> Tensor:
+        """As ``Residual.skipped``."""
+        return recency_mean(self.keys, items, self.decay_logit.sigmoid())
+
+
+def recency_mean(keys: Tensor, items: Tensor, decay: Tensor | float) -> Tensor:
+    """Sum of keys [n_items, d], each item weighing ``decay`` times the newer one: [N, d], length 1.
+
+    ``items`` are indices [N, H], newest first, negative where there is none.
+    """
+    ages = torch.arange(items.shape[1], device=items.device)
+    weights = torch.where(items >= 0, decay**ages, 0.0)  # [N, H]
+    return F.normalize((weights[:, :, None] * keys[items.clamp(min=0)]).sum(1), dim=-1)
 
 
 def evened(vectors: Tensor) -> Tensor:
@@ -69,4 +105,6 @@ def evened(vectors: Tensor) -> Tensor:
     return centred @ (directions[:, kept] * values[kept] ** -0.25 @ directions[:, kept].T)
 
 
-STATE_HEADS: dict[str, type[LastHidden]] = {"residual": Residual, "none": LastHidden}
+STATE_HEADS: dict[str, type[LastHidden]] = {
+    "recency": Recency, "residual": Residual, "none": LastHidden,
+}  # fmt: skip

@@ -56,8 +56,8 @@ class Pipeline:
         settings: LESettings, catalogue: Catalogue, sequences: Sequences, dataset: str,
         stages: StageLog | None = None, progress_bar: bool = True,
     ) -> None:  # fmt: skip
-        if settings.environment == "text":  # optimising item tokens asks the LLM
-            settings = dataclasses.replace(settings, item_iterations=0)
+        if settings.environment == "text":  # what asks the LLM is left out
+            settings = dataclasses.replace(settings, item_iterations=0, state_keys="tokens")
         self.settings, self.catalogue, self.sequences = settings, catalogue, sequences
         self.stages = stages or StageLog()
         self._main = processes().is_main_process
@@ -128,10 +128,17 @@ class Pipeline:
         """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
         return read_array(self.cache.run(self.cache.table["items"]) / TOKENS, mapped)
 
+    def item_keys(self) -> np.ndarray:
+        """What states are compared with [n_items, d], float32, in catalogue order."""
+        if self.settings.state_keys == "tokens":
+            return self.item_tokens()
+        with torch.random.fork_rng():  # as for the environment
+            return read_array(self.cache.run(self.cache.table["keys"]) / "keys.npy")
+
     def environment(self) -> Any:
         """The fine-tuned ``Environment``, or ``TextEnvironment``, which answers alike."""
         if self._environment is None:
-            self.item_tokens(mapped=True)
+            self.item_tokens(mapped=True), self.item_keys()
             if self.settings.environment == "llm":
                 self.llm()
             self._save_sequences()
@@ -152,7 +159,8 @@ class Pipeline:
         tokens = torch.from_numpy(self.item_tokens())
         if self.settings.environment == "text":
             return TextEnvironment(tokens, self.settings)
-        return Environment(self.llm(), tokens, self.settings, titles=self.titles)
+        keys = torch.from_numpy(self.item_keys())
+        return Environment(self.llm(), tokens, self.settings, titles=self.titles, keys=keys)
 
     def finetune(self, llm: LLM, folder: Path) -> dict[str, Any]:
         """Compute the stage ``environment``."""

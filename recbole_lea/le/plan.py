@@ -77,6 +77,7 @@ def steps(le: "Pipeline", last: list[str], measured: bool = True) -> list[Step]:
     tuned = f"{s.finetune_epochs} x {pairs:,} transitions"
     made = [
         Step("items", "item tokenization", f"{len(le.catalogue):,} sentences"),
+        Step("keys", "item keys", f"{len(le.catalogue):,} sentences"),
         Step("environment", le.cache.table["environment"].title, tuned),
         Step("states", "states", f"{n.n_states:,} prompts"),
         Step("rewards", "rewards", f"{n.n_transitions * le.actions.shape[1]:,} prompts"),
@@ -86,13 +87,16 @@ def steps(le: "Pipeline", last: list[str], measured: bool = True) -> list[Step]:
             f"at most {n.n_transitions:,} prompts",
         ),
     ]  # fmt: skip
+    if s.state_keys == "tokens":
+        made = [step for step in made if step.name != "keys"]
+    first = [step.name for step in made].index("environment") + 1
     for step in made:
         if step.name in le.cache.table:
             step.cached = le.cache.is_built(step.name)
             step.left = from_main(le.cache.left(step.name))
-    after = [step for step in made[2:] if step.name in last]
+    after = [step for step in made[first:] if step.name in last]
     lacking = [step for step in after if not step.cached]
-    wanted = [step for step in made[:2] if lacking or step.name in last] + after
+    wanted = [step for step in made[:first] if lacking or step.name in last] + after
     told: set[str] = set()
     for step in wanted:
         if not step.cached and step.name in le.cache.table:
@@ -140,8 +144,8 @@ class _Meter:
             else:
                 asked = [[reward(h, a) for a in actions[name][row]] for row, h in groups]
             found[name] = self._cost(self._rows(asked), len(groups), n) * second
-        if "items" in self.missing:
-            found["items"] = self._tokenization()
+        if self.missing & {"items", "keys"}:
+            found["items"], found["keys"] = self._tokenization(second)
         if "environment" in self.missing:
             found["environment"] = self._finetuning()
         for step in wanted:
@@ -179,8 +183,8 @@ class _Meter:
 
         return _timed(answer) / n
 
-    def _tokenization(self) -> float:
-        """All iterations of all sentences; one with gradient is timed."""
+    def _tokenization(self, forward: float) -> tuple[float, float]:
+        """All iterations of all sentences, and a forward pass; one with gradient is timed."""
         le, settings, llm = self.le, self.le.settings, self.le.llm()
         step = max(1, len(le.sentences) // (10 * SAMPLE))
         ids, _ = item_tokens.sentence_ids(le.sentences[::step], self.plain, llm.tokenizer)
@@ -188,15 +192,16 @@ class _Meter:
         batch, n = self._batch(rows)
         table = torch.randn(len(ids), llm.width, device=self.plain.device, requires_grad=True)
         passes = settings.item_iterations and settings.item_iterations + 1
+        cost = self._cost(rows, len(ids), len(le.sentences))
         if not passes:
-            return 1.0  # the mean of its words' embeddings is read
+            return 1.0, cost * forward  # the mean of its words' embeddings is read
 
         def learn() -> None:
             item_tokens.batch_losses(self.plain, batch, table, backward=True)
 
         second = _timed(learn) / n
         # the last pass has no gradient, which is two thirds of the work
-        return self._cost(rows, len(ids), len(le.sentences)) * second * (passes - 2 / 3)
+        return cost * second * (passes - 2 / 3), cost * forward
 
     def _finetuning(self) -> float:
         """All steps, and after each epoch the evaluation; one of each is timed."""
@@ -240,7 +245,8 @@ def changed(le: "Pipeline", stage: str, told: set[str]) -> str:
 
     What ``told`` holds was said of an earlier stage; what is said now joins it.
     """
-    record = _newest(le.cache.folder, stage)
+    name = MANIFEST if le.cache.table[stage].layout else DONE
+    record = _newest(le.cache.folder, stage, name)
     if record is None:
         return ""
     found, prints = [], record.get("fingerprints", {})
@@ -263,9 +269,8 @@ def changed(le: "Pipeline", stage: str, told: set[str]) -> str:
     )  # fmt: skip
 
 
-def _newest(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The record of a stage's newest folder; its files are not read."""
-    name = MANIFEST if stage in ("states", "rewards") else DONE
+def _newest(folder: Path, stage: str, name: str) -> dict[str, Any] | None:
+    """The record, a file of that name, of a stage's newest folder; its files are not read."""
     paths = sorted(folder.glob(f"{stage}-*/{name}"), key=lambda path: path.stat().st_mtime)
     try:
         return json.loads(paths[-1].read_text(encoding="utf-8")) if paths else None

@@ -59,6 +59,7 @@ class LESettings:
     state_weight: float
     state_input: str
     state_head: str
+    state_keys: str
     reward_head: str
     row_length: int
     batch_rows: int

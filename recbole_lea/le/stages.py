@@ -9,13 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from recbole_lea.engine.llm import PLACEMENT
 from recbole_lea.engine.versions import versions
 from recbole_lea.le import answers
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.finetune import HISTORY
-from recbole_lea.le.item_tokens import TOKENIZATION, TOKENS, tokenize
+from recbole_lea.le.item_keys import DEPTH, item_keys, key_bounds
+from recbole_lea.le.item_tokens import TOKENIZATION, TOKENS, sentence_ids, tokenize
 from recbole_lea.le.prompts import action_prompt
 from recbole_lea.le.settings import LESettings
 from recbole_lea.le.text import DECAY, measure
@@ -33,9 +35,17 @@ ADAPTER = "adapter.safetensors"
 
 def table(le: "Pipeline") -> dict[str, Stage]:
     """The stages that no list of candidates changes, in the paper's order."""
-    s, n = le.settings, le.sequences
+    s, n, n_items = le.settings, le.sequences, len(le.catalogue)
     items = Stage("items", TOKENIZATION, item_parts(le), le.llm, partial(tokenize, le), (TOKENS,))
+    keys = Stage(
+        "keys", "item keys", parts(**item_text(le), max_tokens=s.item_max_tokens, depth=DEPTH),
+        lambda: Environment(le.llm(), torch.zeros(1, le.llm().width), s, adapted=False),
+        partial(_key_shards, le), array="keys",
+        layout=lambda: Layout((n_items, le.llm_width), "float32", key_bounds(n_items)),
+    )  # fmt: skip
     made_of, files = environment_parts(le, items.key), (ADAPTER, HISTORY)
+    if s.state_keys == "hidden":
+        made_of["keys"] = keys.key
     environment = Stage("environment", "LE fine-tuning", made_of, le.llm, le.finetune, files)
     if s.environment == "text":
         text = {"decay": DECAY, "max_history": s.max_history}
@@ -51,7 +61,7 @@ def table(le: "Pipeline") -> dict[str, Stage]:
     )  # fmt: skip
     made_of = parts(environment=environment.key, negative_pool=s.negative_pool)
     rewards = rewards_of(le, le.actions, "rewards", "rewards", made_of, reuse=False)
-    stages = [items, environment, states, rewards]
+    stages = [items, *[keys] * (s.state_keys == "hidden"), environment, states, rewards]
     if (dim := s.state_dim) is not None:
         bounds = answers.projection_bounds(n.n_states, dim)
         stages += [Stage(
@@ -60,6 +70,11 @@ def table(le: "Pipeline") -> dict[str, Stage]:
             array="states", layout=lambda: Layout((n.n_states, dim), "float16", bounds),
         )]  # fmt: skip
     return {stage.name: stage for stage in stages}
+
+
+def _key_shards(le: "Pipeline", environment: Environment, missing: list[int]) -> answers.Filled:
+    ids, _ = sentence_ids(le.sentences, environment, le.llm().tokenizer)
+    return item_keys(ids, le.bar("item keys"), environment, missing)
 
 
 def rewards_of(
@@ -114,16 +129,21 @@ def parts(**made_of: Any) -> dict[str, Any]:
 
 
 def item_parts(le: "Pipeline") -> dict[str, Any]:
-    """What item tokens are made of: the LLM, and the sentence of each item."""
+    """What item tokens are made of."""
+    s = le.settings
+    seed = s.seed if s.item_init == "random" else None
+    return parts(**item_text(le), settings=_of(s, "item_"), seed=seed)
+
+
+def item_text(le: "Pipeline") -> dict[str, Any]:
+    """The LLM, and the sentence of each item."""
     s = le.settings
     options = {k: v for k, v in (s.llm_options or {}).items() if k not in PLACEMENT}
     quantization = options.pop("quantization_config", None)
-    return parts(
-        llm=le.llm_fingerprint, tokens=le.catalogue.tokens, sentences=le.sentences,
-        settings=_of(s, "item_"), quantization=quantization,
-        seed=s.seed if s.item_init == "random" else None,
-        **({"llm_options": options} if options else {}),
-    )  # fmt: skip
+    return {
+        "llm": le.llm_fingerprint, "tokens": le.catalogue.tokens, "sentences": le.sentences,
+        "quantization": quantization, **({"llm_options": options} if options else {}),
+    }  # fmt: skip
 
 
 def environment_parts(le: "Pipeline", items: str) -> dict[str, Any]:
@@ -155,8 +175,10 @@ def origin(le: "Pipeline", stage: str) -> dict[str, Any]:
     """What a stage's record tells about where it comes from."""
     settings = dataclasses.asdict(le.settings)
     del settings["cache_dir"]  # a cache may be copied
-    keys, fingerprint = le.keys, None if stage == "items" else le.sequences.fingerprint
+    keys, of_items = le.keys, stage in ("items", "keys")
+    fingerprint = None if of_items else le.sequences.fingerprint
     prints = {"llm": le.llm_fingerprint, "items": keys["items"], "sequences": fingerprint}
+    prints |= {} if of_items or "keys" not in keys else {"keys": keys["keys"]}
     return {
         "stage": stage, "key": keys[stage], "environment": fingerprint and keys["environment"],
         "sequences": fingerprint and le.sequences.name, "fingerprints": prints,

@@ -18,14 +18,11 @@ from torch import Tensor
 
 from recbole_lea.engine.processes import processes
 from recbole_lea.le.finetune import HISTORY, held_out
-from recbole_lea.le.heads import evened
+from recbole_lea.le.heads import DECAY, evened, recency_mean
 from recbole_lea.le.quality import evaluate
 from recbole_lea.le.sequences import Sequences
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.files import write_json
-
-# What an item weighs in the state beside the one that came after it.
-DECAY = 0.7
 
 # Histories that are looked at together.
 AT_ONCE = 4096
@@ -56,10 +53,7 @@ class TextEnvironment:
 
     def state_of(self, rows: Tensor) -> Tensor:
         """States [N, d] of length sqrt(d) at the end of each row, right-aligned [N, L]."""
-        ages = torch.arange(rows.shape[1] - 1, -1, -1)  # [L]
-        weights = torch.where(rows == _NOTHING, 0.0, DECAY**ages)  # [N, L]
-        means = (weights[:, :, None] * self.keys[rows.clamp(min=0)]).sum(1)  # [N, d]
-        return F.normalize(means, dim=-1) * math.sqrt(means.shape[1])
+        return recency_mean(self.keys, rows.flip(1), DECAY) * math.sqrt(self.keys.shape[1])
 
     def reward_of(self, rows: Tensor) -> Tensor:
         """Cosine of each row's last item to the state before it [N]."""

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def init_item_embeddings(backbones: Sequence[nn.Module], tokens: np.ndarray, ids: Tensor) -> None:
-    """Let item embeddings start from the item tokens' principal components.
+def init_item_embeddings(
+    backbones: Sequence[nn.Module], tokens: np.ndarray, ids: Tensor, std: float | None = None
+) -> None:
+    """Let item embeddings start from the item keys' principal components.
 
-    They are scaled to the deviation of what RecBole has drawn; its padding item keeps its own.
-    ``tokens`` [n, d] and RecBole's ``ids`` [n] are by LE item index, ``backbones`` copies of one.
+    They are scaled to the deviation ``std``, by default that of what RecBole has drawn; its padding
+    item keeps its own. ``tokens`` [n, d] and RecBole's ``ids`` [n] are by LE item index,
+    ``backbones`` copies of one.
     Raises a ValueError if they are wider than the tokens allow.
     """
     tables: list[Any] = [backbone.item_embedding for backbone in backbones]
@@ -29,4 +32,4 @@ def init_item_embeddings(backbones: Sequence[nn.Module], tokens: np.ndarray, ids
     components = PCA(width, svd_solver=solver).fit_transform(tokens)  # [n, width]
     for table in tables:
         start, rows = torch.from_numpy(components).to(table.weight), ids.to(table.weight.device)
-        table.weight[rows] = start * (table.weight[rows].std() / start.std())
+        table.weight[rows] = start * ((std or table.weight[rows].std()) / start.std())

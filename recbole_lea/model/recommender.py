@@ -69,7 +69,8 @@ class LEARecommender(Backbone):
             self._add_heads(config, dataset)
         if config["item_embedding_init"] == "le":
             copies = [self, *([self.twin.backbone] if self.twin else [])]
-            init_item_embeddings(copies, dataset.lea_item_tokens, dataset.lea_item_ids)
+            std = config["item_embedding_std"]
+            init_item_embeddings(copies, dataset.lea_item_tokens, dataset.lea_item_ids, std)
 
     def _add_heads(self, config, dataset) -> None:
         dense, width = config["lea_output_head"] == "dense", self.hidden_width

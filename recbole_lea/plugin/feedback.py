@@ -64,7 +64,7 @@ def attach(loader: AbstractDataLoader, config: Config, n_valid: int = 0) -> None
     if train.lea_feedback is not None:
         loader.transform = functools.partial(add_feedback, train.lea_feedback)
     if from_items:
-        train.lea_item_tokens = train.lea_pipeline.item_tokens()
+        train.lea_item_tokens = train.lea_pipeline.item_keys()
     if not processes().is_main_process:
         if train.lea_pipeline is not None:
             train.lea_pipeline.assist()

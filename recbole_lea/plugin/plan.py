@@ -74,6 +74,7 @@ def _last(config: Config, chosen: Switches) -> list[str]:
     live = config["transform"] == "lea_live" and chosen.needs_le
     asked = {
         "items": config["item_embedding_init"] == "le",
+        "keys": config["item_embedding_init"] == "le",
         "environment": live or (chosen.augmented and by != "state"),
         "states": (chosen.le_state and not live) or (chosen.augmented and by == "state"),
         "rewards": chosen.le_reward and not live,

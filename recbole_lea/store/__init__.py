@@ -15,6 +15,8 @@ A cache folder ``lea_cache/<dataset>/`` can be read without this program. It hol
   has one transition less than items.
 - ``selection-<key>/`` and ``selection_rewards-<key>/`` (augmentation): one row per
   transition too, ``label_scores.npy`` or ``rewards.npy`` beside ``actions.npy``.
+- ``keys-<key>/``: ``keys.npy`` [n_items, d], what states are compared with, by position in
+  ``items.json``.
 - ``manifest.json`` beside arrays, ``done.json`` beside other files: shapes, dtypes, checksums,
   what they were made from and with which versions, and ``sequences``: the folder above.
 """

@@ -12,7 +12,7 @@ from recbole_lea.store.files import DONE, FORMAT, MANIFEST, clear_errors_at
 
 # As ``Cache.path`` names them; ``llm`` stands beside the datasets and serves all of them.
 _STAGES = (
-    "items environment states projection rewards selection selection_rewards sequences llm"
+    "items keys environment states projection rewards selection selection_rewards sequences llm"
 ).split()
 _NAME = re.compile(rf"({'|'.join(_STAGES)})-([0-9a-f]{{16}})")
 
@@ -113,7 +113,7 @@ def needless(held: list[Held]) -> Iterator[tuple[Held, str]]:
         else:
             rest.append(one)
     # in this order: item tokens may be there for an environment alone that nobody needs
-    for stage in ("environment", "items"):
+    for stage in ("environment", "keys", "items"):
         for one in [one for one in rest if one.stage == stage]:
             others = [other for other in rest if other is not one]
             newer = (

@@ -44,6 +44,12 @@ def alone(env, prompt):
     return state, logits[:vocab] if tied else logits
 
 
+def items_of(env, prompt):
+    """The item at the end of a prompt and those before it, newest first [1, H]."""
+    before = [token - env.vocab_size for token in prompt[-2::-1] if token >= env.vocab_size]
+    return torch.tensor([[prompt[-1] - env.vocab_size, *before]])
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, kernel):
@@ -61,7 +67,7 @@ def test_packed_equals_one_prompt_at_a_time(settings, tmp_path, architecture, ke
     assert max(map(len, prompts)) > 12  # beyond twice the window
     for i, prompt in enumerate(prompts):
         state, logits = alone(env, prompt)
-        ends = PromptEnds(state[None], torch.tensor([prompt[-1] - env.vocab_size]))
+        ends = PromptEnds(state[None], items_of(env, prompt))
         with torch.inference_mode():
             expected = [
                 (hidden[i], state),

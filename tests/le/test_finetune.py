@@ -68,7 +68,7 @@ def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_
     for pair, *actions in zip(batch, positives, *negatives.T, strict=True):
         history, positive = SEQUENCES.history(*pair), actions[0]
         hidden = last_hidden(env.prompts.state(history))
-        near = env.state_scores(env.state_head(hidden, torch.from_numpy(history[-1:])))[0]
+        near = env.state_scores(env.state_head(hidden, torch.tensor([history[::-1].tolist()])))[0]
         prompts = [env.prompts.reward(history, action) for action in actions]
         rewards = torch.cat([env.score_head(last_hidden(prompt))[0] for prompt in prompts])
         rewards = rewards + near[actions] * (reward_head == "state")
@@ -159,11 +159,11 @@ def test_chance_is_judged_with_its_standard_error():
     assert better_than_chance(0.6, 500)
 
 
-@pytest.mark.parametrize("state_head", ["residual", "none"])
+@pytest.mark.parametrize("state_head", ["recency", "none"])
 def test_evaluation_is_that_of_plain_readings(settings, state_head):
     env = environment(settings(state_head=state_head))
     tokens = env.item_tokens
-    if state_head == "residual":
+    if state_head == "recency":
         tokens = F.normalize(evened(tokens), dim=1)
     pairs = [(s, t) for s in range(3, 8) for t in range(1, len(SEQUENCES.items[s]))]
     positives = np.array([SEQUENCES.action(s, t) for s, t in pairs])

@@ -1,10 +1,12 @@
 import torch
 
-from recbole_lea.le.heads import LastHidden, Residual, evened
+from recbole_lea.le.heads import DECAY, LastHidden, Recency, Residual, evened
 
 HIDDEN = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(7, 8, generator=torch.Generator().manual_seed(1))
 LAST = torch.tensor([3, 0, 6, 1, 3])
+# x_t, x_{t-1}, x_{t-2} of the same five
+ITEMS = torch.stack([LAST, torch.tensor([1, -1, 2, 2, 0]), torch.tensor([5, -1, -1, 2, 4])], dim=1)
 
 
 def scores(head, states):
@@ -13,7 +15,7 @@ def scores(head, states):
 
 def test_untrained_residual_state_is_that_of_the_last_item():
     head = Residual(TOKENS)
-    states = head(HIDDEN, LAST)
+    states = head(HIDDEN, ITEMS)
     keys = torch.nn.functional.normalize(evened(TOKENS), dim=1)
     torch.testing.assert_close(states, keys[LAST] * 8**0.5)
     found = scores(head, states)
@@ -24,9 +26,9 @@ def test_untrained_residual_state_is_that_of_the_last_item():
 def test_trained_residual_state_depends_on_the_history_and_not_on_the_hidden_states_scale():
     head = Residual(TOKENS)
     torch.nn.init.eye_(head.weight)
-    states = head(HIDDEN, LAST)
-    assert not torch.allclose(states, head(HIDDEN.flip(0), LAST))
-    torch.testing.assert_close(states, head(100 * HIDDEN, LAST), atol=1e-4, rtol=1e-4)
+    states = head(HIDDEN, ITEMS)
+    assert not torch.allclose(states, head(HIDDEN.flip(0), ITEMS))
+    torch.testing.assert_close(states, head(100 * HIDDEN, ITEMS), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(states.norm(dim=1), torch.full((5,), 8**0.5))
 
 
@@ -39,12 +41,31 @@ def test_residual_state_is_the_item_and_what_the_hidden_state_adds():
     normed = centred / (centred.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     state = head.gain * item + normed @ head.weight.T
     expected = state / state.norm(dim=1, keepdim=True) * d**0.5
-    torch.testing.assert_close(head(HIDDEN, LAST), expected)
+    torch.testing.assert_close(head(HIDDEN, ITEMS), expected)
+
+
+def test_recency_state_starts_from_the_weighted_mean_of_the_history():
+    head = Recency(TOKENS)
+    keys = torch.nn.functional.normalize(evened(TOKENS), dim=1)
+    states = head(HIDDEN, ITEMS)
+    mean = keys[6] + DECAY * keys[2]  # the third one's history has two items
+    torch.testing.assert_close(states[2], mean / mean.norm() * 8**0.5)
+    torch.testing.assert_close(states[1], keys[0] * 8**0.5)
+    mean = keys[3] + DECAY * keys[1] + DECAY**2 * keys[5]
+    torch.testing.assert_close(states[0], mean / mean.norm() * 8**0.5)
+
+
+def test_every_part_of_the_recency_head_is_trained():
+    head = Recency(TOKENS)
+    scores(head, head(HIDDEN, ITEMS)).logsumexp(1).sum().backward()
+    assert {name for name, p in head.named_parameters() if p.grad.abs().sum() > 0} == {
+        "gain", "weight", "log_factor", "decay_logit",
+    }  # fmt: skip
 
 
 def test_every_part_of_the_residual_head_is_trained():
     head = Residual(TOKENS)
-    scores(head, head(HIDDEN, LAST)).logsumexp(1).sum().backward()
+    scores(head, head(HIDDEN, ITEMS)).logsumexp(1).sum().backward()
     assert {name for name, p in head.named_parameters() if p.grad.abs().sum() > 0} == {
         "gain", "weight", "log_factor",
     }  # fmt: skip
@@ -52,7 +73,7 @@ def test_every_part_of_the_residual_head_is_trained():
 
 def test_papers_state_is_the_hidden_state_and_its_scores_are_dot_products():
     head = LastHidden(TOKENS)
-    states = head(HIDDEN, LAST)
+    states = head(HIDDEN, ITEMS)
     assert torch.equal(states, HIDDEN)
     torch.testing.assert_close(scores(head, states), HIDDEN @ TOKENS.T)
     assert not list(head.parameters())

@@ -53,7 +53,7 @@ def test_what_the_cache_holds_is_said(settings):
     assert before["items"] == "item tokenization: to compute: 12 sentences"
     le.environment()
     steps = plan.steps(pipeline(settings()), ["states"], measured=False)
-    assert [step.cached for step in steps] == [True, True, False]
+    assert [step.cached for step in steps] == [True, True, True, False]
     le.states()
     (step,) = plan.steps(pipeline(settings()), ["states"])  # no LLM is loaded
     assert str(step) == "states: cached"
@@ -69,10 +69,11 @@ def test_what_has_changed_since_an_older_stage_is_named(settings):
 
     later = "an earlier stage is"
     assert reasons(item_iterations=0) == {
-        "items": "lea_item_iterations was 2, is 0", "environment": later, "rewards": later,
+        "items": "lea_item_iterations was 2, is 0", "keys": "", "environment": later,
+        "rewards": later,
     }  # fmt: skip
     assert reasons(lora_r=8, finetune_eval=3) == {
-        "items": "", "environment": "lea_lora_r was 16, is 8", "rewards": later,
+        "items": "", "keys": "", "environment": "lea_lora_r was 16, is 8", "rewards": later,
     }  # fmt: skip
     assert reasons(negative_pool=2)["rewards"] == "negative_pool was 1, is 2"
     others = Sequences({"a": ["i00", "i01"], "b": ["i02", "i01", "i03"]}, CATALOGUE)

@@ -263,16 +263,17 @@ def test_loss_is_the_paper_s_sum(tiny_config, name, method, causal, layernorm, f
         torch.testing.assert_close(f, w, **exact, msg=parameter)
 
 
-@pytest.mark.parametrize("head", ["none", "residual"])
+@pytest.mark.parametrize("head", ["none", "recency"])
 @pytest.mark.parametrize("name", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
 def test_le_states_are_the_llm_s_last_hidden_states(tiny_config, tiny_llm, name, head):
     """Eq. 3 with transformers alone, one history at a time: item tokens in, last hidden out.
 
-    As in the paper, or by our default with the user prompt before them and the residual head.
+    As in the paper, or by our default with the user prompt before them and the recency head.
     """
-    default = head == "residual"
+    default = head == "recency"
     keys = {"lea_method": "LES", "lea_state_input": "prompt" if default else "items"}
-    keys |= {"lea_state_head": head, "lea_finetune_lr": 0.05 if default else 1e-12}
+    keys |= {"lea_state_keys": "tokens", "lea_state_head": head}
+    keys |= {"lea_finetune_lr": 0.05 if default else 1e-12}
     keys |= {"lea_reward_head": "none", "lea_max_history": 4, "MAX_ITEM_LIST_LENGTH": 12}
     keys |= {"lea_user_prompt": "The user has watched {history}", "train_batch_size": 99}
     # the start of the item embeddings is what the dataset gives the item tokens for
@@ -305,7 +306,10 @@ def test_le_states_are_the_llm_s_last_hidden_states(tiny_config, tiny_llm, name,
             if not default:
                 return hidden
             added = trained["state_head.weight"] @ F.layer_norm(hidden, (32,))
-            return 32**0.5 * F.normalize(trained["state_head.gain"] * own[items[-1]] + added, dim=0)
+            newest = own[items[-4:].flip(0)]
+            weights = trained["state_head.decay_logit"].sigmoid() ** torch.arange(len(newest))
+            skipped = 32**0.5 * F.normalize(weights @ newest, dim=0)
+            return 32**0.5 * F.normalize(trained["state_head.gain"] * skipped + added, dim=0)
 
     assert (batch["item_length"] > 4).any() and batch["lea_done"].any()
     if default:  # the head and the adapter are not where they started

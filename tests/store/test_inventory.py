@@ -37,17 +37,17 @@ def last_used(p, stage, hour):
 def test_what_the_cache_holds(settings, run, tiny_llm):
     p = pipeline(settings())
     p.rewards()
-    for hour, stage in enumerate(("items", "environment", "rewards"), 400_000):
+    for hour, stage in enumerate(("items", "keys", "environment", "rewards"), 400_000):
         last_used(p, stage, hour)
     lines, _ = run()
     assert lines[0].split() == ["dataset", "stage", "LLM", "size", "last", "use", "folder"]
     rows = [re.split("  +", line) for line in lines[1:-1]]
     assert [row[:2] for row in rows] == [
-        ["tiny", stage] for stage in ("items", "environment", "rewards", "sequences")
+        ["tiny", stage] for stage in ("items", "keys", "environment", "rewards", "sequences")
     ]
-    assert {row[2] for row in rows[:3]} == {f"{tiny_llm} float32"}
-    assert rows[2][-1] == str(p.cache.path("rewards")) and rows[2][-2].startswith("2015-08-")
-    assert lines[-1].startswith("4 folders, ")
+    assert {row[2] for row in rows[:4]} == {f"{tiny_llm} float32"}
+    assert rows[3][-1] == str(p.cache.path("rewards")) and rows[3][-2].startswith("2015-08-")
+    assert lines[-1].startswith("5 folders, ")
     before = inventory(p.cache.folder.parent)[0].used
     pipeline(settings()).item_tokens()  # read, which is a use
     assert inventory(p.cache.folder.parent)[0].used > before
