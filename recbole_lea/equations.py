@@ -64,7 +64,7 @@ def state_softmax_loss(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
 def le_state(hidden: Tensor, ends: Tensor) -> Tensor:
     """Eq. 3, s'_t: the LLM's last hidden state at the end of each prompt of x_{1:t}.
 
-    ``lea_state_head: residual`` adds to it (deviation 40).
+    ``lea_state_head: recency`` adds to it (deviations 40 and 68).
     """
     return hidden[ends]  # [n_tokens, d], [N] -> [N, d]
 

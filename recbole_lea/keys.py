@@ -18,6 +18,9 @@ from recbole_lea.yaml_files import read_files
 Check = Callable[[Any], bool]
 Rule = tuple[Check, str]  # what a value has to pass, and how an error says so
 
+# Protocols that put each user's whole sequence into one part: at random, or the earliest first
+WHOLE_SEQUENCES = ("paper", "paper_time")
+
 # Section 4: whole sequences 8:1:1, every interaction of a test sequence, full ranking
 PAPER_EVAL_ARGS = {
     "split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "user", "order": "TO", "mode": "full",
@@ -124,7 +127,7 @@ RULES: dict[str, Rule] = {
     "selection_calibration": _one_of("prior", "none"),
     "reward_scale": _one_of("standardize", "raw", "sigmoid"),
     "item_embedding_init": _one_of("random", "le"),
-    "eval_protocol": _one_of("leave_one_out", "paper"),
+    "eval_protocol": _one_of("leave_one_out", *WHOLE_SEQUENCES),
     "lea_output_head": _one_of("tied", "dense"),
     "lea_llm_dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "lea_stop_after": _optional(

@@ -46,9 +46,9 @@ def _of_protocol(config: Mapping[str, Any], given: set[str]) -> list[tuple[bool,
     cuts = topk if isinstance(topk, list) else [topk]
     measured = not at if name.lower() == "gauc" else k in map(str, cuts)
     return [
-        (config["eval_protocol"] == "paper" and "eval_args" in given and not by_ratio,
-         f"`eval_protocol: paper` splits whole sequences by ratio, but `eval_args` asks for {split}"
-         ": give a split RS, or eval_protocol: leave_one_out"),
+        (config["eval_protocol"] in keys.WHOLE_SEQUENCES and "eval_args" in given and not by_ratio,
+         f"`eval_protocol: {config['eval_protocol']}` splits whole sequences by ratio, but "
+         f"`eval_args` asks for {split}: give a split RS, or eval_protocol: leave_one_out"),
         (not by_ratio and args.get("group_by", "user") != "user",
          f"`eval_args`: the split {split} needs `group_by: user`"),
         (config["lea_compare"] and bool(split) and not keys.parts_of(split)[-1],

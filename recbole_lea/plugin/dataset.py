@@ -11,7 +11,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_lea.engine.stagelog import StageLog
-from recbole_lea.keys import parts_of
+from recbole_lea.keys import WHOLE_SEQUENCES, parts_of
 from recbole_lea.le import Catalogue, LESettings, Pipeline
 from recbole_lea.le.feedback import Feedback
 from recbole_lea.le.sequences import Sequences
@@ -145,15 +145,20 @@ class LEADataset(SequentialDataset):
         self.set_field_property(ROW, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
 
     def split_by_ratio(self, ratios: Sequence[float], group_by: str | None = None) -> list:
-        """RecBole's split, or under ``eval_protocol: paper`` whole sequences (seeded)."""
-        if self.config["eval_protocol"] != "paper":
+        """RecBole's split, or whole sequences: at random (seeded), or by their second moment."""
+        if self.config["eval_protocol"] not in WHOLE_SEQUENCES:
             return super().split_by_ratio(ratios, group_by)
         users = self.inter_feat[self.uid_field].numpy()
-        order = self._by_token(np.unique(users))
-        shuffled = np.random.default_rng(self.config["lea_split_seed"]).permutation(order)
-        cuts = self._calcu_split_ids(len(shuffled), [ratio / sum(ratios) for ratio in ratios])
+        order = np.array(self._by_token(np.unique(users)))
+        if self.config["eval_protocol"] == "paper_time":
+            began = np.full(self.user_num, np.inf)  # the first item of a sequence is no row
+            np.minimum.at(began, users, self.inter_feat[self.time_field].numpy())
+            order = order[began[order].argsort(kind="stable")]
+        else:
+            order = np.random.default_rng(self.config["lea_split_seed"]).permutation(order)
+        cuts = self._calcu_split_ids(len(order), [ratio / sum(ratios) for ratio in ratios])
         self._drop_unused_col()
-        rows = [np.flatnonzero(np.isin(users, part)) for part in np.split(shuffled, cuts)]
+        rows = [np.flatnonzero(np.isin(users, part)) for part in np.split(order, cuts)]
         return [self.copy(self.inter_feat[index]) for index in rows]
 
     def build(self) -> list:

@@ -231,7 +231,7 @@ def _load_internal_config_dict(
     validate(merged, self.external_config_dict, model_class)
     known = {*self.internal_config_dict, *SCRIPT_FLAGS, *keys.known_keys(model)}
     warn_of_unknown(self.external_config_dict, known)
-    if merged["eval_protocol"] == "paper":
+    if merged["eval_protocol"] in keys.WHOLE_SEQUENCES:
         self.internal_config_dict["eval_args"] = keys.PAPER_EVAL_ARGS
 
 

@@ -9,7 +9,7 @@ from recbole.trainer import Trainer
 from recbole.utils import argument_list, get_model, init_seed, set_color
 
 from recbole_lea import arguments
-from recbole_lea.keys import PAPER_EVAL_ARGS, PROTOCOL_KEYS, backbone_keys
+from recbole_lea.keys import PAPER_EVAL_ARGS, PROTOCOL_KEYS, WHOLE_SEQUENCES, backbone_keys
 from recbole_lea.model.recommender import LEARecommender
 from recbole_lea.model.registry import REFUSED, stock
 from recbole_lea.plugin import record
@@ -34,7 +34,7 @@ def protocol_keys(model: str, dataset: str, files: list[str]) -> dict[str, Any]:
         return {}
     given = read_files(files) | arguments.given_keys()
     values = read_files(list(map(str, internal_files(model, dataset)))) | given
-    if values["eval_protocol"] == "paper":
+    if values["eval_protocol"] in WHOLE_SEQUENCES:
         values.setdefault("eval_args", PAPER_EVAL_ARGS)
     if values.get("loss_type", "CE") != "CE":  # RecBole's own loss, which draws negatives
         del values["train_neg_sample_args"]

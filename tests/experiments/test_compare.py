@@ -57,6 +57,25 @@ def test_methods_side_by_side(call, log):
     assert all(row["baseline"] is None for row in rows)
 
 
+def test_further_rows_have_the_keys_of_their_file(call, tmp_path):
+    file = tmp_path / "rows.yaml"
+    file.write_text(
+        "no Q: {lea_method: base, q_weight: 0}\n"
+        "twin, LE start: {lea_method: LER, lea_environment: text, selection_by: state, "
+        "item_embedding_init: le}\n"
+    )
+    asked = ["--methods", "base", "--seeds", "1", f"--rows={file}", "--lea_item_iterations=0"]
+    code, started = call(*asked, "--hidden_size=16", "--embedding_size=16")
+    assert code == 0
+    (le,) = (own for own in started if own.spec.kind == "le")
+    assert le.spec.keys["lea_environment"] == "text"
+    tests = {own.spec.method: own.spec.keys for own in started if own.spec.kind == "test"}
+    assert list(tests)[-2:] == ["SASRec SA2C no Q", "SASRec SA2C twin, LE start"]
+    assert tests["SASRec SA2C no Q"] == {"lea_method": "base", "q_weight": 0}
+    file.write_text("no keys: LEAR\n")
+    assert "the row 'no keys' needs keys" in call(*asked)[0]
+
+
 def test_each_model_has_recbole_s_own_class_once():
     found = compare.rows(["CaserSNQNLEA", "CaserSA2CLEA"], ["LEAR", "base", "Normal", "RecBole"])
     assert [(row.label, row.baseline) for row in found] == [

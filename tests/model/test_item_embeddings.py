@@ -10,8 +10,9 @@ from tests.model.helpers import build
 
 @pytest.mark.parametrize("model", ["SASRecSA2CLEA", "GRU4RecSNQNLEA"])
 @pytest.mark.parametrize("keys", [{"lea_method": "LEASR"}, {"lea_method": "base", "q_weight": 0}])
-def test_item_embeddings_start_from_the_item_tokens(tiny_config, model, keys):
-    keys = keys | {"hidden_size": 16, "embedding_size": 16}
+@pytest.mark.parametrize("std", [None, 0.3])
+def test_item_embeddings_start_from_the_item_keys(tiny_config, model, keys, std):
+    keys = keys | {"hidden_size": 16, "embedding_size": 16, "item_embedding_std": std}
     built, train, _ = build(tiny_config(model, item_embedding_init="le", **keys))
     random, _, _ = build(tiny_config(model, **keys))
     dataset = train._dataset
@@ -28,7 +29,8 @@ def test_item_embeddings_start_from_the_item_tokens(tiny_config, model, keys):
         own = found[dataset.lea_item_ids]
         factor = (own @ own.T).trace() / (parts @ parts.T).trace()
         torch.testing.assert_close(own @ own.T, parts @ parts.T * factor, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(own.std(), drawn[1:].std(), rtol=1e-3, atol=1e-5)
+        expected = drawn[1:].std() if std is None else torch.tensor(std)
+        torch.testing.assert_close(own.std(), expected, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(found[0], drawn[0])
 
 

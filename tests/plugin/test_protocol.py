@@ -48,6 +48,26 @@ def test_split_follows_its_own_seed_and_not_the_order_of_the_file(tiny_config, t
     assert [users_of(loader) for loader in other] == first
 
 
+def test_by_time_no_test_sequence_begins_before_a_training_sequence(tiny_config, tiny_dataset):
+    path = tiny_dataset / "tiny.inter"
+    header, *rows = path.read_text().splitlines()
+    column = [name.split(":")[0] for name in header.split("\t")].index("timestamp")
+    user_at = [name.split(":")[0] for name in header.split("\t")].index("user_id")
+    starts = {
+        user: 1000 * (7 * i % 12) for i, user in enumerate(sorted(raw_sequences(tiny_dataset)))
+    }
+    moved = []
+    for row in rows:
+        cells = row.split("\t")
+        cells[column] = str(starts[cells[user_at]] + float(cells[column]) % 100)
+        moved.append("\t".join(cells))
+    path.write_text("\n".join([header, *moved]) + "\n")
+    loaders = split(tiny_config(eval_protocol="paper_time", lea_method="base"))
+    parts = [[starts[user] for user in users_of(loader)] for loader in loaders]
+    assert [len(part) for part in parts] == [10, 1, 1]
+    assert max(parts[0]) < min(parts[1]) <= max(parts[1]) < min(parts[2])
+
+
 def test_the_le_sees_training_sequences_alone(tiny_config):
     train, _, test = split(tiny_config(eval_protocol="paper", lea_method="LER"))
     assert set(train._dataset.lea_pipeline.sequences.users) == users_of(train)
