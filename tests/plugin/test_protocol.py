@@ -51,16 +51,11 @@ def test_split_follows_its_own_seed_and_not_the_order_of_the_file(tiny_config, t
 def test_by_time_no_test_sequence_begins_before_a_training_sequence(tiny_config, tiny_dataset):
     path = tiny_dataset / "tiny.inter"
     header, *rows = path.read_text().splitlines()
-    column = [name.split(":")[0] for name in header.split("\t")].index("timestamp")
-    user_at = [name.split(":")[0] for name in header.split("\t")].index("user_id")
-    starts = {
-        user: 1000 * (7 * i % 12) for i, user in enumerate(sorted(raw_sequences(tiny_dataset)))
-    }
+    users = sorted(raw_sequences(tiny_dataset))
+    starts = {user: 1000 * (7 * i % 12) for i, user in enumerate(users)}
     moved = []
-    for row in rows:
-        cells = row.split("\t")
-        cells[column] = str(starts[cells[user_at]] + float(cells[column]) % 100)
-        moved.append("\t".join(cells))
+    for user, item, time in (row.split("\t") for row in rows):
+        moved.append(f"{user}\t{item}\t{starts[user] + float(time) % 100}")
     path.write_text("\n".join([header, *moved]) + "\n")
     loaders = split(tiny_config(eval_protocol="paper_time", lea_method="base"))
     parts = [[starts[user] for user in users_of(loader)] for loader in loaders]
