@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,18 +32,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Of item vectors without an LLM
+TFIDF_WIDTH = 256
+
 TOKENIZATION, TOKENS = "item tokenization", "tokens.npy"
 
 # Items that are tokenized together: what a kill can lose, against the optimiser's batch.
 BUCKET = 256
 
 
-def tokenize(le: "Pipeline", llm: LLM, folder: Path) -> dict[str, Any]:
+def tokenize(le: "Pipeline", llm: LLM | None, folder: Path) -> dict[str, Any]:
     """Compute the stage ``items``: write ``TOKENS`` [n_items, d] into its folder.
 
     Returns the mean sentence loss before and after: None without iterations.
     """
     settings = le.settings
+    if llm is None:
+        if processes().is_main_process:
+            write_array(folder / TOKENS, tfidf(le.sentences, settings.seed))
+        return {"losses": None}
     environment = Environment(llm, torch.zeros(1, llm.width), settings, adapted=False)
     ids, cut = sentence_ids(le.sentences, environment, llm.tokenizer)
     if cut:
@@ -112,6 +121,17 @@ def sentence_ids(
             start = max(0, len(bos) + len(before) + 2 - limit)
             ids.append(full[start : start + limit])
     return ids, cut
+
+
+def tfidf(sentences: list[str], seed: int) -> np.ndarray:
+    """``lea_item_init: tfidf``: principal directions of the sentences' TF-IDF [n_items, d].
+
+    d is ``TFIDF_WIDTH``, or what the words allow; float32.
+    """
+    texts = [sentence.replace("{item}", "") for sentence in sentences]
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+").fit_transform(texts)
+    svd = TruncatedSVD(max(1, min(TFIDF_WIDTH, *(n - 1 for n in words.shape))), random_state=seed)
+    return svd.fit_transform(words).astype(np.float32)
 
 
 def initial_tokens(ids: list[list[int]], environment: Environment) -> Tensor:

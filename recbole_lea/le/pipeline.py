@@ -74,7 +74,9 @@ class Pipeline:
         self._reported = False
         s, folder = settings, Path(settings.cache_dir).expanduser() / dataset
         asked = (s.llm, s.llm_dtype, s.llm_options, folder, self.device)
-        identity = from_main(identify_llm(*asked) if self._main else None)
+        identity: Any = (None, None, "lea_item_init: tfidf uses none")
+        if s.item_init != "tfidf":
+            identity = from_main(identify_llm(*asked) if self._main else None)
         self.llm_fingerprint, self.llm_dtype, self._no_llm = identity
         self.sentences, without_text = catalogue.sentences(s.item_sentence)
         self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
@@ -121,7 +123,7 @@ class Pipeline:
     @property
     def llm_width(self) -> int:
         """Width d of the LLM, without loading it where item tokens are there."""
-        there = self.cache.is_built("items")
+        there = self.settings.item_init == "tfidf" or self.cache.is_built("items")
         return self.item_tokens(mapped=True).shape[1] if there else self.llm().width
 
     def item_tokens(self, mapped: bool = False) -> np.ndarray:

@@ -91,6 +91,11 @@ class LESettings:
                 "`lea_reward_head: state` reads the state in the reward prompt: it needs "
                 "`lea_state_input: prompt`"
             )
+        if self.item_init == "tfidf" and self.environment != "text":
+            raise ValueError(
+                "`lea_item_init: tfidf` makes vectors that no LLM can read: it needs "
+                "`lea_environment: text`"
+            )
         if self.environment == "text" and self.selection_by == "label":
             raise ValueError(
                 "`lea_environment: text` cannot be asked for a label: set `selection_by` to state "

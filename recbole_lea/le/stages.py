@@ -36,7 +36,8 @@ ADAPTER = "adapter.safetensors"
 def table(le: "Pipeline") -> dict[str, Stage]:
     """The stages that no list of candidates changes, in the paper's order."""
     s, n, n_items = le.settings, le.sequences, len(le.catalogue)
-    items = Stage("items", TOKENIZATION, item_parts(le), le.llm, partial(tokenize, le), (TOKENS,))
+    reader = (lambda: None) if s.item_init == "tfidf" else le.llm
+    items = Stage("items", TOKENIZATION, item_parts(le), reader, partial(tokenize, le), (TOKENS,))
     keys = Stage(
         "keys", "item keys", parts(**item_text(le), max_tokens=s.item_max_tokens, depth=DEPTH),
         lambda: Environment(le.llm(), torch.zeros(1, le.llm().width), s, adapted=False),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.heads import evened
+from recbole_lea.le.item_tokens import tfidf
 from recbole_lea.le.text import DECAY, TextEnvironment
 
 
@@ -49,6 +50,35 @@ def test_every_part_of_a_run_without_an_llm_pass(tiny_config, tmp_path, monkeypa
     assert trainer.model.warmed_up
     assert train._dataset.lea_feedback.augmented is not None
     assert 0 <= train._dataset.lea_pipeline.diagnostics()["accuracy"] <= 1
+
+
+def test_without_any_llm_items_are_the_tf_idf_of_their_texts(tiny_config, tmp_path):
+    from recbole_lea.plugin.quick_start import prepare
+
+    keys = {"lea_environment": "text", "lea_item_init": "tfidf", "selection_by": "state"}
+    config = tiny_config(
+        lea_method="LEASR", epochs=2, warmup="1 epochs", lea_cache_dir=str(tmp_path),
+        lea_llm=str(tmp_path / "nothing"), **keys,
+    )  # fmt: skip
+    trainer, (train, valid, _) = prepare(config)
+    trainer.fit(train, valid, saved=False, show_progress=False)
+    assert trainer.model.warmed_up
+    pipeline = train._dataset.lea_pipeline
+    assert 0 <= pipeline.diagnostics()["accuracy"] <= 1
+    with pytest.raises(FileNotFoundError, match="tfidf uses none"):
+        pipeline.llm()
+
+
+def test_tf_idf_tells_like_texts_from_others():
+    texts = ["{item} is red wine", "{item} is dry red wine", "{item} is a blue car", "{item} a car"]
+    vectors = F.normalize(torch.from_numpy(tfidf(texts, seed=0)), dim=1)
+    near = vectors @ vectors.T
+    assert near[0, 1] > near[0, 2] and near[2, 3] > near[1, 3]
+
+
+def test_an_llm_cannot_read_tf_idf(settings):
+    with pytest.raises(ValueError, match="lea_item_init: tfidf"):
+        settings(environment="llm", item_init="tfidf")
 
 
 def test_a_label_cannot_be_asked_for(settings):
