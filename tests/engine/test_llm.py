@@ -1,5 +1,6 @@
 """Finding, loading and identifying the LLM; one pass with the real SmolLM2."""
 
+import hashlib
 import importlib.util
 import json
 import pickle
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from recbole_lea.engine import llm
-from recbole_lea.engine.llm import fingerprint, load_llm, locate, pick_dtype
+from recbole_lea.engine.llm import fingerprint, load_llm, locate, pick_dtype, whole
 from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
@@ -34,6 +35,34 @@ def test_locate(tiny_llm, tmp_path):
     assert locate(str(tmp_path / "m")) == (str(tmp_path / "m"), "x.gguf")
     assert locate(str(tmp_path / "m" / "x.gguf")) == (str(tmp_path / "m"), "x.gguf")
     assert locate("mistralai/Mistral-7B-v0.1") == ("mistralai/Mistral-7B-v0.1", None)
+
+
+@pytest.fixture
+def in_parts(tmp_path, monkeypatch):
+    """A package whose .gguf lies in three others, as ``wheel:`` names it."""
+    content = [b"one", b"two", b"three"]
+    for number, part in enumerate(content):
+        folder = tmp_path / f"parted_gguf_part{number + 1}" / "data"
+        folder.mkdir(parents=True)
+        (folder / f"model.gguf.part0{number}").write_bytes(part)
+    (tmp_path / "parted_gguf" / "data").mkdir(parents=True)
+    (tmp_path / "parted_gguf" / "__init__.py").write_text("")
+    own = hashlib.sha256(b"".join(content)).hexdigest()
+    (tmp_path / "parted_gguf" / "data" / "SHA256SUMS").write_text(f"{own}  model.gguf\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "wheel:parted_gguf"
+
+
+def test_a_gguf_in_parts_is_joined_in_their_order(in_parts, tmp_path):
+    assert locate(in_parts) == (str(tmp_path / "parted_gguf"), "model.gguf")
+    with whole(in_parts) as (folder, name):
+        assert (Path(folder) / name).read_bytes() == b"onetwothree"
+    assert not Path(folder).exists()
+    before = fingerprint(in_parts, "torch.float32")
+    (tmp_path / "parted_gguf_part2" / "data" / "model.gguf.part01").write_bytes(b"TWO")
+    assert fingerprint(in_parts, "torch.float32") != before
+    with pytest.raises(ValueError, match="3 parts of model.gguf are damaged"), whole(in_parts):
+        pass
 
 
 @pytest.mark.parametrize("spec", ["wheel:no_such_package", "./nowhere", "/no/such/folder"])
