@@ -104,7 +104,8 @@ def chunks(spec: str) -> list[Path]:
     if found is None or found.origin is None:
         return []
     package = Path(found.origin).parent
-    return sorted(package.parent.glob(f"{package.name}_part*/**/*.gguf.part*"), key=lambda p: p.name)
+    parts = package.parent.glob(f"{package.name}_part*/**/*.gguf.part*")
+    return sorted(parts, key=lambda part: part.name)
 
 
 def _is_wheel(spec: str) -> bool:
