@@ -13,6 +13,8 @@ import os
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from recbole.data import data_preparation
 from recbole.utils import init_seed
 
 from recbole_lea import arguments
+from recbole_lea.console import StoppedAfter
 from recbole_lea.engine.versions import code_version
 from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.keys import absolute_paths, built_in_types
+from recbole_lea.le.plan import Step
 from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.evaluation import evaluate_rows
@@ -46,6 +50,9 @@ VOLATILE = {
 
 # Defaults that were others when the committed runs were made, whose names go by them.
 FORMER_DEFAULTS = {"lea_item_iterations": 10}
+
+# Steps of a plan that runs share
+SHARED = ("items", "environment", "states", "rewards")
 
 # A run's record, and of a test what `by_user` gives.
 Result = tuple[dict[str, Any], dict[str, np.ndarray] | None]
@@ -121,6 +128,27 @@ def execute(spec: Spec, folder: Path) -> Result:
         found, users = _le(config, code) if spec.kind == "le" else _train(config, code, spec.kind)
     seconds = round(time.perf_counter() - start, 3)
     return about | found | {"config": given, "seconds": seconds}, users
+
+
+def estimate(spec: Spec) -> float:
+    """Seconds that a run will take here, measured as ``lea_stop_after: plan`` does.
+
+    An "le" takes those of the LE's stages that the cache lacks, and the others none of them.
+    """
+    # without the RL part ours is as fast as RecBole's own class
+    config = dataclasses.replace(spec, stock=False).config()
+    config["lea_stop_after"], config["lea_compare"] = "plan", False
+    init_seed(config["seed"], config["reproducibility"])
+    steps: Sequence[Step] = ()
+    logging.disable(logging.WARNING)  # what a run says of its data, and the plan
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            data_preparation(config, LEADataset(config))
+        except StoppedAfter as stopped:
+            steps = stopped.steps
+        finally:
+            logging.disable(logging.NOTSET)
+    return sum(s.seconds or 0.0 for s in steps if (s.name in SHARED) == (spec.kind == "le"))
 
 
 def _le(config: Config, code: dict[str, Any]) -> Result:

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from recbole.config import Config
 
 from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.experiments.plan import Method, Search
-from recbole_lea.experiments.run import Spec
+from recbole_lea.experiments.run import Spec, estimate
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
 from recbole_lea.store.files import write_json
@@ -167,6 +169,33 @@ class Benchmark:
         yield self.pending(self.environments)
         for runs_of in (self.trials, self.tests):
             yield self.pending(run for method in self.wanted for run in runs_of(method))
+
+    def forecast(self) -> Iterator[tuple[Run, float]]:
+        """The runs to be done, as far as known, and the seconds that each will take here.
+
+        An LE that has a record, but is no longer in the cache, is built again: it is one of them.
+        """
+        pending, *others = self.phases()
+        for run in self.environments if pending or any(others) else []:
+            seconds = estimate(run.spec)
+            if seconds or run in pending:
+                yield run, seconds
+        rows: dict[str, float] = {}  # a trial takes as long as a test
+        for run in itertools.chain(*others):
+            row = run.spec.method
+            rows[row] = rows.get(row) or self._recorded(run) or estimate(run.spec)
+            yield run, rows[row]
+
+    def _recorded(self, run: Run) -> float | None:
+        """Median seconds of a row's finished runs, whatever their seed and the search's values."""
+        free = {"seed", *run.spec.keys}
+        asked = [(key, value) for key, value in run.values.items() if key not in free]
+        same = [
+            own["seconds"] for own in self.finished.records().values()
+            if own.get("method") == run.spec.method
+            and all(own["config"].get(key, value) == value for key, value in asked)
+        ]  # fmt: skip
+        return statistics.median(same) if same else None
 
     def run(self) -> list[Run]:
         """Do all that is missing; returns the runs that failed."""
