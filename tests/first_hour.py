@@ -2,7 +2,7 @@
 
 ``python tests/first_hour.py`` installs into a new environment, which needs pip's index, and takes
 10 to 20 minutes; ``--here`` uses the environment that runs it. It prints what the terminal shows,
-of pip only what is wrong.
+of pip only what is wrong, and no bars.
 """
 
 import os
@@ -47,8 +47,9 @@ def main() -> None:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as running:  # fmt: skip
             for line in running.stdout:
-                shown.append(line)
-                print(line, end="", flush=True)
+                if line.strip() and not re.search(r"\d%\|", line):  # a bar
+                    shown.append(line)
+                    print(line, end="", flush=True)
     ends = {form(line) for line in shown}
     wrong = [line for line in block("Quick start", "text").splitlines() if form(line) not in ends]
     if running.returncode or wrong:

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from recbole_lea.console import StoppedAfter
 from recbole_lea.engine.versions import code_version
 from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.keys import absolute_paths, built_in_types
-from recbole_lea.le.plan import Step
 from recbole_lea.plugin import record
 from recbole_lea.plugin.dataset import LEADataset
 from recbole_lea.plugin.evaluation import evaluate_rows
@@ -139,16 +137,16 @@ def estimate(spec: Spec) -> float:
     config = dataclasses.replace(spec, stock=False).config()
     config["lea_stop_after"], config["lea_compare"] = "plan", False
     init_seed(config["seed"], config["reproducibility"])
-    steps: Sequence[Step] = ()
     logging.disable(logging.WARNING)  # what a run says of its data, and the plan
-    with warnings.catch_warnings(action="ignore"):
-        try:
+    try:
+        with warnings.catch_warnings(action="ignore"):
             data_preparation(config, LEADataset(config))
-        except StoppedAfter as stopped:
-            steps = stopped.steps
-        finally:
-            logging.disable(logging.NOTSET)
-    return sum(s.seconds or 0.0 for s in steps if (s.name in SHARED) == (spec.kind == "le"))
+    except StoppedAfter as plan:
+        own = [step for step in plan.steps if (step.name in SHARED) == (spec.kind == "le")]
+        return sum(step.seconds or 0.0 for step in own)
+    finally:
+        logging.disable(logging.NOTSET)
+    raise AssertionError("a plan ends the run")
 
 
 def _le(config: Config, code: dict[str, Any]) -> Result:

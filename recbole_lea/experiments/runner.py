@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,12 @@ class Run:
     def record(self) -> dict[str, Any] | None:
         """Its record; None while it is not finished, or if a default has changed since."""
         content = self.finished.records().get(self.name)
-        known = content["config"] if content else {}
-        same = all(known.get(key, value) == value for key, value in self.values.items())
-        return content if same else None
+        return content if content and self.like(content) else None
+
+    def like(self, content: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+        """Whether a record has this run's keys, as far as it knew them; the ``free`` may differ."""
+        asked = {key: value for key, value in self.values.items() if key not in free}
+        return all(content["config"].get(key, value) == value for key, value in asked.items())
 
 
 @dataclasses.dataclass
@@ -186,16 +189,11 @@ class Benchmark:
             rows[row] = rows.get(row) or self._recorded(run) or estimate(run.spec)
             yield run, rows[row]
 
-    def _recorded(self, run: Run) -> float | None:
-        """Median seconds of a row's finished runs, whatever their seed and the search's values."""
-        free = {"seed", *run.spec.keys}
-        asked = [(key, value) for key, value in run.values.items() if key not in free]
-        same = [
-            own["seconds"] for own in self.finished.records().values()
-            if own.get("method") == run.spec.method
-            and all(own["config"].get(key, value) == value for key, value in asked)
-        ]  # fmt: skip
-        return statistics.median(same) if same else None
+    def _recorded(self, run: Run) -> float:
+        """Median seconds of a row's finished runs, with any seed and searched values; 0 if none."""
+        row, free = run.spec.method, {"seed", *run.spec.keys}
+        records = [r for r in self.finished.records().values() if r.get("method") == row]
+        return statistics.median([r["seconds"] for r in records if run.like(r, free)] or [0.0])
 
     def run(self) -> list[Run]:
         """Do all that is missing; returns the runs that failed."""
