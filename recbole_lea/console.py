@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # What a mistake in the input raises, RecBole's way to refuse one too; all else is ours to find.
@@ -11,10 +11,11 @@ MISTAKES = (ValueError, KeyError, OSError, ModuleNotFoundError, NotImplementedEr
 
 
 class StoppedAfter(SystemExit):
-    """The end of a run with ``lea_stop_after``: exit code 0."""
+    """The end of a run with ``lea_stop_after``: exit code 0. ``steps``: of its plan, after that."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Sequence[Any] = ()) -> None:
         super().__init__(0)
+        self.steps = steps
 
 
 def mistake(error: BaseException) -> str | None:

@@ -1,10 +1,13 @@
 """README's first hour as a newcomer has it: its commands in a fresh clone, and how they end.
 
 ``python tests/first_hour.py`` installs into a new environment, which needs pip's index, and takes
-10 to 20 minutes; ``--here`` uses the environment that runs it. It prints what the terminal shows.
+10 to 20 minutes; ``--here`` uses the environment that runs it. It prints what the terminal shows,
+of pip only what is wrong, and no bars.
 """
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,20 +32,24 @@ def form(line: str) -> str:
 
 def main() -> None:
     """Run the README's commands; the exit code says whether they end as it says."""
-    install = block("Install", "bash")
+    places, commands = [os.environ["PATH"]], [block("Quick start", "bash")]
     if "--here" in sys.argv:
-        install = f"export PATH={Path(sys.executable).parent}:$PATH"
-    script = f"set -eux\n{install}\n{block('Quick start', 'bash')}"
+        places.insert(0, str(Path(sys.executable).parent))
+    else:
+        commands.insert(0, block("Install", "bash"))
+    typed = [f"echo {shlex.quote(f'$ {command.strip()}')}\n{command}" for command in commands]
+    environment = os.environ | {"PATH": os.pathsep.join(places), "PIP_QUIET": "1"}
     shown = []
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
         with subprocess.Popen(
-            ["bash", "-c", script], cwd=folder, text=True,
+            ["bash", "-ec", "".join(typed)], cwd=folder, text=True, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as running:  # fmt: skip
             for line in running.stdout:
-                shown.append(line)
-                print(line, end="", flush=True)
+                if line.strip() and not re.search(r"\d%\|", line):  # a bar
+                    shown.append(line)
+                    print(line, end="", flush=True)
     ends = {form(line) for line in shown}
     wrong = [line for line in block("Quick start", "text").splitlines() if form(line) not in ends]
     if running.returncode or wrong:

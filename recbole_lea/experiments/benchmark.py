@@ -5,7 +5,6 @@ writes the report into ``results/industrial/``; ``--speed`` prints one JSON obje
 """
 
 import argparse
-import itertools
 import json
 import logging
 import shlex
@@ -124,8 +123,15 @@ def carry_out(benchmark: "Benchmark", name: str, options: argparse.Namespace) ->
     from filelock import FileLock, Timeout
 
     if options.dry_run:
-        for run in itertools.chain(*benchmark.phases()):
-            print(f"{run.spec.kind:<7}{run.spec.method}, seed {run.spec.seed}")
+        from recbole_lea.le.plan import minutes
+
+        total = 0.0
+        for run, seconds in benchmark.forecast():
+            total += seconds
+            name = f"{run.spec.kind:<7}{run.spec.method}, seed {run.spec.seed}"
+            print(f"{name}, about {minutes(seconds)}", flush=True)
+        if total:
+            print(f"one after another about {minutes(total)}")
         sys.exit(0)
     benchmark.folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from recbole.config import Config
 
 from recbole_lea.experiments.finished import FinishedRuns
 from recbole_lea.experiments.plan import Method, Search
-from recbole_lea.experiments.run import Spec
+from recbole_lea.experiments.run import Spec, estimate
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
 from recbole_lea.store.files import write_json
@@ -53,9 +55,12 @@ class Run:
     def record(self) -> dict[str, Any] | None:
         """Its record; None while it is not finished, or if a default has changed since."""
         content = self.finished.records().get(self.name)
-        known = content["config"] if content else {}
-        same = all(known.get(key, value) == value for key, value in self.values.items())
-        return content if same else None
+        return content if content and self.like(content) else None
+
+    def like(self, content: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+        """Whether a record has this run's keys, as far as it knew them; the ``free`` may differ."""
+        asked = {key: value for key, value in self.values.items() if key not in free}
+        return all(content["config"].get(key, value) == value for key, value in asked.items())
 
 
 @dataclasses.dataclass
@@ -170,6 +175,28 @@ class Benchmark:
         yield self.pending(self.environments)
         for runs_of in (self.trials, self.tests):
             yield self.pending(run for method in self.wanted for run in runs_of(method))
+
+    def forecast(self) -> Iterator[tuple[Run, float]]:
+        """The runs to be done, as far as known, and the seconds that each will take here.
+
+        An LE that has a record, but is no longer in the cache, is built again: it is one of them.
+        """
+        pending, *others = self.phases()
+        for run in self.environments if pending or any(others) else []:
+            seconds = estimate(run.spec)
+            if seconds or run in pending:
+                yield run, seconds
+        rows: dict[str, float] = {}  # a trial takes as long as a test
+        for run in itertools.chain(*others):
+            row = run.spec.method
+            rows[row] = rows.get(row) or self._recorded(run) or estimate(run.spec)
+            yield run, rows[row]
+
+    def _recorded(self, run: Run) -> float:
+        """Median seconds of a row's finished runs, with any seed and searched values; 0 if none."""
+        row, free = run.spec.method, {"seed", *run.spec.keys}
+        records = [r for r in self.finished.records().values() if r.get("method") == row]
+        return statistics.median([r["seconds"] for r in records if run.like(r, free)] or [0.0])
 
     def run(self) -> list[Run]:
         """Do all that is missing; returns the runs that failed."""

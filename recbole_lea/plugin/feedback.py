@@ -57,7 +57,9 @@ def attach(loader: AbstractDataLoader, config: Config, n_valid: int = 0) -> None
         pipeline = train.lea_pipeline = train.pipeline(train.training_sequences())
         ids = train.field2token_id[train.iid_field]
         train.lea_item_ids = torch.tensor([ids[token] for token in pipeline.catalogue.tokens])
-        plan.announce(loader, config, chosen, n_valid, add_feedback)
+        steps = plan.announce(loader, config, chosen, n_valid, add_feedback)
+        if stop == "plan":
+            raise StoppedAfter(steps)
         train.lea_feedback = _built(pipeline, train.lea_item_ids.numpy(), chosen, config)
         if stop is not None:
             _stop(train, config)
@@ -76,8 +78,6 @@ def attach(loader: AbstractDataLoader, config: Config, n_valid: int = 0) -> None
 def _built(pipeline: Pipeline, item_ids: Any, chosen: Switches, config: Config) -> Feedback | None:
     """Run the LE's stages, as far as the method wants them and the cache lacks them."""
     stop, by_state = config["lea_stop_after"], config["selection_by"] == "state"
-    if stop == "plan":
-        raise StoppedAfter
     if stop in BUILDERS:
         BUILDERS[stop](pipeline)
         return None

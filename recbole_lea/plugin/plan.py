@@ -26,8 +26,8 @@ STEPS = 4  # that are timed, after a first one
 
 def announce(
     loader: AbstractDataLoader, config: Config, chosen: Switches, n_valid: int, add: Callable
-) -> None:
-    """Log the stages of this run, cached or to compute, and number them in the log's lines.
+) -> list[plan.Step]:
+    """The stages of this run, which are logged, cached or to compute; the log's lines number them.
 
     ``loader`` is the training loader, whose data have a ``lea_pipeline``; ``n_valid`` are the rows
     that are validated; ``add`` gives a batch its feedback.
@@ -62,6 +62,7 @@ def announce(
     lines[0] += f", and {' and '.join(unknown)}, not measured" if unknown else ""
     lines += [f"  {number} {step}" for number, step in enumerate(stages, 1)]
     logger.info("\n".join([*lines, *(f"  {line}" for line in plan.examples(pipeline))]))
+    return stages
 
 
 def _last(config: Config, chosen: Switches) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,40 @@ def test_dry_run_starts_nothing(call, capsys):
     assert (code, started) == (0, [])
     assert "SASRec SA2C LES, seed 1" in output and "LEASR -IT, seed 5" in output
     assert not Path("results/tiny").exists()
+
+
+def test_a_dry_run_measures_what_the_cache_lacks_and_what_no_row_has_recorded(
+    call, capsys, monkeypatch
+):
+    monkeypatch.setattr("recbole_lea.plugin.plan._training_seconds", lambda *own: 7200.0)
+    monkeypatch.setattr(
+        "recbole_lea.le.plan.measure",
+        lambda le, wanted: [setattr(s, "seconds", 600.0) for s in wanted if not s.cached],
+    )
+    rows = ("--table", "4", "--methods", "SASRec RecBole,SASRec SA2C LER",
+            "--lea_compare=True")  # fmt: skip
+
+    def said(seeds):
+        capsys.readouterr()
+        assert call(*rows, "--seeds", seeds, "--dry-run") == (0, [])
+        return capsys.readouterr().out.splitlines()
+
+    measured = [
+        "le     SASRec SA2C LE, seed 2020, about 30 min",  # item tokens, fine-tuning, rewards
+        "test   SASRec RecBole, seed 1, about 2.0 h",
+        "test   SASRec SA2C LER, seed 1, about 2.0 h",
+    ]
+    assert said("1") == [*measured, "one after another about 4.5 h"]
+    assert call(*rows, "--seeds", "1")[0] == 0
+    path = Path("results/tiny/runs.jsonl")
+    records = [json.loads(line) | {"seconds": 30.0} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(own) + "\n" for own in records))
+    assert said("1") == []
+    recorded = ["SASRec RecBole, seed 2, about 30 s", "SASRec SA2C LER, seed 2, about 30 s"]
+    tests = [f"test   {line}" for line in recorded]
+    assert said("2") == [*tests, "one after another about 60 s"]
+    shutil.rmtree("lea_cache")  # the record says nothing of what is lost
+    assert said("2") == [measured[0], *tests, "one after another about 31 min"]
 
 
 def test_a_report_of_what_is_finished_starts_nothing(call):
