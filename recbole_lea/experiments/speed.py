@@ -1,4 +1,4 @@
-"""What the LLM's stages cost.
+"""What the LLM's stages and a training step cost.
 
 ``python -m recbole_lea.benchmark --speed --dataset industrial`` prints one JSON object last.
 """
@@ -6,40 +6,83 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data import data_preparation
 
 from recbole_lea.engine.llm import load_llm
 from recbole_lea.engine.processes import processes
-from recbole_lea.le import finetune
+from recbole_lea.le import finetune, item_tokens
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.le.sequences import Sequences
+from recbole_lea.model import MODELS
+from recbole_lea.model.fields import FIELD_PREFIX
 from recbole_lea.plugin.dataset import LEADataset
+from recbole_lea.plugin.plan import training_step
 
 PASSES = 3
 STEPS = 6  # of fine-tuning
+RATIOS = 9  # of training steps
+SENTENCES = item_tokens.BUCKET  # of items
 
-# Passes through the LLM's weights: fine-tuning also goes back to the adapters' inputs.
-LLM_PASSES = {"fine-tuning": 2, "states": 1, "rewards": 1}
+# Passes through the LLM's weights: what learns also goes back, to the adapters' or items' inputs.
+LLM_PASSES = {"item tokenization": 2, "fine-tuning": 2, "states": 1, "rewards": 1}
 
 
-def run(config: Config, users: int) -> dict[str, dict[str, float]]:
-    """``llm_costs`` of a config of ours; the LLM reads the sequences of the first ``users``."""
+def run(config: Config, users: int) -> dict[str, dict[str, Any]]:
+    """``llm_costs`` of a config of ours, and ``training_ratios``.
+
+    The LLM reads the sequences of the first ``users``.
+    """
     dataset = LEADataset(config)
     _, tokens = dataset.splits()
-    return llm_costs(dataset.pipeline(dict(sorted(tokens.items())[:users])))
+    pipeline = dataset.pipeline(dict(sorted(tokens.items())[:users]))
+    ratios = training_ratios(config, pipeline.settings.state_dim or pipeline.llm_width)
+    return {"llm": llm_costs(pipeline), "training step": ratios}
+
+
+def training_ratios(config: Config, width: int) -> dict[str, float]:
+    """Model -> median seconds of its training step over those of its RecBole backbone.
+
+    The method is the costliest, LEASR after the warm-up. The LE's part of the batch is random
+    numbers, states of that ``width``: they cost the same.
+    """
+    train, found = data_preparation(config, LEADataset(config))[0], {}
+    data, batch = train._dataset, next(iter(train)).to(config["device"])
+    n, n_items = len(batch), data.num(data.iid_field)
+    feedback = {name: torch.randn(n, width) for name in ("state", "next_state")}
+    for name in ("reward", "negative_reward", "augmented_reward"):
+        feedback[name] = torch.randn(n)
+    for name in ("negative", "augmented"):
+        feedback[name] = torch.randint(1, n_items, (n,))
+    for name, values in feedback.items():
+        batch.interaction[FIELD_PREFIX + name] = values.to(config["device"])
+    data.lea_feedback = SimpleNamespace(state_dim=width)
+    keys = config.external_config_dict | {"lea_method": "LEASR"}
+    for name, model in MODELS.items():
+        own = Config(name, config["dataset"], config_dict=keys)
+        ours, plain = (
+            partial(training_step(made(own, data).to(own["device"])), batch)
+            for made in (model, model.backbone_class())
+        )
+        ours(), plain()  # once without the clock
+        found[name] = statistics.median(timed(ours) / timed(plain) for _ in range(RATIOS))
+    return found
 
 
 def llm_costs(pipeline: Pipeline) -> dict[str, dict[str, float]]:
     """Each stage's speed beside that of the LLM's matrix products alone, its floor.
 
     The LLM is as the pipeline has it from 10,000 transitions on: compiled layers, and an adapter
-    that is merged after fine-tuning. Item tokens are random numbers: they cost the same.
+    that is merged after fine-tuning. Item tokens are random numbers: they cost the same. Their own
+    stage is measured, by one step of some items, where ``lea_item_iterations`` is above 0.
 
     Returns stage -> ``tokens`` (of packed rows, without padding), ``seconds`` (median of
     ``PASSES``) and ``share``: the floor's seconds over the stage's.
@@ -61,9 +104,14 @@ def llm_costs(pipeline: Pipeline) -> dict[str, dict[str, float]]:
     env.merge()
     found["states"] = measured(env, lambda: env.answer(states(), env.state_of))
     found["rewards"] = measured(env, lambda: env.answer(rewards(), env.reward_of))
+    if s.item_iterations:
+        ids, _ = item_tokens.sentence_ids(pipeline.sentences[:SENTENCES], env, llm.tokenizer)
+        table = torch.randn(len(ids), llm.width, device=env.device, requires_grad=True)
+        work = partial(item_tokens._losses, env, ids, table, backward=True)
+        found["item tokenization"] = measured(env, work)
     token = matmul_seconds(env.llm, s.row_length * s.batch_rows)
-    for stage, n in LLM_PASSES.items():
-        found[stage]["share"] = n * found[stage]["tokens"] * token / found[stage]["seconds"]
+    for stage, cost in found.items():
+        cost["share"] = LLM_PASSES[stage] * cost["tokens"] * token / cost["seconds"]
     return found
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.decomposition import IncrementalPCA
+from torch import Tensor
 from tqdm import tqdm
 
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.sequences import Sequences
-from recbole_lea.store.arrays import release
+from recbole_lea.store.arrays import ArrayStore, release
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,40 @@ def rewards(
         if unknown.any():
             found[unknown] = le.answer(filter(None, prompts), le.reward_of)
         yield shard, found
+
+
+def shared_prompts(
+    sequences: Sequences, actions: np.ndarray, prompts: Any, first: int, end: int
+) -> Iterator[list[list[int]]]:
+    """A group a state of some sequences: its prompt, and those of its transition's rewards."""
+    for s in range(first, end):
+        own = actions[slice(*sequences.transition_starts[s : s + 2])]
+        for t, asked in enumerate([*own, ()], 1):  # the last state has no transition
+            history = sequences.history(s, t)
+            yield [prompts.state(history), *(prompts.reward(history, action) for action in asked)]
+
+
+def states_and_rewards(
+    sequences: Sequences, actions: np.ndarray, bar: Bar, states: ArrayStore, le: Any, missing: Any
+) -> Filled:
+    """As ``rewards``; on the way, the same shards of the states go to their store.
+
+    The reward prompts begin with the state's, which the LLM reads once.
+    """
+
+    def head(ends: Any) -> Tensor:
+        return torch.cat([le.state_of(ends), le.reward_of(ends)[:, None]], dim=1)  # [N, d + 1]
+
+    bounds, last = shard_bounds(sequences), sequences.state_starts[1:] - 1
+    for shard in bar(missing):
+        first, end = bounds[shard : shard + 2]
+        found = le.answer(shared_prompts(sequences, actions, le.prompts, first, end), head)
+        rows = np.arange(sequences.state_starts[first], sequences.state_starts[end])
+        sizes = np.where(np.isin(rows, last), 1, 1 + actions.shape[1])  # of the groups [n]
+        at = sizes.cumsum() - sizes  # a group's state comes first [n]
+        if shard in states.missing():
+            states.write(shard, {"states": found[at, :-1]})
+        yield shard, np.delete(found[:, -1], at)
 
 
 def label_scores(

@@ -24,9 +24,9 @@ from recbole_lea.le.finetune import finetune, held_out
 from recbole_lea.le.item_tokens import TOKENS
 from recbole_lea.le.sequences import Sequences, sample_negatives
 from recbole_lea.le.settings import LESettings
-from recbole_lea.le.stages import ADAPTER, HISTORY, origin, table
+from recbole_lea.le.stages import ADAPTER, HISTORY, both, origin, table
 from recbole_lea.le.text import TextEnvironment
-from recbole_lea.store.cache import Cache, Stage
+from recbole_lea.store.cache import Cache, Stage, held
 from recbole_lea.store.files import read_array, read_json, read_tensors, write_bytes, write_json
 from recbole_lea.store.llms import identify_llm, load_unpacked
 
@@ -184,16 +184,26 @@ class Pipeline:
         path = self.cache.path("environment") / HISTORY
         return read_json(path) if path.is_file() else []
 
-    def states(self) -> np.ndarray:
-        """States of all prefixes [n_states, d or state_dim], float16."""
+    def states(self, and_rewards: bool = False) -> np.ndarray:
+        """States of all prefixes [n_states, d or state_dim], float16.
+
+        ``and_rewards``: the rewards too, as in ``states_and_rewards``.
+        """
         dim, n = self.settings.state_dim, self.sequences.n_states
-        if dim is None:
-            return self.full_states()
-        if dim > min(n, width := self.llm_width):
+        if dim is not None and dim > min(n, width := self.llm_width):
             raise ValueError(
                 f"state_dim is {dim}, but {n} states of width {width} allow at most {min(n, width)}"
             )
-        return self.array(self.cache.table["projection"])
+        if and_rewards:
+            self.states_and_rewards()
+        return self.full_states() if dim is None else self.array(self.cache.table["projection"])
+
+    def states_and_rewards(self) -> None:
+        """Compute both in one pass over the prompts that they share, where neither is there."""
+        asked = [name for name in self.cache.table if name in ("states", "rewards", "projection")]
+        if not any(map(self.cache.is_built, asked)):
+            with held(self.cache.path("states")):
+                self.array(both(self))
 
     def full_states(self) -> np.ndarray:
         """States of all prefixes before ``state_dim`` [n_states, d], float16."""
@@ -261,7 +271,7 @@ class Pipeline:
 
         ``item_ids`` are what the caller calls the items, by LE index [n_items].
         """
-        states = self.states() if want_states else None
+        states = self.states(and_rewards=want_rewards) if want_states else None
         rewards, scale = None, None
         if want_rewards:
             rewards = self.rewards()

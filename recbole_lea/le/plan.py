@@ -17,7 +17,7 @@ import torch
 from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, PromptRow, pack
 from recbole_lea.engine.processes import from_main, processes
-from recbole_lea.le import finetune, item_tokens
+from recbole_lea.le import answers, finetune, item_tokens
 from recbole_lea.le.catalogue import item_fields
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.prompts import action_prompt
@@ -144,6 +144,12 @@ class _Meter:
             else:
                 asked = [[reward(h, a) for a in actions[name][row]] for row, h in groups]
             found[name] = self._cost(self._rows(asked), len(groups), n) * second
+        if {"states", "rewards"} <= self.missing:  # one pass, of which each has its part
+            le = (self.le.sequences, self.le.actions, self.plain.prompts)
+            both = [g for i in self.sample for g in answers.shared_prompts(*le, i, i + 1)]
+            cost = self._cost(self._rows(both), len(both), self.le.sequences.n_states) * second
+            part = cost / (found["states"] + found["rewards"])
+            found |= {name: part * found[name] for name in ("states", "rewards")}
         if self.missing & {"items", "keys"}:
             found["items"], found["keys"] = self._tokenization(second)
         if "environment" in self.missing:

@@ -91,6 +91,14 @@ def rewards_of(
     return of_actions(le, actions, name, title, made_of, needs, answers.rewards, "rewards")
 
 
+def both(le: "Pipeline") -> Stage:
+    """The stage ``rewards``, which also fills what the stage ``states`` has on disk."""
+    title, states = "states and rewards", le.cache.store(le.cache.table["states"])
+    asked = (le.sequences, le.actions, le.bar(title), states)
+    compute, rewards = partial(answers.states_and_rewards, *asked), le.cache.table["rewards"]
+    return dataclasses.replace(rewards, title=title, needs=le.environment, compute=compute)
+
+
 def of_actions(
     le: "Pipeline", actions: np.ndarray, name, title, made_of, needs, ask, array: str
 ) -> Stage:

@@ -89,6 +89,8 @@ def _built(pipeline: Pipeline, item_ids: Any, chosen: Switches, config: Config) 
     # item tokens alone need no LLM
     live = config["transform"] == "lea_live" and chosen.needs_le
     make = pipeline.live if live else pipeline.precomputed
+    if chosen.le_reward and chosen.augmented and by_state and not (live or chosen.le_state):
+        pipeline.states_and_rewards()
     feedback = make(chosen.le_state, chosen.le_reward, item_ids)
     # states come first: what they need shows before the training, not after its warm-up
     if chosen.augmented and (stop is not None or by_state):

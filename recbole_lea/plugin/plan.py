@@ -15,6 +15,8 @@ from recbole_lea.le import plan
 from recbole_lea.le.feedback import PrecomputedFeedback, RewardScale
 from recbole_lea.le.pipeline import Pipeline
 from recbole_lea.methods import Switches
+from recbole_lea.model.recommender import LEARecommender
+from recbole_lea.plugin.trainer import fused
 
 logger = logging.getLogger(__name__)
 
@@ -106,18 +108,13 @@ def _training_seconds(
             lookup = functools.partial(add, train.lea_feedback)
             loader.transform = lookup if chosen.needs_le else transform
             model = config.model_class(config, train).to(device)
-            model.warmed_up = True
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+            train_on = training_step(model)
             n = min(config["train_batch_size"], len(train))
             for step in range(STEPS + 1):
                 if step == 1:
                     started = time.perf_counter()
                 batch = loader.collate_fn(list(range(n))).to(device)
-                optimizer.zero_grad()
-                losses = model.calculate_loss(batch)
-                total: Any = sum(losses) if isinstance(losses, tuple) else losses
-                total.backward()
-                optimizer.step()
+                train_on(batch)
             second = (time.perf_counter() - started) / STEPS
             model.eval()
             started = time.perf_counter()
@@ -130,6 +127,22 @@ def _training_seconds(
                 setattr(train, name, value)
     per_epoch = config["lea_valid_steps"] or len(loader)
     return config["epochs"] * (per_epoch * second + n_valid * ranked) + len(train) * ranked
+
+
+def training_step(model: Any) -> Callable[[Any], None]:
+    """What trains a model on a batch, with its trainer's optimizer; ours is past the warm-up."""
+    optimizer = torch.optim.Adam(model.parameters())
+    if isinstance(model, LEARecommender):
+        model.warmed_up, optimizer = True, fused(optimizer)
+
+    def step(batch: Any) -> None:
+        optimizer.zero_grad()
+        losses = model.calculate_loss(batch)
+        total: Any = sum(losses) if isinstance(losses, tuple) else losses
+        total.backward()
+        optimizer.step()
+
+    return step
 
 
 def _zeros(train: Any, chosen: Switches, width: int | None) -> PrecomputedFeedback:

@@ -20,7 +20,7 @@ from recbole_lea.plugin.top_items import top_items
 FEW_UPDATES = 500
 
 
-def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def fused(optimizer: Any) -> Any:
     """The same optimiser; Adam as one kernel, without temporary arrays the size of the Q head."""
     if isinstance(optimizer, torch.optim.Adam):
         for group in optimizer.param_groups:

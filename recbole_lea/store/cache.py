@@ -92,11 +92,8 @@ class Cache:
         if folder.name in self._checked:
             return folder
         with held(folder) as writable:
-            store = None
-            if stage.layout is not None:  # under the lock: until then, another run may fill it
-                shape, dtype, bounds, beside = stage.layout()
-                arrays, origin = {stage.array: (shape, dtype)}, self._origin(stage.name)
-                store = ArrayStore(folder, arrays, bounds, stage.key, origin, beside)
+            # under the lock: until then, another run may fill it
+            store = self.store(stage) if stage.layout is not None else None
             done = self.is_built(stage.name) if store is None else not store.missing()
             if done:
                 place = self.places.get(stage.name, "")
@@ -125,6 +122,13 @@ class Cache:
             record = stage.compute(needed, folder)
             if self._main:
                 write_record(folder / DONE, self._origin(stage.name) | record, stage.files)
+
+    def store(self, stage: Stage) -> ArrayStore:
+        """What a stage with an array has on disk, under its lock."""
+        assert stage.layout is not None
+        shape, dtype, bounds, beside = stage.layout()
+        folder, arrays = self.path(stage.name), {stage.array: (shape, dtype)}
+        return ArrayStore(folder, arrays, bounds, stage.key, self._origin(stage.name), beside)
 
     def stores(self, arrays: set[str], **origin: Any) -> Iterator[ArrayStore]:
         """Finished and unaltered stores of these arrays and origin, in the order of their names."""

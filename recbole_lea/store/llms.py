@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from recbole_lea.engine.llm import LLM, compile_layers, fingerprint, load_llm, locate, pick_dtype
 from recbole_lea.engine.processes import processes
+from recbole_lea.engine.versions import versions
 from recbole_lea.store.cache import held
 from recbole_lea.store.files import DONE, read_record, write_record
 
@@ -63,19 +64,22 @@ def load_unpacked(
     """``engine.llm.load_llm``, whose arguments follow ``folder``.
 
     What a ``.gguf`` file holds is kept in ``folder``, which is for this LLM in this dtype alone.
+    How it reads packed prompts is checked once for each device and set of versions.
     """
     if locate(spec)[1] is None or options:
         return load_llm(spec, dtype, device, options, compiled)
+    here = versions() | {"device": device.type}
     with held(folder) as writable:
-        if read_record(folder / DONE) is not None:
-            return load_llm(str(folder), dtype, device, options, compiled)
-        llm = load_llm(spec, dtype, device)
-        if writable and processes().is_main_process:
+        record = read_record(folder / DONE)
+        source, checked = spec if record is None else str(folder), (record or {}).get("checked")
+        llm = load_llm(source, dtype, device, None, False, checked == here)
+        if writable and processes().is_main_process and checked != here:
             try:
-                llm.model.save_pretrained(folder)
-                llm.tokenizer.save_pretrained(folder)
+                if record is None:
+                    llm.model.save_pretrained(folder)
+                    llm.tokenizer.save_pretrained(folder)
                 files = [path.name for path in folder.iterdir() if path.name not in (DONE, "lock")]
-                write_record(folder / DONE, {"llm": spec}, files)
+                write_record(folder / DONE, {"llm": spec, "checked": here}, files)
             except (OSError, SafetensorError) as error:  # a full disk: the run needs none of it
                 logger.warning("%s cannot hold the unpacked LLM: %s", folder, error)
     if compiled:

@@ -290,6 +290,18 @@ def test_real_smollm2_through_every_stage(settings, monkeypatch):
     assert again.tokenizer(text).input_ids == llm.tokenizer(text).input_ids
 
 
+def test_an_unpacked_llm_is_checked_once_for_each_set_of_versions(tiny_llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(llms, "locate", lambda spec: (spec, "x.gguf"))
+    checks = []
+    monkeypatch.setattr(llm, "check_packing", checks.append)
+    asked = (tmp_path / "llm", tiny_llm, "float32", torch.device("cpu"), None, False)
+    for versions, n in (({"torch": "1"}, 1), ({"torch": "2"}, 2)):
+        monkeypatch.setattr(llms, "versions", lambda found=versions: found)
+        for _ in range(3):
+            llms.load_unpacked(*asked)
+            assert len(checks) == n
+
+
 def changed(key, value):
     def change(folder):
         path = folder / "config.json"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ from tests.le.helpers import CATALOGUE, SEQUENCES, computed, pipeline
 def test_each_stage_runs_once(settings, log):
     first = pipeline(settings())
     feedback = first.precomputed(want_states=True, want_rewards=True)
-    stages = ["item tokenization", "item keys", "LE fine-tuning", "states", "rewards"]
+    stages = ["item tokenization", "item keys", "LE fine-tuning", "states and rewards"]
     assert computed(log) == stages
     states, rewards = np.array(feedback.states), np.array(feedback.rewards)
     again = pipeline(settings()).precomputed(want_states=True, want_rewards=True)
@@ -40,10 +41,10 @@ def test_each_stage_runs_once(settings, log):
 @pytest.mark.parametrize(
     ("change", "recomputed"),
     [
-        ({"item_lr": 0.01}, ["item tokenization", "LE fine-tuning", "states", "rewards"]),
-        ({"finetune_lr": 0.01}, ["LE fine-tuning", "states", "rewards"]),
-        ({"action_prompt_item_last": " the next {item}"}, ["LE fine-tuning", "states", "rewards"]),
-        ({"prompt_items": "title"}, ["LE fine-tuning", "states", "rewards"]),
+        ({"item_lr": 0.01}, ["item tokenization", "LE fine-tuning", "states and rewards"]),
+        ({"finetune_lr": 0.01}, ["LE fine-tuning", "states and rewards"]),
+        ({"action_prompt_item_last": " that {item}"}, ["LE fine-tuning", "states and rewards"]),
+        ({"prompt_items": "title"}, ["LE fine-tuning", "states and rewards"]),
         ({"title": "the {title}"}, []),
         ({"negative_pool": 3}, ["rewards"]),
         ({"finetune_eval": 5}, []),
@@ -143,9 +144,43 @@ def test_other_sequences_or_texts_are_another_le(settings):
     assert pipeline(settings(), catalogue=texts).keys["items"] != keys["items"]
 
 
-def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"prompt_items": "title"}, {"state_input": "items", "reward_head": "none"},
+     {"negative_pool": 3}, {"environment": "text", "selection_by": "state"}],
+)  # fmt: skip
+def test_one_pass_gives_the_states_and_rewards_of_two(settings, monkeypatch, changes):
     monkeypatch.setattr(answers, "SHARD", 5)
-    whole = pipeline(settings(cache_dir=str(tmp_path / "whole"))).rewards()
+    le = pipeline(settings(**changes))
+    two = [np.array(le.states()), np.array(le.rewards())]
+    for stage in ("states", "rewards"):
+        shutil.rmtree(le.cache.path(stage))
+    one = pipeline(settings(**changes)).precomputed(want_states=True, want_rewards=True)
+    for found, expected in zip((one.states, one.rewards), two, strict=True):
+        rounding = max(1e-4, float(np.finfo(found.dtype).eps))  # states are float16
+        np.testing.assert_allclose(found, expected, rtol=rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize("built", ["states", "rewards", "projection"])
+def test_what_is_there_is_not_computed_again_for_the_other(settings, log, built):
+    s = settings(state_dim=4) if built == "projection" else settings()
+    le = pipeline(s)
+    (le.rewards if built == "rewards" else le.states)()
+    if built == "projection":
+        shutil.rmtree(le.cache.path("states"))
+    computed(log)
+    pipeline(s).precomputed(want_states=True, want_rewards=True)
+    assert computed(log) == ["states" if built == "rewards" else "rewards"]
+
+
+@pytest.mark.parametrize("stages", ["rewards", "states_and_rewards"])
+def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, monkeypatch, stages):
+    def feedback(le):
+        getattr(le, stages)()
+        return [np.array(le.rewards()), np.array(le.states())]
+
+    monkeypatch.setattr(answers, "SHARD", 5)
+    whole = feedback(pipeline(settings(cache_dir=str(tmp_path / "whole"))))
     killed = pipeline(settings(cache_dir=str(tmp_path / "killed")))
     killed.environment()
 
@@ -156,17 +191,20 @@ def test_stages_resume_after_a_kill_with_the_same_result(settings, tmp_path, mon
 
     def write_and_die(self, shard, values):
         write(self, shard, values)
-        calls.append(shard)
-        if len(calls) == 3:
+        calls.append((self.folder.name, shard))
+        if len(calls) == 3:  # with both, between the states of a shard and its rewards
             raise Killed
 
     monkeypatch.setattr(ArrayStore, "write", write_and_die)
     with pytest.raises(Killed):
-        killed.rewards()
-    monkeypatch.setattr(ArrayStore, "write", lambda *a: (calls.append(a[1]), write(*a)))
-    resumed = pipeline(settings(cache_dir=str(tmp_path / "killed"))).rewards()
-    assert sorted(calls) == list(range(len(calls)))  # every shard once
-    np.testing.assert_array_equal(resumed, whole)
+        feedback(killed)
+    monkeypatch.setattr(
+        ArrayStore, "write", lambda *a: (calls.append((a[0].folder.name, a[1])), write(*a))
+    )
+    resumed = feedback(pipeline(settings(cache_dir=str(tmp_path / "killed"))))
+    assert len(set(calls)) == len(calls) > 6  # every shard once
+    for found, expected in zip(resumed, whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("changes", [{}, {"reward_scale": "sigmoid"}])

@@ -19,7 +19,7 @@ def planted(monkeypatch):
     """Replace the LE's arrays by the number of the state or transition they belong to."""
     n_calls = []
 
-    def states(self):
+    def states(self, and_rewards=False):
         n_calls.append("states")
         return np.arange(self.sequences.n_states, dtype=np.float32)[:, None]
 
@@ -277,6 +277,14 @@ def test_run_goes_on_after_it_was_stopped(tiny_config, caplog):
     data_preparation(config, create_dataset(config))
     assert "states: reused from" in caplog.text
     assert "computing into" not in caplog.text
+
+
+def test_states_for_the_selection_and_rewards_are_one_pass(tiny_config, caplog):
+    caplog.set_level("INFO")
+    config = tiny_config(lea_method="LEAR", selection_by="state")
+    data_preparation(config, create_dataset(config))
+    assert "states and rewards: computing into" in caplog.text
+    assert " rewards: computing into" not in caplog.text.replace("and rewards", "")
 
 
 def test_augmentation_without_the_llm_fails_before_training(tiny_config, tiny_llm, tmp_path):

@@ -154,7 +154,7 @@ def test_stop_after_ends_well_and_says_how_to_go_on(yaml_file):
     assert "LE fine-tuning  " in output.partition("time and memory of each stage")[2]
     (path,) = Path("log/SASRecSA2CLEA").glob("*/run.json")
     content = json.loads(path.read_text())
-    assert content["stages"]["rewards"]["seconds"] > 0 and content["le"]["n"] > 0
+    assert content["stages"]["states and rewards"]["seconds"] > 0 and content["le"]["n"] > 0
     assert "test_result" not in content and content["device"] == "cpu"
     assert not Path("saved").exists() or not list(Path("saved").iterdir())
 

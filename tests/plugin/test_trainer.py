@@ -376,7 +376,7 @@ def test_run_json_beside_the_log(tiny_config, log):
     stages = record["stages"]
     said = "leave_one_out, split {'LS': 'valid_and_test'}, ranking full, window 5, batch 16"
     assert log.text.count(f"protocol: {said}, chosen by NDCG@10") == 1
-    assert {"item tokenization", "LE fine-tuning", "states", "rewards", "training"} <= set(stages)
+    assert {"item tokenization", "LE fine-tuning", "states and rewards", "training"} <= set(stages)
     assert all(s["seconds"] >= 0 and s["peak_memory_mb"] > 0 for s in stages.values())
     assert record["le"]["n"] > 0
 
