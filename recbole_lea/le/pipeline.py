@@ -80,15 +80,7 @@ class Pipeline:
         self.llm_fingerprint, self.llm_dtype, self._no_llm = identity
         self.sentences, without_text = catalogue.sentences(s.item_sentence)
         self.titles = catalogue.titles(s.title) if s.prompt_items == "title" else None
-        if len(without_text) == len(catalogue) and not s.allow_no_text:
-            raise ValueError(
-                f"not one of the {len(catalogue)} items has a text, so the LE can know nothing of "
-                "them: give NAME.item fields that `lea_item_sentence` names (docs/data.md), or set "
-                "lea_allow_no_text: True"
-            )
-        if without_text:
-            text = "%d of %d items have no text and are described by their token, such as %s"
-            logger.warning(text, len(without_text), len(catalogue), ", ".join(without_text[:NAMED]))
+        _check_texts(without_text, len(catalogue), s.allow_no_text)
         self.cache = Cache(folder, table(self), partial(origin, self), self.stages)
 
     @property
@@ -111,9 +103,8 @@ class Pipeline:
             self.require_llm(f"what the cache {self.cache.folder} lacks")
             s, worth = self.settings, self.sequences.n_transitions >= WORTH_COMPILING
             compiled = worth if s.compile == "auto" else bool(s.compile)
-            folder = (
-                Path(s.cache_dir).expanduser() / f"llm-{self.llm_fingerprint[:16]}"
-            )  # for all datasets
+            cache = Path(s.cache_dir).expanduser()  # all datasets share the LLM
+            folder = cache / f"llm-{self.llm_fingerprint[:16]}"
             asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
                 self._llm = load_unpacked(folder, *asked)
@@ -298,3 +289,16 @@ class Pipeline:
             "seed": self.settings.seed, "shuffle": self.settings.shuffle,
             "scale": scale, "state_dim": state_dim, "item_ids": item_ids,
         }  # fmt: skip
+
+
+def _check_texts(without: list[str], n_items: int, allowed: bool) -> None:
+    """Refuse a catalogue of ``n_items`` in which all are ``without`` text; name those that are."""
+    if len(without) == n_items and not allowed:
+        raise ValueError(
+            f"not one of the {n_items} items has a text, so the LE can know nothing of them: give "
+            "NAME.item fields that `lea_item_sentence` names (docs/data.md), or set "
+            "lea_allow_no_text: True"
+        )
+    if without:
+        text = "%d of %d items have no text and are described by their token, such as %s"
+        logger.warning(text, len(without), n_items, ", ".join(without[:NAMED]))
