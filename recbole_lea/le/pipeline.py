@@ -103,8 +103,7 @@ class Pipeline:
             self.require_llm(f"what the cache {self.cache.folder} lacks")
             s, worth = self.settings, self.sequences.n_transitions >= WORTH_COMPILING
             compiled = worth if s.compile == "auto" else bool(s.compile)
-            cache = Path(s.cache_dir).expanduser()  # all datasets share the LLM
-            folder = cache / f"llm-{self.llm_fingerprint[:16]}"
+            folder = Path(s.cache_dir).expanduser() / f"llm-{self.llm_fingerprint[:16]}"
             asked = (s.llm, self.llm_dtype, self.device, s.llm_options, compiled)
             with self.stages.stage("load LLM"):
                 self._llm = load_unpacked(folder, *asked)
