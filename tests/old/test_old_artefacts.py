@@ -25,6 +25,9 @@ MODELS = ["SASRecSA2CLEA", "GRU4RecSNQNLEA", "CaserSA2CLEA"]
 SERVED = MODELS[:2]  # Caser needs the user
 EXPORTED = "SASRecSA2CLEA-safetensors"
 
+# Where they are others now
+DEFAULTS_THEN = {"lea_state_keys": "tokens", "lea_state_head": "residual"}
+
 # Of a forward pass on another CPU, and of a training that goes on there. Another draw or another
 # formula moves both by more than a thousandth.
 ONE_PASS = {"rtol": 1e-6, "atol": 1e-6}
@@ -55,7 +58,7 @@ class Old:
         return self.arrays[f"{name}.{what}"]
 
     def config(self, name):
-        return Config(name, "tiny", config_dict=self.of(name)["keys"])
+        return Config(name, "tiny", config_dict=DEFAULTS_THEN | self.of(name)["keys"])
 
     def pipeline(self, name):
         """The LE of a model's keys, from texts and sequences alone."""
