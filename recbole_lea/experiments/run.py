@@ -56,7 +56,7 @@ FORMER_DEFAULTS = {
 }  # fmt: skip
 
 # Steps of a plan that runs share
-SHARED = ("items", "environment", "states", "rewards")
+SHARED = ("items", "keys", "environment", "states", "rewards")
 
 # A run's record, and of a test what `by_user` gives.
 Result = tuple[dict[str, Any], dict[str, np.ndarray] | None]

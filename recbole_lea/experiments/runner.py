@@ -22,6 +22,7 @@ from recbole_lea.experiments.plan import Method, Search
 from recbole_lea.experiments.run import Spec, estimate
 from recbole_lea.experiments.statistics import Users
 from recbole_lea.le import LESettings
+from recbole_lea.le.settings import BARE_KEYS
 from recbole_lea.store.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Benchmark:
                 settings = dataclasses.replace(settings, shuffle=False)  # the same LE, read askew
                 key = json.dumps(dataclasses.asdict(settings), sort_keys=True)
                 own = {**method.keys, **changes}.items()
-                start = {k: v for k, v in own if k.startswith("lea_") and k not in RECOMMENDER}
+                start = {k: v for k, v in own if k not in RECOMMENDER and of_le(k)}
                 wants.setdefault(key, start | NOTHING).update(method.le_wants)
         return [self._run("le", LE, want, seed) for want in wants.values()]
 
@@ -217,6 +218,11 @@ class Benchmark:
             users = {seed: self.finished.users(runs[seed].name) for seed in tests}
             found.append(Outcome(method, searched, self.chosen(method), tests, users))
         return found
+
+
+def of_le(key: str) -> bool:
+    """Whether a key is one of the LE's."""
+    return key.startswith("lea_") or key in BARE_KEYS
 
 
 def data_fingerprint(config: Config) -> str:

@@ -92,11 +92,11 @@ def test_a_dry_run_measures_what_the_cache_lacks_and_what_no_row_has_recorded(
         return capsys.readouterr().out.splitlines()
 
     measured = [
-        "le     SASRec SA2C LE, seed 2020, about 30 min",  # item tokens, fine-tuning, rewards
+        "le     SASRec SA2C LE, seed 2020, about 40 min",  # four stages
         "test   SASRec RecBole, seed 1, about 2.0 h",
         "test   SASRec SA2C LER, seed 1, about 2.0 h",
     ]
-    assert said("1") == [*measured, "one after another about 4.5 h"]
+    assert said("1") == [*measured, "one after another about 4.7 h"]
     assert call(*rows, "--seeds", "1")[0] == 0
     path = Path("results/tiny/runs.jsonl")
     records = [json.loads(line) | {"seconds": 30.0} for line in path.read_text().splitlines()]
@@ -106,7 +106,7 @@ def test_a_dry_run_measures_what_the_cache_lacks_and_what_no_row_has_recorded(
     tests = [f"test   {line}" for line in recorded]
     assert said("2") == [*tests, "one after another about 60 s"]
     shutil.rmtree("lea_cache")  # the record says nothing of what is lost
-    assert said("2") == [measured[0], *tests, "one after another about 31 min"]
+    assert said("2") == [measured[0], *tests, "one after another about 41 min"]
 
 
 def test_a_report_of_what_is_finished_starts_nothing(call):

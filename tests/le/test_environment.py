@@ -77,7 +77,7 @@ def test_reward_head_state_adds_how_near_the_action_is_to_the_state(
     torch.nn.init.normal_(env.state_head.weight)
     plain = environment(settings(reward_head="none", **keys))
     load_trained_state(plain, trained_state(env))
-    history, action = SEQUENCES.history(7, 6), 3
+    history, action = SEQUENCES.history(7, 6), 5
     reward = [[env.prompts.reward(history, action)]]
     state = env.answer([[env.prompts.state(history)]], env.state_of)
     near = env.state_scores(torch.from_numpy(state))[0, action].item()

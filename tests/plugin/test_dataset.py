@@ -248,11 +248,11 @@ def test_live_transform_draws_fresh_negatives(tiny_config):
     ("stop", "method", "finished"),
     [
         ("items", "base", {"items"}),
-        ("finetune", "base", {"items", "environment"}),
-        ("states", "LER", {"items", "environment", "states"}),
-        ("rewards", "LES", {"items", "environment", "rewards"}),
-        ("feedback", "LEA", {"items", "environment"}),
-        ("feedback", "LEASR", {"items", "environment", "states", "rewards"}),
+        ("finetune", "base", {"items", "keys", "environment"}),
+        ("states", "LER", {"items", "keys", "environment", "states"}),
+        ("rewards", "LES", {"items", "keys", "environment", "rewards"}),
+        ("feedback", "LEA", {"items", "keys", "environment"}),
+        ("feedback", "LEASR", {"items", "keys", "environment", "states", "rewards"}),
     ],
 )
 def test_run_stops_after_a_stage(tiny_config, caplog, stop, method, finished):
