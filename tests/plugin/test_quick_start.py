@@ -49,7 +49,7 @@ def test_script_trains_and_tests(yaml_file, name):
     shown, _, closing = output.partition("summary")
     assert f"{name[: -len('SNQNLEA')]}, plain " in closing  # the backbone beside it
     assert len(closing.strip().splitlines()) <= 11
-    assert "stage 1 of 8, item tokenization: computing" in shown
+    assert "stage 1 of 9, item tokenization: computing" in shown
     own, beside = shown.split("training the plain ")
     passes = r"epochs 2: 2 x (\d+) steps, 2 passes over the training data"
     assert re.search(passes + "; warm-up 1 pass\n", own) and re.search(passes + "\n", beside)
@@ -84,8 +84,8 @@ def test_a_dry_run_says_the_plan_and_computes_nothing(yaml_file):
     code, output = run("--model=SASRecSA2CLEA", "--dataset=tiny", f"--config_files={yaml_file}",
                        "--dry-run")  # fmt: skip
     assert code == 0, output[-3000:]
-    assert "7 stages, about" in output and "item sentence: [i0] film" in output
-    assert "5 training: to compute: at most 2 epochs, about" in output
+    assert "8 stages, about" in output and "item sentence: [i0] film" in output
+    assert "6 training: to compute: at most 2 epochs, about" in output
     assert not list(Path("lea_cache").glob("tiny/*-*")) and not list(Path("saved").glob("*"))
 
 
