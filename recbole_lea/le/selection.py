@@ -40,8 +40,8 @@ def nearness(le: "Pipeline", candidates: np.ndarray) -> np.ndarray:
 
     x_t itself, which by the skip connection is near whatever the user wants, comes last.
     """
-    head = STATE_HEADS[le.settings.state_head](torch.from_numpy(le.item_keys()))
     states = le.full_states()
+    head = STATE_HEADS[le.settings.state_head](torch.from_numpy(le.item_keys()))
     # a user's last state has no transition
     rows = np.delete(np.arange(len(states)), le.sequences.state_starts[1:] - 1)
     newest = np.concatenate([own[:-1] for own in le.sequences.items])
