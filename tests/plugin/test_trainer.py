@@ -371,7 +371,7 @@ def test_run_json_beside_the_log(tiny_config, log):
     assert record["versions"]["recbole"] == "1.2.1"
     assert len(record["fingerprints"]["llm"]) == 64
     assert set(record["fingerprints"]["feedback"]) == {
-        "items", "environment", "states", "rewards", "selection", "selection_rewards",
+        "items", "keys", "environment", "states", "rewards", "selection", "selection_rewards",
     }  # fmt: skip
     stages = record["stages"]
     said = "leave_one_out, split {'LS': 'valid_and_test'}, ranking full, window 5, batch 16"
