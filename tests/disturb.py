@@ -78,7 +78,8 @@ def same(folder, whole):
     """Hold every stored byte against another cache's, a folder or its ``tree``."""
     ours, theirs = tree(folder), whole if isinstance(whole, dict) else tree(whole)
     assert sorted(ours) == sorted(theirs)
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    other = [name for name in ours if ours[name] != theirs[name]]
+    assert other == []
 
 
 def finished(cache):

@@ -94,7 +94,7 @@ def test_damage_to_any_file_is_noticed_and_repaired(bench, tiny_llm, tmp_path, c
         for folder in folders
         if folder.is_dir()
     }
-    assert len(files) == 9  # seven stages, the sequences, and llm.json
+    assert len(files) == 10  # eight stages, the sequences, and llm.json
     for number in range(max(map(len, files.values()))):
         damaged = [paths[number] for paths in files.values() if number < len(paths)]
         for path in damaged:

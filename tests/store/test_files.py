@@ -221,8 +221,9 @@ def test_planted_objects_are_never_unpickled(settings):
             write_record(done, record, names)
         try:
             found = feedback()
-            np.testing.assert_array_equal(found.states, expected[0])
-            np.testing.assert_array_equal(found.rewards, expected[1])
+            # one of the two alone is computed in other rows than both: another rounding
+            np.testing.assert_allclose(found.states, expected[0], rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(found.rewards, expected[1], rtol=1e-5, atol=1e-5)
         except ValueError as error:
             assert str(path) in str(error)
         planted += 1
