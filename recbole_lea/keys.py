@@ -136,6 +136,7 @@ RULES: dict[str, Rule] = {
     "lea_prompt_items": _one_of("token", "title"),
     "lea_reward_prompt": _one_of("paper", "item_last"),
     "lea_item_init": _one_of("text", "random", "tfidf"),
+    "lea_negative_distribution": _one_of("uniform", "popularity"),
     "lea_finetune_schedule": _one_of("cosine", "constant"),
     "lea_state_loss": _one_of("softmax", "pairwise"),
     "lea_state_input": _one_of("items", "prompt"),

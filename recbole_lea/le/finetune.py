@@ -22,7 +22,7 @@ from recbole_lea.le.environment import (
     trained_state,
 )
 from recbole_lea.le.quality import Pairs, comparisons, evaluate
-from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.sequences import Sequences, popular_except, uniform_except
 from recbole_lea.le.settings import LESettings
 from recbole_lea.store.files import read_record, read_tensors, write_bytes, write_record
 
@@ -138,7 +138,10 @@ def _train_step(environment, optimizer, sequences, batch, rng) -> tuple[float, .
     settings = environment.settings
     positives = np.array([sequences.action(s, t) for s, t in batch])
     shape = (len(batch), settings.finetune_negatives)
-    negatives = uniform_except(rng, positives[:, None], len(environment.item_tokens), shape)
+    if settings.negative_distribution == "popularity":
+        negatives = popular_except(rng, positives[:, None], sequences, shape)
+    else:
+        negatives = uniform_except(rng, positives[:, None], len(environment.item_tokens), shape)
     items, own = torch.from_numpy(positives).to(environment.device), own_part(range(len(batch)))
     prompts = comparisons(environment, sequences, batch, np.c_[positives, negatives])
     prompts = prompts[own.start : own.stop]

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from recbole_lea.le.environment import Environment, PromptEnds
-from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.sequences import Sequences, popular_except, uniform_except
 from recbole_lea.store.arrays import take
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ def comparisons(
 
 def drawn(
     sequences: Sequences, pairs: Pairs, n_items: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Next items and uniform negatives of N transitions, [N] each."""
-    positives = np.array([sequences.action(s, t) for s, t in pairs])
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Next items of N transitions, uniform negatives, and some by popularity; [N] each."""
+    positives, shape = np.array([sequences.action(s, t) for s, t in pairs]), (len(pairs),)
     rng = np.random.default_rng([seed, 3])
-    return positives, uniform_except(rng, positives, n_items, (len(pairs),))
+    uniform = uniform_except(rng, positives, n_items, shape)
+    return positives, uniform, popular_except(rng, positives, sequences, shape)
 
 
 def evaluate(environment: Any, sequences: Sequences, pairs: Pairs, seed: int) -> dict[str, float]:
@@ -53,23 +54,26 @@ def evaluate(environment: Any, sequences: Sequences, pairs: Pairs, seed: int) ->
 
     Returns:
         ``accuracy``: share of (next item, uniform negative) pairs that the reward model ranks
-        right; ``margin``: their mean reward difference; ``hit_10``, ``ndcg_10``: of the next item
-        among all items (history included) by nearness to the state; ``n``: N.
+        right; ``margin``: their mean reward difference; ``popular_accuracy``: the share with
+        negatives drawn by popularity; ``hit_10``, ``ndcg_10``: of the next item among all items
+        (history included) by nearness to the state; ``n``: N.
     """
-    positives, negatives = drawn(sequences, pairs, len(environment.item_tokens), seed)
-    groups = comparisons(environment, sequences, pairs, np.c_[positives, negatives])
+    actions = drawn(sequences, pairs, len(environment.item_tokens), seed)
+    groups = comparisons(environment, sequences, pairs, np.column_stack(actions))
 
     def both(ends: PromptEnds) -> Tensor:
         reward = environment.reward_of(ends)[:, None]
-        return torch.cat([reward, environment.state_of(ends)], dim=1)  # [3 N, 1 + d]
+        return torch.cat([reward, environment.state_of(ends)], dim=1)  # [4 N, 1 + d]
 
     found = environment.answer(groups, both)
-    margin = found[0::3, 0] - found[1::3, 0]  # [N]
-    rank = _rank(environment, torch.from_numpy(found[2::3, 1:]), torch.from_numpy(positives))
+    positive, uniform, popular = (found[i::4, 0] for i in range(3))  # [N]
+    margin = positive - uniform
+    rank = _rank(environment, torch.from_numpy(found[3::4, 1:]), torch.from_numpy(actions[0]))
     hit = rank < 10
     return {
         "accuracy": float((margin > 0).mean()),
         "margin": float(margin.mean()),
+        "popular_accuracy": float((positive > popular).mean()),
         "hit_10": float(hit.mean()),
         "ndcg_10": float(np.where(hit, 1 / np.log2(rank + 2.0), 0).mean()),
         "n": len(pairs),
@@ -99,8 +103,8 @@ def without_llm(sequences: Sequences, pairs: Pairs, text: Any, seed: int) -> dic
         training, its own place left out, a tie being half; ``text_accuracy``: that of ``text``, a
         ``TextEnvironment``.
     """
-    positives, negatives = drawn(sequences, pairs, len(text.item_tokens), seed)
-    counts = np.bincount(np.concatenate(sequences.items), minlength=len(text.item_tokens))
+    positives, negatives, _ = drawn(sequences, pairs, len(text.item_tokens), seed)
+    counts = np.bincount(sequences.events, minlength=len(text.item_tokens))
     more = np.sign(counts[positives] - 1 - counts[negatives])
     accuracy = evaluate(text, sequences, pairs, seed)["accuracy"]
     return {"popularity_accuracy": float((more + 1).mean() / 2), "text_accuracy": accuracy}
@@ -151,7 +155,7 @@ def popularity_correlation(le: "Pipeline", rewards: np.ndarray) -> float | None:
     n, rows = CORRELATED // le.negatives.shape[1], np.arange(len(rewards))
     if len(rows) > n:
         rows = np.random.default_rng([le.settings.seed, 6]).choice(rows, n, replace=False)
-    counts = np.bincount(np.concatenate(le.sequences.items), minlength=len(le.catalogue))
+    counts = np.bincount(le.sequences.events, minlength=len(le.catalogue))
     scores = take(rewards, rows)[:, 1:]
     correlation = float(spearmanr(scores, counts[le.negatives[rows]], axis=None).statistic)
     return None if np.isnan(correlation) else correlation

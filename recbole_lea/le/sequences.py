@@ -44,6 +44,11 @@ class Sequences:
         return len(self.users)
 
     @functools.cached_property
+    def events(self) -> np.ndarray:
+        """The items of all sequences, one after the other [n_states]."""
+        return np.concatenate(self.items)
+
+    @functools.cached_property
     def repeating(self) -> float:
         """Share of the sequences that hold an item twice."""
         return sum(len(np.unique(items)) < len(items) for items in self.items) / len(self)
@@ -88,7 +93,7 @@ class Sequences:
         write_json(folder / "users.json", self.users)
         write_json(folder / "items.json", self.item_tokens)
         write_array(folder / "offsets.npy", self.state_starts)
-        write_array(folder / "sequences.npy", np.concatenate(self.items).astype(np.int32))
+        write_array(folder / "sequences.npy", self.events.astype(np.int32))
         content = {"users": len(self), "items": len(self.item_tokens), "states": self.n_states}
         files = ("users.json", "items.json", "offsets.npy", "sequences.npy")
         write_record(folder / DONE, content | {"fingerprint": self.fingerprint}, files)
@@ -114,6 +119,17 @@ def uniform_except(
 ) -> np.ndarray:
     """Uniform draws from 0..n_items-1 without the (broadcast) excluded index."""
     return leave_out(excluded, rng.integers(0, n_items - 1, size=shape))
+
+
+def popular_except(
+    rng: np.random.Generator, excluded: np.ndarray, sequences: Sequences, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Draws by an item's count in training plus one, without the (broadcast) excluded index."""
+    items = np.concatenate([sequences.events, np.arange(len(sequences.item_tokens))])
+    draws, excluded = rng.choice(items, shape), np.broadcast_to(excluded, shape)
+    while (same := draws == excluded).any():
+        draws[same] = rng.choice(items, int(same.sum()))
+    return draws
 
 
 def leave_out(excluded: Any, draws: Any) -> Any:

@@ -46,6 +46,7 @@ class LESettings:
     finetune_epochs: int
     finetune_batch_size: int
     finetune_negatives: int
+    negative_distribution: str
     finetune_lr: float
     finetune_warmup: int
     finetune_schedule: str

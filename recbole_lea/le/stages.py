@@ -47,6 +47,8 @@ def table(le: "Pipeline") -> dict[str, Stage]:
     made_of, files = environment_parts(le, items.key), (ADAPTER, HISTORY)
     if s.state_keys == "hidden":
         made_of["keys"] = keys.key
+    if s.negative_distribution != "uniform":
+        made_of |= _of(s, "negative_distribution")
     environment = Stage("environment", "LE fine-tuning", made_of, le.llm, le.finetune, files)
     if s.environment == "text":
         text = {"decay": DECAY, "max_history": s.max_history}

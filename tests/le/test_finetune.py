@@ -13,7 +13,7 @@ from recbole_lea.le.catalogue import Catalogue
 from recbole_lea.le.environment import trained_state
 from recbole_lea.le.heads import evened
 from recbole_lea.le.quality import better_than_chance
-from recbole_lea.le.sequences import Sequences, uniform_except
+from recbole_lea.le.sequences import Sequences, popular_except, uniform_except
 from tests.le.helpers import CATALOGUE, SEQUENCES, environment
 
 
@@ -42,13 +42,15 @@ def test_batches_cover_every_transition_once():
     assert {len(batch) for batch in batches[:-1]} == {6}
 
 
-@pytest.mark.parametrize("reward_head", ["state", "none"])
+@pytest.mark.parametrize(
+    ("reward_head", "distribution"), [("state", "uniform"), ("none", "popularity")]
+)
 @pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
-def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_head):
+def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_head, distribution):
     """Some targets are the same item; the transitions are packed into three batches."""
     s = settings(
         finetune_negatives=3, state_weight=0.7, finetune_clip=None, row_length=20, batch_rows=1,
-        state_loss=state_loss, reward_head=reward_head,
+        state_loss=state_loss, reward_head=reward_head, negative_distribution=distribution,
     )  # fmt: skip
     env = environment(s)
     torch.nn.init.normal_(env.state_head.weight, std=0.1)
@@ -63,7 +65,10 @@ def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_
         return env.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, -1]
 
     positives = np.array([SEQUENCES.action(s, t) for s, t in batch])
-    negatives = uniform_except(np.random.default_rng(0), positives[:, None], 12, (len(batch), 3))
+    draw, known = {"uniform": (uniform_except, 12), "popularity": (popular_except, SEQUENCES)}[
+        distribution
+    ]
+    negatives = draw(np.random.default_rng(0), positives[:, None], known, (len(batch), 3))
     parts = []
     for pair, *actions in zip(batch, positives, *negatives.T, strict=True):
         history, positive = SEQUENCES.history(*pair), actions[0]
@@ -167,17 +172,22 @@ def test_evaluation_is_that_of_plain_readings(settings, state_head):
         tokens = F.normalize(evened(tokens), dim=1)
     pairs = [(s, t) for s in range(3, 8) for t in range(1, len(SEQUENCES.items[s]))]
     positives = np.array([SEQUENCES.action(s, t) for s, t in pairs])
-    negatives = uniform_except(np.random.default_rng([0, 3]), positives, 12, positives.shape)
-    margin, rank = [], []
-    for (s, t), *actions in zip(pairs, positives, negatives, strict=True):
+    rng = np.random.default_rng([0, 3])
+    uniform = uniform_except(rng, positives, 12, positives.shape)
+    popular = popular_except(rng, positives, SEQUENCES, positives.shape)
+    margin, popular_margin, rank = [], [], []
+    for (s, t), *actions in zip(pairs, positives, uniform, popular, strict=True):
         history = SEQUENCES.history(s, t)
         prompts = [[env.prompts.reward(history, action)] for action in actions]
-        margin.append(-np.diff(env.answer(prompts, env.reward_of))[0])
+        rewards = env.answer(prompts, env.reward_of)
+        margin.append(rewards[0] - rewards[1])
+        popular_margin.append(rewards[0] - rewards[2])
         scores = tokens.numpy() @ env.answer([[env.prompts.state(history)]], env.state_of)[0]
         rank.append(int((scores > scores[actions[0]]).sum()))
     found = quality.evaluate(env, SEQUENCES, pairs, seed=0)
     assert found["n"] == len(pairs)
     assert 0 < found["accuracy"] == np.mean(np.array(margin) > 0) < 1
+    assert 0 < found["popular_accuracy"] == np.mean(np.array(popular_margin) > 0) < 1
     assert found["margin"] == pytest.approx(np.mean(margin), rel=1e-3)
     assert 0 < found["hit_10"] == np.mean([r < 10 for r in rank]) < 1
     ndcg = np.mean([1 / math.log2(r + 2) if r < 10 else 0 for r in rank])

@@ -121,7 +121,7 @@ def test_popularity_counts_all_but_the_pair_itself(settings):
     pairs = [(0, 1), (1, 1)]  # i01 twice, so each has one other place
     text = TextEnvironment(torch.from_numpy(le.item_tokens()), le.settings)
     found = quality.without_llm(sequences, pairs, text, seed=1)
-    _, negatives = quality.drawn(sequences, pairs, len(CATALOGUE), 1)
+    _, negatives, _ = quality.drawn(sequences, pairs, len(CATALOGUE), 1)
     wanted = [0.5 if item in (0, 2) else 1.0 for item in negatives]
     assert found["popularity_accuracy"] == np.mean(wanted)
     assert set(found) <= set(le.diagnostics())  # of its own held-out pairs

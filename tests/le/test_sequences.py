@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recbole_lea.le.catalogue import Catalogue
-from recbole_lea.le.sequences import Sequences, sample_negatives
+from recbole_lea.le.sequences import Sequences, popular_except, sample_negatives
 
 ITEMS = Catalogue({name: {} for name in "abcd"})
 
@@ -50,3 +50,13 @@ def test_share_of_sequences_that_hold_an_item_twice():
     assert Sequences({"u": ["a", "b"], "v": ["b", "a", "c"]}, catalogue).repeating == 0
     own = {"u": ["a", "b"], "v": ["b", "a", "b"], "w": ["c", "c", "c"], "x": ["a"]}
     assert Sequences(own, catalogue).repeating == 0.5
+
+
+def test_negatives_by_popularity_are_drawn_by_count_and_never_the_positive():
+    # counts plus one: 2, 6, 1, 1
+    sequences = Sequences({"u": ["a", "b", "b", "b", "b", "b"]}, ITEMS)
+    rng, excluded = np.random.default_rng(0), np.array([[0], [1]])
+    draws = popular_except(rng, excluded, sequences, (2, 4000))
+    shares = [0, 6 / 8, 1 / 8, 1 / 8], [2 / 4, 0, 1 / 4, 1 / 4]
+    for own, wanted in zip(draws, shares, strict=True):
+        assert np.bincount(own, minlength=4) / 4000 == pytest.approx(wanted, abs=0.03)
