@@ -112,6 +112,8 @@ def tiny_settings(llm, cache, /, **changes):
         "lea_row_length": 96,
         "lea_item_iterations": 2,
         "lea_finetune_epochs": 1,
+        "lea_finetune_negatives": 1,
+        "lea_lora_dropout": 0.0,
         "lea_finetune_fraction": 0.5,
         "lea_finetune_eval": 20,
         "selection_by": "label",
@@ -216,6 +218,8 @@ def tiny_keys(llm):
         "lea_item_sentence": "{item} film[ is titled {title}].",
         "lea_item_iterations": 1,
         "lea_finetune_epochs": 1,
+        "lea_finetune_negatives": 1,
+        "lea_lora_dropout": 0.0,
         "lea_finetune_eval": 20,
         "selection_by": "label",
     }

@@ -49,7 +49,8 @@ VOLATILE = {
 # Defaults that were others when the committed runs were made, whose names go by them.
 FORMER_DEFAULTS = {
     "lea_item_iterations": 10, "lea_state_keys": "tokens", "lea_state_head": "residual",
-    "item_embedding_std": None,
+    "item_embedding_std": None, "lea_finetune_epochs": 3, "lea_finetune_negatives": 1,
+    "lea_lora_dropout": 0.0,
     # of dataset industrial
     "lea_item_sentence": "{item} product[ is titled {title}][, its category is {category}]"
     "[, its brand is {brand}][, its description is {description}].",

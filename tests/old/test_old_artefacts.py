@@ -26,7 +26,10 @@ SERVED = MODELS[:2]  # Caser needs the user
 EXPORTED = "SASRecSA2CLEA-safetensors"
 
 # Where they are others now
-DEFAULTS_THEN = {"lea_state_keys": "tokens", "lea_state_head": "residual"}
+DEFAULTS_THEN = {
+    "lea_state_keys": "tokens", "lea_state_head": "residual", "lea_finetune_epochs": 3,
+    "lea_finetune_negatives": 1, "lea_lora_dropout": 0.0,
+}  # fmt: skip
 
 # Of a forward pass on another CPU, and of a training that goes on there. Another draw or another
 # formula moves both by more than a thousandth.
