@@ -17,13 +17,13 @@ import torch
 from recbole_lea.engine.memory import within_memory
 from recbole_lea.engine.packing import PackedBatch, PromptRow, pack
 from recbole_lea.engine.processes import from_main, processes
-from recbole_lea.le import answers, finetune, item_tokens
+from recbole_lea.le import answers, finetune, item_tokens, quality
 from recbole_lea.le.catalogue import item_fields
 from recbole_lea.le.environment import Environment
 from recbole_lea.le.prompts import action_prompt
-from recbole_lea.le.quality import comparisons
 from recbole_lea.le.settings import BARE_KEYS
 from recbole_lea.le.stages import table
+from recbole_lea.le.text import TextEnvironment
 from recbole_lea.store.files import DONE, MANIFEST
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class _Meter:
             seconds = step * len(batches) * processes().num_processes  # they share each step
             if pairs := finetune.held_out(le.sequences, settings):
                 actions = np.zeros((len(pairs), 2), dtype=int)
-                rows = self._rows(comparisons(adapted, le.sequences, pairs, actions))
+                rows = self._rows(quality.comparisons(adapted, le.sequences, pairs, actions))
                 seconds += self._cost(rows, 1, 1) * self._forward(adapted.eval(), rows)
         finally:
             model = adapted.llm.unload()
@@ -305,6 +305,23 @@ def _key_with(le: "Pipeline", stage: str, name: str, value: Any) -> str:
     except ValueError:  # a field that the .item file no longer has, or what goes with other values
         return ""
     return table(twin)[stage].key
+
+
+def without_llm(le: "Pipeline") -> list[str]:
+    """What popularity and texts alone tell of held-out pairs, as a line; none where none can."""
+    s, pairs = le.settings, finetune.held_out(le.sequences, le.settings)
+    if not pairs or s.environment != "llm" or s.item_init != "text":
+        return []
+    llm = le.llm()
+    environment = Environment(llm, torch.zeros(1, llm.width), s, adapted=False)
+    ids, _ = item_tokens.sentence_ids(le.sentences, environment, llm.tokenizer)
+    text = TextEnvironment(item_tokens.initial_tokens(ids, environment), s)
+    found, n = quality.without_llm(le.sequences, pairs, text, s.seed), len(pairs)
+    told = f"popularity {found['popularity_accuracy']:.3f}, text {found['text_accuracy']:.3f}"
+    line = f"right without an LLM, of {n} held-out pairs: {told}"
+    if not quality.better_than_chance(found["text_accuracy"], n):
+        line += ": chance; an LLM that reads these texts may learn little more than what is popular"
+    return [line]
 
 
 def examples(le: "Pipeline") -> list[str]:

@@ -37,8 +37,10 @@ def announce(
     pipeline, stop = loader._dataset.lea_pipeline, config["lea_stop_after"]
     # with all of it in the cache, a run does not load the LLM for an estimate
     stages = plan.steps(pipeline, _last(config, chosen), measured=False)
+    more = plan.examples(pipeline)
     if stop == "plan" or not all(step.cached for step in stages if step.name in pipeline.keys):
         plan.measure(pipeline, stages)
+        more += plan.without_llm(pipeline)
     if stop in (None, "plan"):
         known = [step for step in stages if step.name in pipeline.keys]
         training = plan.Step("training", "training", f"at most {config['epochs']} epochs")
@@ -63,7 +65,7 @@ def announce(
     ]
     lines[0] += f", and {' and '.join(unknown)}, not measured" if unknown else ""
     lines += [f"  {number} {step}" for number, step in enumerate(stages, 1)]
-    logger.info("\n".join([*lines, *(f"  {line}" for line in plan.examples(pipeline))]))
+    logger.info("\n".join([*lines, *(f"  {line}" for line in more)]))
     return stages
 
 
