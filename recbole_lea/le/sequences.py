@@ -125,10 +125,12 @@ def popular_except(
     rng: np.random.Generator, excluded: np.ndarray, sequences: Sequences, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Draws by an item's count in training plus one, without the (broadcast) excluded index."""
-    items = np.concatenate([sequences.events, np.arange(len(sequences.item_tokens))])
-    draws, excluded = rng.choice(items, shape), np.broadcast_to(excluded, shape)
-    while (same := draws == excluded).any():
-        draws[same] = rng.choice(items, int(same.sum()))
+    events, n = sequences.events, sequences.n_states
+    draws, again = np.empty(shape, dtype=np.int64), np.ones(shape, dtype=bool)
+    while again.any():
+        place = rng.integers(0, n + len(sequences.item_tokens), size=int(again.sum()))
+        draws[again] = np.where(place < n, events[np.minimum(place, n - 1)], place - n)
+        again = draws == excluded
     return draws
 
 

@@ -58,5 +58,7 @@ def test_negatives_by_popularity_are_drawn_by_count_and_never_the_positive():
     rng, excluded = np.random.default_rng(0), np.array([[0], [1]])
     draws = popular_except(rng, excluded, sequences, (2, 4000))
     shares = [0, 6 / 8, 1 / 8, 1 / 8], [2 / 4, 0, 1 / 4, 1 / 4]
+    few = popular_except(rng, np.zeros(99, dtype=int), Sequences({"u": ["a"]}, ITEMS), (99,))
+    assert set(few) == {1, 2, 3}
     for own, wanted in zip(draws, shares, strict=True):
         assert np.bincount(own, minlength=4) / 4000 == pytest.approx(wanted, abs=0.03)
