@@ -34,6 +34,10 @@ ENOUGH = 0.5  # seconds of passes after which no further one is timed
 
 LONGEST = 500  # characters of an example
 
+# Text similarity is told before there is an LE of so many pairs, and for so many items: of fewer
+# it says nothing, and more take minutes.
+FEWEST, LARGEST = 50, 50_000
+
 # Settings that the pipeline has already put to use in its sentences and titles.
 WORDING = ("item_sentence", "prompt_items", "title")
 
@@ -224,7 +228,8 @@ class _Meter:
             )
             seconds = step * len(batches) * processes().num_processes  # they share each step
             if pairs := finetune.held_out(le.sequences, settings):
-                actions = np.zeros((len(pairs), 2), dtype=int)
+                three = np.arange(3) % len(le.catalogue)  # as ``evaluate`` asks of each pair
+                actions = np.broadcast_to(three, (len(pairs), 3))
                 rows = self._rows(quality.comparisons(adapted, le.sequences, pairs, actions))
                 seconds += self._cost(rows, 1, 1) * self._forward(adapted.eval(), rows)
         finally:
@@ -310,18 +315,20 @@ def _key_with(le: "Pipeline", stage: str, name: str, value: Any) -> str:
 def without_llm(le: "Pipeline") -> list[str]:
     """What popularity and texts alone tell of held-out pairs, as a line; none where none can."""
     s, pairs = le.settings, finetune.held_out(le.sequences, le.settings)
-    if not pairs or s.environment != "llm" or s.item_init != "text":
+    told = s.environment == "llm" and s.item_init == "text" and len(le.catalogue) <= LARGEST
+    if not told or len(pairs) < FEWEST:
         return []
     llm = le.llm()
-    environment = Environment(llm, torch.zeros(1, llm.width), s, adapted=False)
+    with torch.random.fork_rng():
+        environment = Environment(llm, torch.zeros(1, llm.width), s, adapted=False)
     ids, _ = item_tokens.sentence_ids(le.sentences, environment, llm.tokenizer)
     text = TextEnvironment(item_tokens.initial_tokens(ids, environment), s)
     found, n = quality.without_llm(le.sequences, pairs, text, s.seed), len(pairs)
-    told = f"popularity {found['popularity_accuracy']:.3f}, text {found['text_accuracy']:.3f}"
-    line = f"right without an LLM, of {n} held-out pairs: {told}"
+    by_text = f"text {found['text_accuracy']:.3f}"
     if not quality.better_than_chance(found["text_accuracy"], n):
-        line += ": chance; an LLM that reads these texts may learn little more than what is popular"
-    return [line]
+        by_text += ", no better than chance: an LLM that reads these texts may learn little else"
+    known = f"popularity {found['popularity_accuracy']:.3f}, {by_text}"
+    return [f"ranked right without an LLM, of {n} held-out pairs: {known}"]
 
 
 def examples(le: "Pipeline") -> list[str]:

@@ -40,6 +40,7 @@ def announce(
     more = plan.examples(pipeline)
     if stop == "plan" or not all(step.cached for step in stages if step.name in pipeline.keys):
         plan.measure(pipeline, stages)
+    if any(step.name == "environment" and not step.cached for step in stages):
         more += plan.without_llm(pipeline)
     if stop in (None, "plan"):
         known = [step for step in stages if step.name in pipeline.keys]

@@ -287,6 +287,30 @@ def test_states_for_the_selection_and_rewards_are_one_pass(tiny_config, caplog):
     assert " rewards: computing into" not in caplog.text.replace("and rewards", "")
 
 
+def test_the_plan_asks_texts_alone_where_an_le_is_to_be_built(
+    tiny_config, tiny_llm, tmp_path, caplog, monkeypatch
+):  # fmt: skip
+    """And only there: a dry run with the LE in the cache needs no LLM."""
+    monkeypatch.setattr("recbole_lea.le.plan.FEWEST", 5)
+    caplog.set_level("INFO")
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_llm, llm)
+    plan = {"lea_llm": str(llm), "lea_stop_after": "plan", "lea_method": "LES"}
+
+    def said(**keys):
+        caplog.clear()
+        config = tiny_config(**keys)
+        with pytest.raises(SystemExit):
+            data_preparation(config, create_dataset(config))
+        return "ranked right without an LLM" in caplog.text
+
+    assert said(**plan)
+    assert not said(**plan | {"lea_method": "base"})
+    said(**plan | {"lea_stop_after": "feedback"})
+    llm.rename(tmp_path / "gone")
+    assert not said(**plan)
+
+
 def test_augmentation_without_the_llm_fails_before_training(tiny_config, tiny_llm, tmp_path):
     """On a machine that has a copied cache but no LLM; a method without augmentation runs."""
     llm = tmp_path / "llm"
