@@ -79,7 +79,7 @@ KEYS = {
     "finetune_batch_size": ({}, 9, LE), "finetune_negatives": ({}, 2, LE),
     "finetune_lr": ({}, 0.5, LE), "finetune_warmup": ({}, 9, LE),
     "finetune_schedule": ({}, "constant", LE), "finetune_clip": ({}, 9.0, LE),
-    "finetune_eval": ({}, 9, set()),
+    "negative_distribution": ({}, "popularity", LE), "finetune_eval": ({}, 9, set()),
     "lora_r": ({}, 3, LE), "lora_alpha": ({}, 9, LE), "lora_dropout": ({}, 0.5, LE),
     "lora_targets": ({}, ("q_proj",), LE),
     "state_loss": ({}, "pairwise", LE), "state_weight": ({}, 0.0, LE),
