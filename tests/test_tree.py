@@ -80,7 +80,7 @@ def test_a_reader_can_bear_its_size(path):
 
 def test_the_whole_does_not_grow():
     """The redesign ended at 10,122; what issues 21 to 25 asked for was added since."""
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in SOURCES) <= 12_560
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in SOURCES) <= 12_570
 
 
 def test_few_files_are_tracked():
