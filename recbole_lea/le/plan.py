@@ -228,9 +228,9 @@ class _Meter:
             )
             seconds = step * len(batches) * processes().num_processes  # they share each step
             if pairs := finetune.held_out(le.sequences, settings):
-                three = np.arange(3) % len(le.catalogue)  # as ``evaluate`` asks of each pair
-                actions = np.broadcast_to(three, (len(pairs), 3))
-                rows = self._rows(quality.comparisons(adapted, le.sequences, pairs, actions))
+                asked = quality.drawn(le.sequences, pairs, len(le.catalogue), settings.seed)
+                groups = quality.comparisons(adapted, le.sequences, pairs, np.column_stack(asked))
+                rows = self._rows(groups)
                 seconds += self._cost(rows, 1, 1) * self._forward(adapted.eval(), rows)
         finally:
             model = adapted.llm.unload()

@@ -47,8 +47,6 @@ def table(le: "Pipeline") -> dict[str, Stage]:
     made_of, files = environment_parts(le, items.key), (ADAPTER, HISTORY)
     if s.state_keys == "hidden":
         made_of["keys"] = keys.key
-    if s.negative_distribution != "uniform":
-        made_of |= _of(s, "negative_distribution")
     environment = Stage("environment", "LE fine-tuning", made_of, le.llm, le.finetune, files)
     if s.environment == "text":
         text = {"decay": DECAY, "max_history": s.max_history}
@@ -165,9 +163,11 @@ def environment_parts(le: "Pipeline", items: str) -> dict[str, Any]:
     prompts |= {"titles": le.titles} if le.titles is not None else {}
     learning = _of(s, "finetune_", "lora_", "state_loss")
     del learning["finetune_eval"]  # it measures only
+    # left out where it is the default, so that LEs from before there was this setting are found
+    drawn = _of(s, "negative_distribution") if s.negative_distribution != "uniform" else {}
     return parts(
         items=items, sequences=le.sequences.fingerprint, prompts=prompts, settings=learning,
-        **_of(s, "state_weight", "state_head", "reward_head", "seed"),
+        **_of(s, "state_weight", "state_head", "reward_head", "seed"), **drawn,
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def test_batches_cover_every_transition_once():
 
 
 @pytest.mark.parametrize(
-    ("reward_head", "distribution"), [("state", "uniform"), ("none", "popularity")]
+    ("reward_head", "distribution"),
+    [("state", "uniform"), ("none", "uniform"), ("none", "popularity")],
 )
 @pytest.mark.parametrize("state_loss", ["softmax", "pairwise"])
 def test_a_step_has_the_gradient_of_single_prompts(settings, state_loss, reward_head, distribution):
